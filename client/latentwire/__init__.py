@@ -1,0 +1,59 @@
+"""Ask a latentwire service for plans as latents: client, answers, errors."""
+
+from latentwire.async_client import AsyncClient
+from latentwire.client import Client
+from latentwire.errors import (
+    ApiError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InternalServiceError,
+    InvalidArgumentError,
+    InvalidRequestError,
+    LatentInvalidError,
+    LatentwireError,
+    MissingDependencyError,
+    NotReadyError,
+    PayloadTooLargeError,
+    PromptTooLongError,
+    ProtocolError,
+    QueueFullError,
+    TransportError,
+    TransportTimeoutError,
+    UnauthorizedError,
+    WaitTimeoutError,
+)
+from latentwire.exchange import PlanOptions
+from latentwire.plan_latent import PlanLatent
+from latentwire.protocol import InfoResponse, LatentInfo, Limits, Timings, Usage
+from latentwire.version import VERSION as __version__
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "Client",
+    "ConnectionFailedError",
+    "DeadlineExceededError",
+    "InfoResponse",
+    "InternalServiceError",
+    "InvalidArgumentError",
+    "InvalidRequestError",
+    "LatentInfo",
+    "LatentInvalidError",
+    "LatentwireError",
+    "Limits",
+    "MissingDependencyError",
+    "NotReadyError",
+    "PayloadTooLargeError",
+    "PlanLatent",
+    "PlanOptions",
+    "PromptTooLongError",
+    "ProtocolError",
+    "QueueFullError",
+    "Timings",
+    "TransportError",
+    "TransportTimeoutError",
+    "UnauthorizedError",
+    "Usage",
+    "WaitTimeoutError",
+    "__version__",
+]

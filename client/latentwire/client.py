@@ -1,0 +1,150 @@
+"""The blocking client: sends, waits and closes. What is said and understood is in `exchange`."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Self, Unpack
+
+import httpx
+
+from latentwire import exchange
+from latentwire.constants import (
+    DEFAULT_BASE_URL,
+    DEFAULT_MAX_RETRIES,
+    DEFAULT_READY_TIMEOUT_S,
+    DEFAULT_TIMEOUT_S,
+    PROBE_TIMEOUT_S,
+)
+from latentwire.exchange import Call, PlanOptions
+from latentwire.plan_latent import PlanLatent
+from latentwire.protocol import InfoResponse
+from latentwire.ready_wait import ReadyWait
+from latentwire.retry import Outcome, retry_after_of, retry_delay, should_retry
+
+
+class Client:
+    """Asks one latentwire service. May be shared between threads.
+
+    Args:
+        base_url: address of the service; a path prefix is kept.
+        timeout_s: longest silence while waiting for an answer, in seconds.
+        max_retries: exchanges after the first one; `latentwire.retry` says for which failures.
+        api_key: sent as ``Authorization: Bearer``.
+        transport: replaces httpx's own.
+        rng: source of the retry jitter.
+        sleep: waits for a number of seconds.
+        clock: monotonic seconds, for `wait_ready`.
+
+    Raises:
+        InvalidArgumentError: when an argument is out of its limits.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_BASE_URL,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        api_key: str | None = None,
+        transport: httpx.BaseTransport | None = None,
+        rng: random.Random | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._timeout_s = exchange.check_timeout(timeout_s)
+        self._max_retries = exchange.check_max_retries(max_retries)
+        self._rng = rng or random.Random()
+        self._sleep = sleep
+        self._clock = clock
+        self._http = httpx.Client(transport=transport, **exchange.http_options(base_url, api_key))
+
+    def plan_latent(
+        self,
+        task: str,
+        *,
+        k: int | None = None,
+        task_id: str | None = None,
+        **options: Unpack[PlanOptions],
+    ) -> PlanLatent:
+        """Plan one task.
+
+        Args:
+            task: the task, in words.
+            k: hidden rows to keep; None: all, 0: text only.
+            task_id: returned as given.
+            **options: prompt and sampling parameters; the service's defaults where left out.
+
+        Raises:
+            InvalidArgumentError: when an argument is out of its limits; nothing is sent.
+            ApiError: when the service refuses or fails; its subclasses say how.
+            TransportError: when no whole answer comes.
+            ProtocolError: when the answer breaks the wire contract.
+        """
+        call = exchange.plan_latent_call(task, k, task_id, options)
+        return exchange.read_plan_latent(self._exchange(call), call)
+
+    def info(self) -> InfoResponse:
+        """Ask what the service serves; raises like `plan_latent`."""
+        return exchange.read_info(self._exchange(exchange.INFO))
+
+    def health(self) -> bool:
+        """Tell whether the service's process lives; asks once."""
+        return self._unready_reason(exchange.HEALTH, PROBE_TIMEOUT_S) is None
+
+    def ready(self) -> bool:
+        """Tell whether the service can take work now; asks once."""
+        return self._unready_reason(exchange.READY, PROBE_TIMEOUT_S) is None
+
+    def wait_ready(self, timeout_s: float = DEFAULT_READY_TIMEOUT_S) -> None:
+        """Return as soon as the service can take work.
+
+        Raises:
+            WaitTimeoutError: when it cannot after `timeout_s` seconds.
+            ApiError: for an answer that waiting does not mend, such as 401.
+            ProtocolError: when something else answers there.
+        """
+        wait = ReadyWait(exchange.check_timeout(timeout_s), self._clock)
+        while True:
+            reason = self._unready_reason(exchange.READY, wait.probe_timeout_s)
+            if reason is None:
+                return
+            self._sleep(wait.pause_s(reason))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        """Return the client itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connections."""
+        self.close()
+
+    def _exchange(self, call: Call) -> Outcome:
+        attempt = 0
+        while True:
+            outcome = self._attempt(call, self._timeout_s)
+            if not should_retry(outcome, attempt, self._max_retries):
+                return outcome
+            asked_s = retry_after_of(outcome, now_s=time.time())
+            self._sleep(retry_delay(attempt, asked_s, self._rng))
+            attempt += 1
+
+    def _unready_reason(self, call: Call, timeout_s: float) -> str | None:
+        return exchange.unready_reason(self._attempt(call, min(timeout_s, self._timeout_s)))
+
+    def _attempt(self, call: Call, timeout_s: float) -> Outcome:
+        try:
+            return self._http.request(
+                call.method,
+                call.path,
+                params=call.params,
+                json=call.body,
+                timeout=exchange.http_timeout(timeout_s),
+            )
+        except httpx.RequestError as error:
+            return error

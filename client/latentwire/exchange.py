@@ -1,0 +1,230 @@
+"""Requests built and answers read, for the sync and the async client alike.
+
+Everything here is a pure function of its arguments; sending and waiting are the clients' own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypedDict, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from latentwire.constants import DEFAULT_CONNECT_TIMEOUT_S, MAX_QUOTED_CHARS
+from latentwire.errors import (
+    ApiError,
+    ConnectionFailedError,
+    InvalidArgumentError,
+    LatentwireError,
+    ProtocolError,
+    TransportTimeoutError,
+    api_error,
+)
+from latentwire.plan_latent import PlanLatent
+from latentwire.protocol import (
+    ChatTemplate,
+    ErrorBody,
+    InfoResponse,
+    PlanLatentQuery,
+    PlanLatentResponse,
+    StatusResponse,
+)
+from latentwire.retry import Outcome, retry_after_of
+from latentwire.version import VERSION
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+# What the service, or a gateway before it, answers while it cannot take work.
+_UNREADY_STATUSES = frozenset({502, 503, 504})
+
+
+class PlanOptions(TypedDict, total=False):
+    """Optional fields of a plan request; `PlanLatentRequest` holds their defaults and limits."""
+
+    prompt_template: str
+    chat_template: ChatTemplate
+    max_new_tokens: int
+    do_sample: bool
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int | None
+    stop: list[str]
+
+
+class HttpOptions(TypedDict):
+    """Arguments that `httpx.Client` and `httpx.AsyncClient` share."""
+
+    base_url: httpx.URL
+    headers: dict[str, str]
+    limits: httpx.Limits
+
+
+@dataclass(frozen=True)
+class Call:
+    """One HTTP request, not yet bound to a host."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    params: Mapping[str, int] | None = None
+    body: Mapping[str, object] | None = None
+
+
+HEALTH = Call("GET", "/health")
+READY = Call("GET", "/ready")
+INFO = Call("GET", "/info")
+
+
+def http_options(base_url: str, api_key: str | None) -> HttpOptions:
+    """Check and assemble what an httpx client is built from.
+
+    Raises:
+        InvalidArgumentError: when the address is not http(s), or the key cannot be a header.
+    """
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise InvalidArgumentError("base_url", f"base_url: {error}") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise InvalidArgumentError("base_url", "base_url: must be like http://127.0.0.1:8000")
+    headers = {"Accept": "application/json", "User-Agent": f"latentwire/{VERSION}"}
+    if api_key is not None:
+        # The message leaves the key out: it ends up in logs.
+        if not api_key or not all("!" <= character <= "~" for character in api_key):
+            raise InvalidArgumentError("api_key", "api_key: must be printable ASCII, no spaces")
+        headers["Authorization"] = f"Bearer {api_key}"
+    # The caller bounds its concurrency. A second, hidden queue for connections would only charge
+    # its waits to the timeout.
+    return {"base_url": url, "headers": headers, "limits": httpx.Limits(max_connections=None)}
+
+
+def check_timeout(timeout_s: float) -> float:
+    """Return a timeout in seconds, or raise InvalidArgumentError when it is not above 0."""
+    if not (timeout_s > 0 and math.isfinite(timeout_s)):
+        raise InvalidArgumentError("timeout_s", f"timeout_s: must be above 0, got {timeout_s}")
+    return timeout_s
+
+
+def check_max_retries(max_retries: int) -> int:
+    """Return a number of retries, or raise InvalidArgumentError when it is negative."""
+    if max_retries < 0:
+        raise InvalidArgumentError("max_retries", f"max_retries: must be >= 0, got {max_retries}")
+    return max_retries
+
+
+def http_timeout(timeout_s: float) -> httpx.Timeout:
+    """Timeouts of one exchange: to connect, and for each silence while sending and receiving."""
+    return httpx.Timeout(timeout_s, connect=min(timeout_s, DEFAULT_CONNECT_TIMEOUT_S))
+
+
+def plan_latent_call(task: str, k: int | None, task_id: str | None, options: PlanOptions) -> Call:
+    """Build ``POST /plan_latent``. The task travels in the body: URLs end up in access logs.
+
+    Raises:
+        InvalidArgumentError: when an argument is out of its limits, or unknown.
+    """
+    fields = {"task": task, "task_id": task_id, "k": k, **options}
+    try:
+        query = PlanLatentQuery.model_validate(fields)
+    except ValidationError as error:
+        raise InvalidArgumentError(_field_at_fault(error), _describe(error)) from error
+    return Call(
+        "POST",
+        "/plan_latent",
+        params=None if query.k is None else {"k": query.k},
+        # Unset fields stay out: their defaults are the service's.
+        body=query.model_dump(mode="json", exclude={"k"}, exclude_unset=True),
+    )
+
+
+def read_plan_latent(outcome: Outcome, call: Call) -> PlanLatent:
+    """Read the outcome of ``POST /plan_latent``; raises what `error_of` says, or ProtocolError."""
+    response = _parse(outcome, PlanLatentResponse)
+    asked_k = call.params["k"] if call.params else None
+    if response.k != asked_k:
+        raise ProtocolError(f"asked for k {asked_k}, answer {response.id} is for k {response.k}")
+    return PlanLatent.from_response(response)
+
+
+def read_info(outcome: Outcome) -> InfoResponse:
+    """Read the outcome of ``GET /info``; raises what `error_of` says, or ProtocolError."""
+    return _parse(outcome, InfoResponse)
+
+
+def unready_reason(outcome: Outcome) -> str | None:
+    """Read the outcome of ``GET /ready`` or ``GET /health``.
+
+    Returns:
+        None when the service said yes; else why it did not (nothing answers, or it said so).
+
+    Raises:
+        LatentwireError: for an answer that waiting does not mend, such as 401 or 404.
+    """
+    if isinstance(outcome, httpx.RequestError) or outcome.status_code in _UNREADY_STATUSES:
+        return str(error_of(outcome))
+    _parse(outcome, StatusResponse)
+    return None
+
+
+def error_of(outcome: Outcome) -> LatentwireError:
+    """Turn an exchange that did not succeed into the exception to raise.
+
+    Returns:
+        ApiError for problem details of the contract, TransportError where no whole answer came,
+        ProtocolError for every other answer (a gateway's page, another service).
+    """
+    if isinstance(outcome, httpx.Response):
+        return _answer_error(outcome)
+    where = _where(outcome.request)
+    if isinstance(outcome, httpx.ConnectTimeout):
+        return TransportTimeoutError(f"{where}: could not connect in time")
+    if isinstance(outcome, httpx.TimeoutException):
+        return TransportTimeoutError(f"{where}: no answer in time ({type(outcome).__name__})")
+    if isinstance(outcome, httpx.DecodingError):
+        return ProtocolError(f"{where}: {outcome}")
+    return ConnectionFailedError(f"{where}: {outcome or type(outcome).__name__}")
+
+
+def _answer_error(response: httpx.Response) -> ApiError | ProtocolError:
+    try:
+        body = ErrorBody.model_validate_json(response.content)
+    except ValidationError:
+        return ProtocolError(
+            f"{_where(response.request)} answered {response.status_code} without problem details: "
+            f"{response.text[:MAX_QUOTED_CHARS]!r}"
+        )
+    return api_error(body, retry_after_of(response, now_s=time.time()))
+
+
+def _parse(outcome: Outcome, model: type[ModelT]) -> ModelT:
+    if isinstance(outcome, httpx.RequestError) or not outcome.is_success:
+        error = error_of(outcome)
+        raise error from (outcome if isinstance(outcome, httpx.RequestError) else None)
+    try:
+        return model.model_validate_json(outcome.content)
+    except ValidationError as error:
+        raise ProtocolError(
+            f"{_where(outcome.request)} did not answer with a {model.__name__}: {_describe(error)}"
+        ) from error
+
+
+def _where(request: httpx.Request) -> str:
+    """Name a request without what may be secret or long: credentials and query."""
+    return f"{request.method} {request.url.copy_with(userinfo=b'', query=None)}"
+
+
+def _field_at_fault(error: ValidationError) -> str:
+    location = error.errors(include_url=False, include_input=False)[0]["loc"]
+    return str(location[0]) if location else ""
+
+
+def _describe(error: ValidationError) -> str:
+    """Say in one line which fields are wrong and why, without their values."""
+    return "; ".join(
+        ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
+        for problem in error.errors(include_url=False, include_input=False)
+    )

@@ -1,0 +1,38 @@
+"""How long `wait_ready` goes on. Pure but for the clock it is given; knows no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from latentwire.constants import PROBE_TIMEOUT_S, READY_POLL_INTERVAL_S
+from latentwire.errors import WaitTimeoutError
+
+
+class ReadyWait:
+    """One wait: keeps its deadline and says how long each probe and each pause may take."""
+
+    def __init__(self, timeout_s: float, clock: Callable[[], float]) -> None:
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._deadline_s = clock() + timeout_s
+        self._probe_timeout_s = min(timeout_s, PROBE_TIMEOUT_S)
+
+    @property
+    def probe_timeout_s(self) -> float:
+        """Seconds that the next probe may take; always above 0."""
+        return self._probe_timeout_s
+
+    def pause_s(self, reason: str) -> float:
+        """Seconds to sleep before the next probe.
+
+        Args:
+            reason: why the service was not ready just now.
+
+        Raises:
+            WaitTimeoutError: when no time is left; it carries the reason.
+        """
+        left_s = self._deadline_s - self._clock()
+        if left_s <= READY_POLL_INTERVAL_S:
+            raise WaitTimeoutError(f"not ready within {self._timeout_s:g} s; last: {reason}")
+        self._probe_timeout_s = min(left_s - READY_POLL_INTERVAL_S, PROBE_TIMEOUT_S)
+        return READY_POLL_INTERVAL_S

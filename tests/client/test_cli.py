@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import latentwire
+from latentwire.cli import app
+from latentwire.extras import COLLECT, SERVE, ExtraCommand
+
+COMMANDS = pytest.mark.parametrize("command", [SERVE, COLLECT], ids=lambda command: command.name)
+
+
+def run(*args: str, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(app, args, env=env, prog_name="latentwire")
+
+
+@pytest.fixture
+def answered(server: Any, wire: Any) -> Any:
+    server.script = [wire.json_answer(wire.plan_body(k=2))]
+    return server
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentwire.client.retry_delay", lambda *_: 0.0)
+
+
+def test_plan_prints_plan_shape_and_usage(answered: Any) -> None:
+    result = run("plan", "Clean the kettle", "--url", answered.url, "--k", "2")
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "1. Fill it.\n"
+        "\n"
+        "hidden_state: [2, 3] float32\n"
+        "usage: 5 prompt tokens, 4 completion tokens, 2 latent steps; "
+        "finish_reason stop, seed 11\n"
+    )
+
+
+def test_plan_sends_only_the_options_given(answered: Any) -> None:
+    run("plan", "t", "--url", answered.url, "--k", "2")
+    assert answered.received[0].json == {"task": "t", "task_id": None}
+
+
+def test_plan_sends_every_option(answered: Any) -> None:
+    result = run(
+        *("plan", "t", "--url", answered.url, "--k", "2", "--greedy", "--temperature", "0.5"),
+        *("--top-p", "0.8", "--top-k", "5", "--seed", "0", "--stop", "a", "--stop", "b"),
+        *("--max-new-tokens", "9", "--chat-template", "qwen", "--prompt-template", "{task}!"),
+        *("--api-key", "s3cret"),
+    )
+    assert result.exit_code == 0
+    (received,) = answered.received
+    assert received.path == "/plan_latent?k=2"
+    assert received.headers["authorization"] == "Bearer s3cret"
+    assert received.json == {
+        "task": "t",
+        "task_id": None,
+        "prompt_template": "{task}!",
+        "chat_template": "qwen",
+        "max_new_tokens": 9,
+        "do_sample": False,
+        "temperature": 0.5,
+        "top_p": 0.8,
+        "top_k": 5,
+        "seed": 0,
+        "stop": ["a", "b"],
+    }
+
+
+def test_plan_reads_url_and_key_from_the_environment(answered: Any) -> None:
+    env = {"LATENTWIRE_URL": answered.url, "LATENTWIRE_API_KEY": "s3cret"}
+    assert run("plan", "t", "--k", "2", env=env).exit_code == 0
+    assert answered.received[0].headers["authorization"] == "Bearer s3cret"
+
+
+def test_empty_key_in_the_environment_is_no_key(answered: Any) -> None:
+    env = {"LATENTWIRE_URL": answered.url, "LATENTWIRE_API_KEY": ""}
+    assert run("plan", "t", "--k", "2", env=env).exit_code == 0
+    assert "authorization" not in answered.received[0].headers
+
+
+@pytest.mark.parametrize("name", ["x.npy", "latent", "latent.bin"])
+def test_output_has_exactly_the_name_given(
+    answered: Any, wire: Any, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    result = run("plan", "t", "--url", answered.url, "--k", "2", "--output", str(path))
+    assert result.stdout.endswith(f"saved: {path}\n")
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    saved = np.load(path)
+    assert saved.dtype == np.float32
+    np.testing.assert_array_equal(saved, wire.hidden_rows(2))
+
+
+def test_unwritable_output_fails_after_the_plan_is_printed(answered: Any, tmp_path: Path) -> None:
+    path = tmp_path / "absent" / "x.npy"
+    result = run("plan", "t", "--url", answered.url, "--k", "2", "--output", str(path))
+    assert result.exit_code == 1
+    assert result.stdout.startswith("1. Fill it.\n")
+    assert result.stderr.count("\n") == 1
+    assert "No such file" in result.stderr
+
+
+@pytest.mark.usefixtures("impatient")
+def test_plan_without_a_service_is_one_line_and_status_1(refused_url: str) -> None:
+    result = run("plan", "t", "--url", refused_url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"latentwire: POST {refused_url}/plan_latent: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_service_error_is_one_line_and_status_1(server: Any, wire: Any) -> None:
+    body = wire.problem(422, "prompt-too-long", detail="has 90 tokens,\nof 64")
+    server.script = [wire.json_answer(body, 422)]
+    result = run("plan", "t", "--url", server.url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "latentwire: prompt-too-long (422): has 90 tokens, of 64\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--temperature", "-1"], "temperature: Input should be greater than or equal to 0"),
+        (["--chat-template", "chatml"], "chat_template: Input should be 'auto', 'none' or 'qwen'"),
+        (["--k", "-1"], "k: Input should be greater than or equal to 0"),
+        (["--timeout", "0"], "timeout_s: must be above 0"),
+        (["--url", "nowhere"], "base_url: must be like"),
+        (["--k", "many"], "Invalid value for '--k'"),
+        (["--depth", "3"], "No such option"),
+    ],
+)
+def test_bad_usage_is_status_2(args: list[str], message: str) -> None:
+    result = run("plan", "t", *args)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_version_is_printed() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"latentwire {latentwire.__version__}\n")
+
+
+def test_module_runs_as_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "latentwire", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"latentwire {latentwire.__version__}\n"
+
+
+class FakeMain(ModuleType):
+    """Stands in for a package's `__main__`; keeps its arguments."""
+
+    def __init__(self, name: str, outcome: int | Exception) -> None:
+        super().__init__(name)
+        self.calls: list[list[str]] = []
+        self._outcome = outcome
+
+    def main(self, args: list[str]) -> int:
+        self.calls.append(args)
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+
+def install(
+    monkeypatch: pytest.MonkeyPatch, command: ExtraCommand, outcome: int | Exception
+) -> FakeMain:
+    fake = FakeMain(command.module, outcome)
+    monkeypatch.setitem(sys.modules, command.module, fake)
+    return fake
+
+
+@COMMANDS
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["--help"],
+        ["--version"],
+        ["--model", "demo", "extra", "-x1", "--port=8", "--", "--help", "--", "last"],
+    ],
+)
+def test_arguments_are_forwarded_untouched(
+    monkeypatch: pytest.MonkeyPatch, command: ExtraCommand, args: list[str]
+) -> None:
+    fake = install(monkeypatch, command, outcome=0)
+    assert run(command.name, *args).exit_code == 0
+    assert fake.calls == [args]
+
+
+@COMMANDS
+def test_status_of_the_subcommand_is_the_commands(
+    monkeypatch: pytest.MonkeyPatch, command: ExtraCommand
+) -> None:
+    install(monkeypatch, command, outcome=130)
+    assert run(command.name).exit_code == 130
+
+
+@COMMANDS
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, command: ExtraCommand) -> None:
+    name = f"{min(command.dependencies)}.part"
+    install(monkeypatch, command, ModuleNotFoundError("No module", name=name))
+    result = run(command.name, "--port", "1")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"latentwire {command.name} needs the {command.extra} extra: "
+        f'pip install "latentwire[{command.extra}]"\n'
+    )
+
+
+@COMMANDS
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModuleNotFoundError("No module", name="latentwire_service.lost"),
+        ModuleNotFoundError("No module"),
+        ImportError("cannot import name", name="torch"),
+    ],
+    ids=["our own module", "unnamed", "name in a module"],
+)
+def test_other_import_errors_are_not_masked(
+    monkeypatch: pytest.MonkeyPatch, command: ExtraCommand, error: ImportError
+) -> None:
+    install(monkeypatch, command, error)
+    assert run(command.name).exception is error
+
+
+@COMMANDS
+def test_real_subcommand_without_its_extra_names_it(command: ExtraCommand, tmp_path: Path) -> None:
+    args = {"serve": ["--model", "demo"], "collect": ["--dataset", "x", "--output-dir", "y"]}
+    script = (
+        "import sys\n"
+        f"sys.modules |= dict.fromkeys({sorted(command.dependencies)!r})\n"
+        f"sys.argv = ['latentwire', {command.name!r}, *{args[command.name]!r}]\n"
+        "from latentwire.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"latentwire {command.name} needs the {command.extra} extra: "
+        f'pip install "latentwire[{command.extra}]"\n'
+    )
