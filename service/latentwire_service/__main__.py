@@ -1,0 +1,101 @@
+"""Start-up of the service: settings, logging, server, exit status."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Sequence
+from importlib.metadata import version
+from types import FrameType
+
+import uvicorn
+from pydantic import ValidationError
+from pydantic_settings import CliApp, SettingsError
+from transformers.utils import logging as transformers_logging
+
+from latentwire_service.app import create_app
+from latentwire_service.engine.errors import ModelError
+from latentwire_service.logs import configure_logging
+from latentwire_service.metrics import Metrics
+from latentwire_service.serving import Serving
+from latentwire_service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS = 0, 1, 2
+
+
+class _DrainingServer(uvicorn.Server):
+    """Finishes what runs before it exits, and stays up meanwhile to refuse what comes.
+
+    uvicorn alone would close its sockets first, so that `/ready` could no longer say why.
+    """
+
+    def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
+        super().__init__(config)
+        self._serving = serving
+        self._is_draining = False
+
+    def handle_exit(self, _sig: int, _frame: FrameType | None) -> None:
+        """Drain on the first signal; end at once on the second."""
+        if self._is_draining:
+            self.should_exit = self.force_exit = True
+            return
+        self._is_draining = True
+        logger.info("draining")
+        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def _drain(self) -> None:
+        self._serving.drain()
+        self.should_exit = True
+
+
+def main(args: Sequence[str]) -> int:
+    """Run `latentwire serve`.
+
+    Returns:
+        0 after a drained stop, 1 when the engine was lost, 2 for bad settings or a model that
+        cannot be served.
+    """
+    try:
+        settings = CliApp.run(Settings, cli_args=list(args))
+    except (ValidationError, SettingsError) as error:
+        sys.stderr.write(f"latentwire serve: {_explain(error)}\n")
+        return EXIT_BAD_SETTINGS
+    configure_logging(settings.log_level)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    return _serve(settings)
+
+
+def _serve(settings: Settings) -> int:
+    metrics = Metrics()
+    package_version = version("latentwire")
+
+    def on_failed() -> None:
+        server.should_exit = True
+
+    serving = Serving(settings, metrics, package_version, on_failed)
+    app = create_app(serving, metrics, settings.max_body_bytes, package_version)
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.port, log_config=None, access_log=False
+    )
+    server = _DrainingServer(config, serving)
+    server.run()
+    if serving.failure is not None:
+        return EXIT_BAD_SETTINGS if isinstance(serving.failure, ModelError) else EXIT_FAILED
+    return EXIT_OK if server.started else EXIT_FAILED
+
+
+def _explain(error: ValidationError | SettingsError) -> str:
+    if isinstance(error, SettingsError):
+        return str(error)
+    return "; ".join(
+        f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']}"
+        for problem in error.errors()
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,178 @@
+"""One synchronous step: schedule, run, sample, hand each request its token and its hidden row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from latentwire_service.engine.errors import EngineError, LatentInvalidError, RequestCancelledError
+from latentwire_service.engine.model_runner import ModelRunner, PromptPart, StepOutput
+from latentwire_service.engine.request import Completion, Request, RequestStatus
+from latentwire_service.engine.sampler import SamplingBatch, sample
+from latentwire_service.engine.scheduler import PrefillChunk, Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What one step did, for metrics."""
+
+    num_prompt_tokens: int
+    num_new_tokens: int
+    num_running: int
+    num_waiting: int
+
+
+class Engine:
+    """Continuous batching. Not thread-safe: one thread owns it.
+
+    Args:
+        runner: the model over its slots.
+        eos_token_ids: tokens that end generation.
+        prefill_chunk: prompt positions computed in one step at most.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        eos_token_ids: frozenset[int],
+        prefill_chunk: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._runner = runner
+        self._eos_token_ids = eos_token_ids
+        self._clock = clock
+        self._scheduler = Scheduler(runner.max_slots, prefill_chunk)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return self._scheduler.num_waiting
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a slot."""
+        return self._scheduler.num_running
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        self._scheduler.add(request)
+
+    def cancel(self, request: Request) -> None:
+        """Drop a request; its slot is free from the next step on. Finished ones are left alone."""
+        if not request.is_finished:
+            self._fail(request, RequestCancelledError("the request was cancelled"))
+
+    def fail_all(self, error: EngineError) -> None:
+        """Fail every request, running and waiting."""
+        for request in list(self._scheduler.unfinished()):
+            self._fail(request, error)
+
+    def step(self) -> StepStats | None:
+        """Run one step; None when there was nothing to do."""
+        schedule = self._scheduler.schedule(self._clock())
+        if schedule.is_empty:
+            return None
+        for move in schedule.moves:
+            self._runner.move_slot(move.source, move.target, move.num_tokens)
+        if schedule.prefill:
+            self._prefill(schedule.prefill)
+        if schedule.decode:
+            self._decode(schedule.decode, schedule.num_slots)
+        return StepStats(
+            num_prompt_tokens=sum(chunk.end - chunk.start for chunk in schedule.prefill),
+            num_new_tokens=len(schedule.decode) + sum(chunk.is_last for chunk in schedule.prefill),
+            num_running=self.num_running,
+            num_waiting=self.num_waiting,
+        )
+
+    def _prefill(self, chunks: Sequence[PrefillChunk]) -> None:
+        parts = [
+            PromptPart(_slot(c.request), c.request.prompt_token_ids[c.start : c.end], c.start)
+            for c in chunks
+        ]
+        output = self._runner.prefill(parts)
+        for chunk in chunks:
+            chunk.request.num_prefilled = chunk.end
+        complete = [row for row, chunk in enumerate(chunks) if chunk.is_last]
+        if complete:
+            self._emit([chunks[row].request for row in complete], complete, output)
+
+    def _decode(self, requests: Sequence[Request], num_slots: int) -> None:
+        token_ids = np.zeros(num_slots, dtype=np.int64)
+        positions = np.full(num_slots, self._runner.max_model_len, dtype=np.int64)
+        slots = [_slot(request) for request in requests]
+        token_ids[slots] = [request.token_ids[-1] for request in requests]
+        positions[slots] = [request.num_cached for request in requests]
+        self._emit(requests, slots, self._runner.decode(token_ids, positions))
+
+    @torch.inference_mode()
+    def _emit(self, requests: Sequence[Request], rows: Sequence[int], output: StepOutput) -> None:
+        """Sample the next token of each request from its row; deliver it with its hidden row."""
+        logits, hidden = output.logits, output.hidden
+        if len(rows) != len(logits):
+            index = torch.tensor(rows, device=logits.device)
+            logits, hidden = logits[index], hidden[index]
+        batch = SamplingBatch.build(
+            [request.params for request in requests],
+            [len(request.token_ids) for request in requests],
+            logits.device,
+        )
+        sampled = torch.stack(
+            [sample(logits, batch), torch.isfinite(hidden).all(dim=-1).long()]
+        ).tolist()
+        self._store_rows(requests, hidden)
+        now = self._clock()
+        for request, token_id, is_finite in zip(requests, *sampled, strict=True):
+            if request.status is RequestStatus.PREFILL:
+                request.status = RequestStatus.DECODE
+                request.first_token_at = now
+            if not is_finite:
+                self._runner.clear_slot(_slot(request))
+                self._fail(request, LatentInvalidError("the model's hidden state is not finite"))
+                continue
+            request.append_token(token_id, self._eos_token_ids)
+            if request.finish_reason is not None:
+                self._finish(request, now)
+
+    def _store_rows(self, requests: Sequence[Request], hidden: torch.Tensor) -> None:
+        """Move hidden rows off the device: one copy for all, none for requests that have theirs."""
+        wanting = [row for row, request in enumerate(requests) if not request.rows.is_full]
+        if not wanting:
+            return
+        if len(wanting) != len(requests):
+            hidden = hidden[torch.tensor(wanting, device=hidden.device)]
+        rows = hidden.to("cpu", torch.float32).numpy()
+        for row, values in zip(wanting, rows, strict=True):
+            requests[row].rows.append(values)
+
+    def _finish(self, request: Request, now: float) -> None:
+        self._scheduler.remove(request)
+        try:
+            completion = request.completion(now)
+        except LatentInvalidError as error:
+            _resolve(request, error)
+        else:
+            _resolve(request, completion)
+
+    def _fail(self, request: Request, error: EngineError) -> None:
+        self._scheduler.remove(request)
+        _resolve(request, error)
+
+
+def _slot(request: Request) -> int:
+    assert request.slot is not None
+    return request.slot
+
+
+def _resolve(request: Request, outcome: Completion | EngineError) -> None:
+    # A caller that went away has cancelled the future; there is nobody left to tell.
+    if not request.future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Completion):
+        request.future.set_result(outcome)
+    else:
+        request.future.set_exception(outcome)

@@ -1,0 +1,74 @@
+"""Domain errors of the engine. Which HTTP status each becomes is not known here.
+
+EngineError
+├── InvalidParamsError       a sampling parameter is out of range (field)
+├── PromptTooLongError       prompt and new tokens do not fit one slot
+├── QueueFullError           as many requests wait as are allowed to
+├── EngineUnavailableError   loading, draining, stopped or failed
+├── RequestCancelledError    the caller gave the request up
+├── LatentInvalidError       a hidden row is missing, of another width, or not finite
+└── ModelError               the model cannot be served
+    ├── ModelNotFoundError       nothing loadable under that name
+    └── UnsupportedModelError    loaded, but not a decoder with a standard KV cache
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of every error the engine raises on purpose."""
+
+
+class InvalidParamsError(EngineError):
+    """A sampling parameter is out of range; `field` names it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class PromptTooLongError(EngineError):
+    """The prompt and the tokens asked for do not fit into `max_model_len` positions."""
+
+    def __init__(self, prompt_tokens: int, max_new_tokens: int, max_model_len: int) -> None:
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens and max_new_tokens is {max_new_tokens}; "
+            f"together they must not exceed {max_model_len}"
+        )
+        self.prompt_tokens = prompt_tokens
+        self.max_new_tokens = max_new_tokens
+        self.max_model_len = max_model_len
+
+
+class QueueFullError(EngineError):
+    """As many requests wait as are allowed to."""
+
+    def __init__(self, max_queue: int, retry_after_s: float) -> None:
+        super().__init__(f"{max_queue} requests are already waiting")
+        self.max_queue = max_queue
+        self.retry_after_s = retry_after_s
+
+
+class EngineUnavailableError(EngineError):
+    """The engine takes no requests: it is loading, draining, stopped or failed."""
+
+
+class RequestCancelledError(EngineError):
+    """The caller gave the request up before it finished."""
+
+
+class LatentInvalidError(EngineError):
+    """Hidden rows break the latent's invariant: rows == min(k, L), width == H, all finite."""
+
+
+class ModelError(EngineError):
+    """The model cannot be served."""
+
+
+class ModelNotFoundError(ModelError):
+    """Nothing loadable under that name."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model is no decoder-only language model with a standard KV cache."""

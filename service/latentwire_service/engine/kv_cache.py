@@ -1,0 +1,166 @@
+"""The slot-indexed KV cache, in the form that Hugging Face models write to.
+
+Per layer, keys and values are preallocated ``[num_slots, num_kv_heads, max_model_len + 1,
+head_dim]``. The last position is scratch: padding writes there, and nothing reads it. A forward
+pass first says which slots and positions its tokens have (`CacheView`); the layers then write in
+place and return what attention reads: the slots of the pass, up to the length that covers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """Size of one layer's keys and values per position."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def num_values(self) -> int:
+        """Numbers stored per position."""
+        return self.num_kv_heads * (self.key_dim + self.value_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheView:
+    """What one forward pass writes and reads.
+
+    Attributes:
+        slots: `[B]` int64; None stands for the dense prefix ``0..B-1``, read without a copy.
+        write_positions: `[B, Q]` int64, where each token's keys and values go.
+        query_positions: `[B, Q]` int64, each token's position in its sequence, for the mask.
+        kv_length: positions that attention reads.
+    """
+
+    slots: torch.Tensor | None
+    write_positions: torch.Tensor
+    query_positions: torch.Tensor
+    kv_length: int
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer for all slots."""
+
+    is_compileable = True
+    is_sliding = False
+
+    def __init__(self, num_slots: int, num_positions: int) -> None:
+        CacheLayerMixin.__init__(self)
+        self.num_slots = num_slots
+        self.num_positions = num_positions
+        self.view: CacheView | None = None
+
+    def allocate(self, shape: LayerShape, dtype: torch.dtype, device: torch.device) -> None:
+        """Take the memory, zeroed: what is masked out must still be finite."""
+        sizes = (self.num_slots, shape.num_kv_heads, self.num_positions)
+        self.keys = torch.zeros((*sizes, shape.key_dim), dtype=dtype, device=device)
+        self.values = torch.zeros((*sizes, shape.value_dim), dtype=dtype, device=device)
+        self.is_initialized = True
+
+    def lazy_initialization(self, _key_states: torch.Tensor, _value_states: torch.Tensor) -> None:
+        """Hugging Face's hook for allocation on first use; slots are allocated at start."""
+        raise AssertionError("SlotLayer is allocated before its first update")
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        *_args: object,
+        **_kwargs: object,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write `[B, num_kv_heads, Q, head_dim]` in place; return what attention reads.
+
+        Returns:
+            keys and values, `[B, num_kv_heads, kv_length, head_dim]`.
+        """
+        view = self.view
+        assert view is not None
+        assert self.keys is not None
+        assert self.values is not None
+        return (
+            _write_and_read(self.keys, key_states, view),
+            _write_and_read(self.values, value_states, view),
+        )
+
+    def get_mask_sizes(self, _query_length: int) -> tuple[int, int]:
+        """Return the KV length and offset that the mask covers."""
+        assert self.view is not None
+        return self.view.kv_length, 0
+
+    def get_seq_length(self) -> int:
+        """Positions before the queries, as far as all rows of a pass share one number."""
+        assert self.view is not None
+        return self.view.kv_length - self.view.write_positions.shape[1]
+
+    def get_max_length(self) -> int:
+        """Positions a slot holds."""
+        return self.num_positions - 1
+
+
+def _write_and_read(cache: torch.Tensor, states: torch.Tensor, view: CacheView) -> torch.Tensor:
+    batch = states.shape[0]
+    if view.slots is None:
+        rows = cache[:batch]
+        index = view.write_positions[:, None, :, None].expand(states.shape)
+        rows.scatter_(2, index, states)
+        return rows[:, :, : view.kv_length]
+    # Two index tensors around a slice put the indexed dimensions first: [B, Q, heads, head_dim].
+    cache[view.slots[:, None], :, view.write_positions] = states.transpose(1, 2)
+    return cache[:, :, : view.kv_length].index_select(0, view.slots)
+
+
+class SlotCache(Cache):
+    """All layers' slots."""
+
+    def __init__(
+        self,
+        shapes: Sequence[LayerShape],
+        num_slots: int,
+        max_model_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.scratch_position = max_model_len
+        slot_layers = [SlotLayer(num_slots, max_model_len + 1) for _ in shapes]
+        for layer, shape in zip(slot_layers, shapes, strict=True):
+            layer.allocate(shape, dtype, device)
+        self.slot_layers = slot_layers
+        super().__init__(layers=list(slot_layers))
+
+    def use(self, view: CacheView) -> None:
+        """Say which slots and positions the next forward pass is about."""
+        for layer in self.slot_layers:
+            layer.view = view
+
+    def get_query_offset(self, layer_idx: int = 0) -> Any:
+        """Positions of the queries, `[B, Q]` int64: `slot_mask` takes them for its `q_offset`.
+
+        Typed Any because Hugging Face says int; it hands the value on unread, and one number could
+        not stand for rows of different lengths.
+        """
+        view = self.slot_layers[layer_idx].view
+        assert view is not None
+        return view.query_positions
+
+    def move(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first `num_tokens` positions of one slot to another."""
+        for layer in self.slot_layers:
+            for cache in (layer.keys, layer.values):
+                assert cache is not None
+                cache[target, :, :num_tokens] = cache[source, :, :num_tokens]
+
+    def clear(self, slot: int) -> None:
+        """Zero a slot: NaN left in it would reach the next request through masked-out positions."""
+        for layer in self.slot_layers:
+            for cache in (layer.keys, layer.values):
+                assert cache is not None
+                cache[slot] = 0

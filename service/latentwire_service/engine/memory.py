@@ -1,0 +1,113 @@
+"""How many slots of what length fit into the memory that is there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from latentwire_service.engine.errors import ModelError
+
+# More slots than this gain no throughput on the devices measured, but cost memory.
+DEFAULT_MAX_SLOTS = 64
+# Plans are short: with every position of a long-context model reserved, few slots would fit.
+DEFAULT_MAX_MODEL_LEN = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Slots and their length, and what they take.
+
+    Attributes:
+        max_slots: sequences at once.
+        max_model_len: positions of one sequence.
+        cache_bytes: the KV cache's size.
+        budget_bytes: what it could have taken.
+    """
+
+    max_slots: int
+    max_model_len: int
+    cache_bytes: int
+    budget_bytes: int
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of the device; on the CPU, what the system and the control group leave.
+
+    The CUDA branch is reached on a GPU only.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([_meminfo_available() or free, *_cgroup_available()])
+
+
+def plan_capacity(
+    *,
+    max_slots: int | None,
+    max_model_len: int | None,
+    model_max_len: int | None,
+    bytes_per_position: int,
+    row_bytes: int,
+    available: int,
+    memory_fraction: float,
+) -> Capacity:
+    """Decide slots and length from settings (None: automatic) and memory.
+
+    Args:
+        max_slots: slots asked for.
+        max_model_len: positions asked for.
+        model_max_len: positions the model was made for; None when it does not say.
+        bytes_per_position: keys and values of one position, all layers.
+        row_bytes: one hidden row in float32, kept per generated token.
+        available: free bytes on the device.
+        memory_fraction: the part of them that may be used.
+
+    Raises:
+        ModelError: the settings cannot be met; the message has the numbers.
+    """
+    if max_model_len is not None and model_max_len is not None and max_model_len > model_max_len:
+        raise ModelError(
+            f"max_model_len {max_model_len} exceeds the {model_max_len} positions of the model"
+        )
+    length = max_model_len or min(model_max_len or DEFAULT_MAX_MODEL_LEN, DEFAULT_MAX_MODEL_LEN)
+    budget = int(available * memory_fraction)
+    # One position more than a sequence has: the scratch position of the KV cache.
+    slot_bytes = (length + 1) * bytes_per_position + length * row_bytes
+    if max_slots is None and max_model_len is None and slot_bytes > budget:
+        length = max(budget // (bytes_per_position + row_bytes) - 1, 0)
+        slot_bytes = (length + 1) * bytes_per_position + length * row_bytes
+    slots = max_slots or min(DEFAULT_MAX_SLOTS, budget // slot_bytes)
+    if length < 1 or slots < 1 or slots * slot_bytes > budget:
+        raise ModelError(
+            f"{max(slots, 1)} slot(s) of {length} positions need "
+            f"{max(slots, 1) * slot_bytes / 2**20:.0f} MiB; "
+            f"{budget / 2**20:.0f} MiB may be used ({memory_fraction:.0%} of "
+            f"{available / 2**20:.0f} MiB free)"
+        )
+    return Capacity(slots, length, slots * (length + 1) * bytes_per_position, budget)
+
+
+def _meminfo_available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _cgroup_available() -> list[int]:
+    """Bytes a memory-limited container has left; nothing where there is no limit (cgroup v2)."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (root / "memory.max").read_text(), (root / "memory.current").read_text()
+    except OSError:
+        return []
+    return [] if limit.strip() == "max" else [max(int(limit) - int(used), 0)]

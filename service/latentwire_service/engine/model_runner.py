@@ -1,0 +1,207 @@
+"""Forward passes over slots: the engine's lowest seam, the only place that calls the model.
+
+Hidden rows are taken from the base model's output, before the LM head: no all-layer tuples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from latentwire_service.engine.kv_cache import CacheView, LayerShape, SlotCache
+
+# Attention reads whole buckets of this many positions: few distinct shapes, little waste.
+KV_BUCKET = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPart:
+    """A chunk of one prompt, to be written to a slot from position `start` on."""
+
+    slot: int
+    token_ids: Sequence[int]
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a forward pass gives for the last position of each row, on the model's device.
+
+    Attributes:
+        logits: `[B, vocab_size]`, compute dtype.
+        hidden: `[B, hidden_size]`, compute dtype, after the final norm.
+    """
+
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+class ModelRunner(Protocol):
+    """What the engine needs of a model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where outputs live."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """Width H of a hidden row."""
+        ...
+
+    @property
+    def max_slots(self) -> int:
+        """Sequences in the KV cache at once."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Positions of one sequence."""
+        ...
+
+    def prefill(self, parts: Sequence[PromptPart]) -> StepOutput:
+        """Run prompt chunks together; one output row per part."""
+        ...
+
+    def decode(
+        self, token_ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+    ) -> StepOutput:
+        """Run one token of each slot ``0..B-1``; a position of `max_model_len` idles the row."""
+        ...
+
+    def move_slot(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first `num_tokens` positions of one slot to another."""
+        ...
+
+    def clear_slot(self, slot: int) -> None:
+        """Zero a slot whose content is not to be trusted."""
+        ...
+
+
+class HfModelRunner:
+    """Any Hugging Face decoder whose attention goes through the attention interface.
+
+    Args:
+        model: a causal LM in eval mode on its device, set to `SLOT_ATTENTION`.
+        shapes: keys and values of each layer.
+        hidden_size: width H of a hidden row.
+        max_slots, max_model_len: size of the KV cache allocated here.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        shapes: Sequence[LayerShape],
+        hidden_size: int,
+        max_slots: int,
+        max_model_len: int,
+    ) -> None:
+        self._model = model
+        self._max_slots = max_slots
+        self._max_model_len = max_model_len
+        self._device: torch.device = model.device
+        self._cache = SlotCache(shapes, max_slots, max_model_len, model.dtype, model.device)
+        self._hidden_size = hidden_size
+        # The LM classes return logits only; the hook reads the base model's output on its way.
+        self._last_hidden: torch.Tensor | None = None
+        model.base_model.register_forward_hook(self._keep_last_hidden)
+
+    def _keep_last_hidden(self, _module: object, _args: object, output: Any) -> None:
+        self._last_hidden = output.last_hidden_state
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model and its outputs live."""
+        return self._device
+
+    @property
+    def hidden_size(self) -> int:
+        """Width H of a hidden row."""
+        return self._hidden_size
+
+    @property
+    def max_slots(self) -> int:
+        """Sequences in the KV cache at once."""
+        return self._max_slots
+
+    @property
+    def max_model_len(self) -> int:
+        """Positions of one sequence."""
+        return self._max_model_len
+
+    @torch.inference_mode()
+    def prefill(self, parts: Sequence[PromptPart]) -> StepOutput:
+        """Run prompt chunks together, padded on the left so that each row ends at the last column.
+
+        Padding writes to the scratch position and is read by nobody.
+        """
+        width = max(len(part.token_ids) for part in parts)
+        token_ids = np.zeros((len(parts), width), dtype=np.int64)
+        positions = np.zeros((len(parts), width), dtype=np.int64)
+        write_positions = np.full((len(parts), width), self._cache.scratch_position)
+        for row, part in enumerate(parts):
+            start = width - len(part.token_ids)
+            token_ids[row, start:] = part.token_ids
+            positions[row, start:] = np.arange(part.start, part.start + len(part.token_ids))
+            write_positions[row, start:] = positions[row, start:]
+        view = CacheView(
+            slots=self._to_device(np.array([part.slot for part in parts])),
+            write_positions=self._to_device(write_positions),
+            query_positions=self._to_device(positions),
+            kv_length=self._kv_bucket(int(positions.max()) + 1),
+        )
+        return self._forward(self._to_device(token_ids), view)
+
+    @torch.inference_mode()
+    def decode(
+        self, token_ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+    ) -> StepOutput:
+        """Run one token of each slot ``0..B-1``.
+
+        Args:
+            token_ids: `[B]`, the tokens to feed.
+            positions: `[B]`, where they go; `max_model_len` idles the row (it writes to scratch).
+        """
+        is_idle = positions == self._cache.scratch_position
+        query_positions = np.where(is_idle, 0, positions)
+        view = CacheView(
+            slots=None,
+            write_positions=self._to_device(positions[:, None]),
+            query_positions=self._to_device(query_positions[:, None]),
+            kv_length=self._kv_bucket(int(query_positions.max()) + 1),
+        )
+        return self._forward(self._to_device(token_ids[:, None]), view)
+
+    @torch.inference_mode()
+    def move_slot(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first `num_tokens` positions of one slot to another."""
+        self._cache.move(source, target, num_tokens)
+
+    @torch.inference_mode()
+    def clear_slot(self, slot: int) -> None:
+        """Zero a slot whose content is not to be trusted."""
+        self._cache.clear(slot)
+
+    def _forward(self, token_ids: torch.Tensor, view: CacheView) -> StepOutput:
+        self._cache.use(view)
+        output = self._model(
+            input_ids=token_ids,
+            position_ids=view.query_positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        hidden, self._last_hidden = self._last_hidden, None
+        assert hidden is not None
+        return StepOutput(logits=output.logits[:, -1], hidden=hidden[:, -1])
+
+    def _kv_bucket(self, length: int) -> int:
+        return min(-(-length // KV_BUCKET) * KV_BUCKET, self._max_model_len)
+
+    def _to_device(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device)

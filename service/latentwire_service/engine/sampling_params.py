@@ -1,0 +1,54 @@
+"""How one request samples its tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from latentwire_service.engine.errors import InvalidParamsError
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """Sampling parameters of one request, with Hugging Face's meanings.
+
+    Attributes:
+        max_new_tokens: tokens to generate at most, >= 1.
+        seed: in [0, 2**63); with the step index it fixes all the noise of the request.
+        do_sample: False means greedy decoding.
+        temperature: logits are divided by it; 0 means greedy decoding.
+        top_p: nucleus mass in (0, 1]; 1 keeps every token.
+        top_k: number of most likely tokens kept; 0 keeps every token.
+        stop: generation ends once one of these strings is in the text.
+
+    Raises:
+        InvalidParamsError: a value is out of its range.
+    """
+
+    max_new_tokens: int
+    seed: int
+    do_sample: bool = True
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.max_new_tokens < 1:
+            raise InvalidParamsError("max_new_tokens", "must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise InvalidParamsError("seed", "must be in [0, 2**63)")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InvalidParamsError("temperature", "must be a finite number >= 0")
+        if not 0 < self.top_p <= 1:
+            raise InvalidParamsError("top_p", "must be in (0, 1]")
+        if self.top_k < 0:
+            raise InvalidParamsError("top_k", "must be >= 0")
+        if any(not text for text in self.stop):
+            raise InvalidParamsError("stop", "must not hold an empty string")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every step takes the most likely token."""
+        return not self.do_sample or self.temperature == 0

@@ -1,0 +1,168 @@
+"""Which request has which slot, and what the next step computes. Plain Python, no tensors.
+
+Slots in use are always a dense prefix ``0..n-1``: a decode step then reads the KV cache as a view,
+without gathering. A slot that falls free is given to the next waiting request; when none waits, the
+request in the last slot moves into it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from latentwire_service.engine.request import Request, RequestStatus
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMove:
+    """Keys and values of `num_tokens` positions go from one slot to another."""
+
+    source: int
+    target: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """Prompt positions ``start..end-1`` of one request."""
+
+    request: Request
+    start: int
+    end: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the prompt is complete after this chunk."""
+        return self.end == self.request.num_prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The work of one step, in this order: moves, prefill, decode.
+
+    Attributes:
+        decode: requests that get one more token, each in the slot it names.
+        num_slots: length of the dense prefix of slots in use; a slot in it that is still in
+            prefill is not in `decode`.
+    """
+
+    moves: Sequence[SlotMove]
+    prefill: Sequence[PrefillChunk]
+    decode: Sequence[Request]
+    num_slots: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to compute."""
+        return not self.prefill and not self.decode
+
+
+class Scheduler:
+    """Waiting and running requests.
+
+    Args:
+        max_slots: sequences in the KV cache at once.
+        prefill_chunk: prompt positions computed in one step at most, padding counted, so that
+            running requests never wait longer than for one chunk.
+    """
+
+    def __init__(self, max_slots: int, prefill_chunk: int) -> None:
+        self._max_slots = max_slots
+        self._prefill_chunk = prefill_chunk
+        self._waiting: deque[Request] = deque()
+        self._slots: list[Request | None] = []
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a slot."""
+        return sum(request is not None for request in self._slots)
+
+    def unfinished(self) -> Iterator[Request]:
+        """All requests, running ones first."""
+        yield from (request for request in self._slots if request is not None)
+        yield from self._waiting
+
+    def add(self, request: Request) -> None:
+        """Queue a request behind those already waiting."""
+        self._waiting.append(request)
+
+    def remove(self, request: Request) -> None:
+        """Take a request out, running or waiting; its slot is free from the next step on."""
+        if request.slot is None:
+            self._waiting.remove(request)
+        else:
+            self._slots[request.slot] = None
+            request.slot = None
+        request.status = RequestStatus.FINISHED
+
+    def schedule(self, now: float) -> Schedule:
+        """Admit what fits, close the gaps, and say what the next step computes.
+
+        Args:
+            now: seconds on the engine's clock, noted as the admission time.
+        """
+        self._admit(now)
+        moves = self._close_gaps()
+        running = [request for request in self._slots if request is not None]
+        decode = [request for request in running if request.status is RequestStatus.DECODE]
+        return Schedule(
+            moves=moves,
+            prefill=self._prefill_batch(running),
+            decode=decode,
+            num_slots=max((r.slot + 1 for r in decode if r.slot is not None), default=0),
+        )
+
+    def _admit(self, now: float) -> None:
+        gaps = [slot for slot, request in enumerate(self._slots) if request is None]
+        while self._waiting and (gaps or len(self._slots) < self._max_slots):
+            request = self._waiting.popleft()
+            if gaps:
+                request.slot = gaps.pop(0)
+                self._slots[request.slot] = request
+            else:
+                request.slot = len(self._slots)
+                self._slots.append(request)
+            request.status = RequestStatus.PREFILL
+            request.admitted_at = now
+
+    def _close_gaps(self) -> list[SlotMove]:
+        moves = []
+        while None in self._slots:
+            last = self._slots.pop()
+            if last is None:
+                continue
+            target = self._slots.index(None)
+            assert last.slot is not None
+            moves.append(SlotMove(last.slot, target, last.num_cached))
+            self._slots[target] = last
+            last.slot = target
+        return moves
+
+    def _prefill_batch(self, running: Sequence[Request]) -> list[PrefillChunk]:
+        """Chunks computed together, padded to one width.
+
+        The request admitted first sets the width, so that none is passed over for ever; those that
+        fit under it join, longest first, because they waste the least padding.
+        """
+        candidates = [r for r in running if r.status is RequestStatus.PREFILL]
+        if not candidates:
+            return []
+        oldest = min(candidates, key=lambda r: r.admitted_at)
+        width = min(_remaining(oldest), self._prefill_chunk)
+        others = [r for r in candidates if r is not oldest and _remaining(r) <= width]
+        others.sort(key=_remaining, reverse=True)
+        batch = [oldest, *others][: max(1, self._prefill_chunk // width)]
+        return [
+            PrefillChunk(r, r.num_prefilled, r.num_prefilled + min(width, _remaining(r)))
+            for r in batch
+        ]
+
+
+def _remaining(request: Request) -> int:
+    return request.num_prompt_tokens - request.num_prefilled

@@ -1,0 +1,132 @@
+"""The one table from domain errors to HTTP statuses, and their RFC 9457 bodies."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from latentwire.constants import PROBLEM_MEDIA_TYPE
+from latentwire.protocol import ErrorBody, ErrorCode
+from latentwire_service.engine import errors
+
+logger = logging.getLogger(__name__)
+
+_NOT_READY_RETRY_AFTER_S = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    code: ErrorCode
+    title: str
+
+
+_INVALID = _Answer(422, "invalid-request", "The request is not acceptable")
+_INTERNAL = _Answer(500, "internal", "The service failed")
+
+_ANSWERS: Mapping[type[errors.EngineError], _Answer] = {
+    errors.InvalidParamsError: _INVALID,
+    errors.PromptTooLongError: _Answer(422, "prompt-too-long", "The prompt does not fit"),
+    errors.QueueFullError: _Answer(429, "queue-full", "Too many requests are waiting"),
+    errors.EngineUnavailableError: _Answer(503, "not-ready", "The service takes no requests"),
+    errors.LatentInvalidError: _Answer(500, "latent-invalid", "The latent is not valid"),
+}
+
+_HTTP_ANSWERS: Mapping[int, _Answer] = {
+    # The framework's word for a body that is not JSON text at all (undecodable bytes).
+    400: _INVALID,
+    404: _Answer(404, "not-found", "There is nothing at this path"),
+    405: _Answer(405, "method-not-allowed", "This path does not take this method"),
+    413: _Answer(413, "payload-too-large", "The request body is too large"),
+}
+
+
+def documented_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe error answers for OpenAPI."""
+    schema = {"$ref": "#/components/schemas/ErrorBody"}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "model": ErrorBody,
+            "content": {PROBLEM_MEDIA_TYPE: {"schema": schema}},
+        }
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Make the app answer every error as problem details."""
+    app.add_exception_handler(errors.EngineError, _on_engine_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_unexpected_error)
+
+
+async def _on_engine_error(_request: Request, error: Exception) -> Response:
+    answer = _ANSWERS.get(type(error)) if isinstance(error, errors.EngineError) else None
+    if answer is None:
+        return await _on_unexpected_error(_request, error)
+    headers = {}
+    members: dict[str, Any] = {}
+    match error:
+        case errors.QueueFullError():
+            headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        case errors.EngineUnavailableError():
+            headers["Retry-After"] = str(_NOT_READY_RETRY_AFTER_S)
+        case errors.InvalidParamsError():
+            members["field"] = error.field
+        case errors.PromptTooLongError():
+            members["prompt_tokens"] = error.prompt_tokens
+            members["max_model_len"] = error.max_model_len
+    return _problem(answer, str(error), headers, **members)
+
+
+async def _on_validation_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    field = _field_name(first["loc"])
+    return _problem(_INVALID, f"{field}: {first['msg']}", {}, field=field)
+
+
+async def _on_http_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    answer = _HTTP_ANSWERS.get(error.status_code)
+    if answer is None:
+        return await _on_unexpected_error(_request, error)
+    if answer is _INVALID:
+        return _problem(answer, "body: not a JSON text", {}, field="body")
+    return _problem(answer, error.detail, dict(error.headers or {}))
+
+
+async def _on_unexpected_error(_request: Request, error: Exception) -> Response:
+    error_id = secrets.token_hex(8)
+    logger.error("error %s", error_id, exc_info=error)
+    return _problem(_INTERNAL, f"look up {error_id} in the log", {}, error_id=error_id)
+
+
+def _field_name(location: Sequence[str | int]) -> str:
+    """Name the field: ("body", "stop", 0) is `stop.0`; ("body", 17), a JSON position, is `body`."""
+    parts = [str(part) for part in location[1:]]
+    if not parts or isinstance(location[1], int):
+        return str(location[0])
+    return ".".join(parts)
+
+
+def _problem(answer: _Answer, detail: str, headers: Mapping[str, str], **members: Any) -> Response:
+    body = ErrorBody(
+        title=answer.title, status=answer.status, code=answer.code, detail=detail, **members
+    )
+    return Response(
+        body.model_dump_json(exclude_none=True),
+        status_code=answer.status,
+        headers=headers,
+        media_type=PROBLEM_MEDIA_TYPE,
+    )

@@ -1,0 +1,88 @@
+"""Settings of `latentwire serve`: flags, else `LATENTWIRE_*` environment variables, else defaults.
+
+Never read at import: the command builds one frozen `Settings` and passes on what is needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# "auto", or a number of at least 1.
+AutoInt = Literal["auto"] | Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """Serve latents of one model over HTTP."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LATENTWIRE_",
+        frozen=True,
+        extra="ignore",
+        cli_prog_name="latentwire serve",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        protected_namespaces=(),
+    )
+
+    model: str = Field(
+        default="demo",
+        description="Hub id, local directory, .gguf file, or `demo` (SmolLM2-135M-Instruct).",
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model.")
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address to listen on; the default is reachable from this machine only.",
+    )
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one."
+    )
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field(
+        default="auto", description="auto: cuda, else mps, else cpu."
+    )
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        default="auto", description="auto: bf16 on a GPU, fp32 on the CPU."
+    )
+    max_slots: AutoInt = Field(
+        default="auto",
+        description="Sequences decoded together; auto: what memory holds, at most 64.",
+    )
+    max_model_len: AutoInt = Field(
+        default="auto",
+        description="Prompt and generated tokens of one sequence; auto: the model's own limit, "
+        "at most 4096.",
+    )
+    memory_fraction: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Part of the memory free after loading that the KV cache may take.",
+    )
+    prefill_chunk: int = Field(
+        default=512,
+        ge=1,
+        description="Prompt positions computed in one step: running requests wait no longer.",
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads for the model; default: torch's choice."
+    )
+    max_queue: int = Field(
+        default=1024, ge=1, description="Requests that may wait for a slot before 429."
+    )
+    max_body_bytes: int = Field(
+        default=1_048_576, ge=1024, description="Size of one request body before 413."
+    )
+    cache_dir: Path = Field(
+        default=Path("~/.cache/latentwire"), description="Where converted GGUF files are kept."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run code that comes with a hub model. Only if you trust it."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe log records to write."
+    )
