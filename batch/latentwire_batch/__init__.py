@@ -1,0 +1,1 @@
+"""Datasets of latents: tasks in, replicas asked, Parquet and Arrow files out."""

@@ -1,0 +1,236 @@
+"""An append-only file of checksummed records: after a crash it is certain what survived.
+
+One record, all numbers little-endian:
+
+    magic      4 bytes   "LWR1"
+    kind       1 byte    what the record is; meaningless here
+    reserved   3 bytes   zero
+    meta size  4 bytes   unsigned: bytes of the JSON object that follows the header
+    row        8 bytes   signed: index of the row it is about
+    body size  8 bytes   unsigned: bytes of raw data that follow the JSON object
+    checksum   4 bytes   CRC-32 of JSON object and raw data
+    header sum 4 bytes   CRC-32 of the 32 header bytes before it
+
+A torn write is recognised by a header or a body that does not match its checksum. The file ends
+before the first header that is not whole: nothing after it can be located. A damaged body in the
+middle costs just its own record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latentwire_batch.errors import StorageError
+
+_MAGIC = b"LWR1"
+_FIELDS = struct.Struct("<4sBxxxIqQI")
+_CHECKSUM = struct.Struct("<I")
+HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record to write.
+
+    Attributes:
+        kind: 0..255, what the record is.
+        row: index of the row it is about.
+        meta: anything JSON can hold.
+        body: raw data as one-dimensional unsigned bytes; empty for none.
+    """
+
+    kind: int
+    row: int
+    meta: dict[str, Any]
+    body: memoryview = memoryview(b"")
+
+
+@dataclass(frozen=True)
+class RecordRef:
+    """Where a whole record is in the file.
+
+    Attributes:
+        kind: what the record is.
+        row: index of the row it is about.
+        offset: of its header, in bytes from the file's start.
+    """
+
+    kind: int
+    row: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class _Header:
+    kind: int
+    meta_bytes: int
+    row: int
+    body_bytes: int
+    checksum: int
+
+    @property
+    def record_bytes(self) -> int:
+        return HEADER_BYTES + self.meta_bytes + self.body_bytes
+
+
+class RecordLog:
+    """One log file, opened for appending and for reading back.
+
+    Appending and syncing may be called from worker threads, one append at a time.
+
+    Raises:
+        StorageError: when the file cannot be opened, here as in every method that touches it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._size = os.fstat(self._fd).st_size
+        except OSError as error:
+            raise storage_error("cannot be opened", error) from error
+
+    def recover(self) -> Iterator[RecordRef]:
+        """Yield every whole record from the start, then cut off what a torn write left behind.
+
+        Has to be run to its end before the first `append`.
+        """
+        offset = 0
+        try:
+            while (header := self._header_at(offset)) is not None:
+                if offset + header.record_bytes > self._size:
+                    break
+                if self._body_checksum(header, offset) == header.checksum:
+                    yield RecordRef(header.kind, header.row, offset)
+                offset += header.record_bytes
+            if offset < self._size:
+                os.ftruncate(self._fd, offset)
+                self._size = offset
+        except OSError as error:
+            raise storage_error("cannot be read", error) from error
+
+    def append(self, record: Record) -> RecordRef:
+        """Write a record at the end; a part that was written when writing failed is taken back."""
+        meta = json.dumps(record.meta, ensure_ascii=False).encode()
+        checksum = zlib.crc32(record.body, zlib.crc32(meta))
+        fields = _FIELDS.pack(
+            _MAGIC, record.kind, len(meta), record.row, record.body.nbytes, checksum
+        )
+        header = fields + _CHECKSUM.pack(zlib.crc32(fields))
+        offset = self._size
+        try:
+            self._write_at(offset, [memoryview(header), memoryview(meta), record.body])
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._fd, offset)
+            raise storage_error("cannot be written", error) from error
+        self._size = offset + len(header) + len(meta) + record.body.nbytes
+        return RecordRef(record.kind, record.row, offset)
+
+    def sync(self) -> None:
+        """Return when everything appended before is on the disk."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise storage_error("cannot be written", error) from error
+
+    def read_meta(self, offset: int) -> dict[str, Any]:
+        """Read a record's JSON object; the record's body is not touched."""
+        header = self._known_header(offset)
+        meta = os.pread(self._fd, header.meta_bytes, offset + HEADER_BYTES)
+        value: dict[str, Any] = json.loads(meta)
+        return value
+
+    def read_body_into(self, offset: int, out: npt.NDArray[np.float32]) -> None:
+        """Read a record's body into an array and check it.
+
+        Args:
+            offset: of the record.
+            out: C-order float32 of exactly the body's size.
+
+        Raises:
+            StorageError: when the record does not match its checksum any more.
+        """
+        header = self._known_header(offset)
+        target = out.reshape(-1).view(np.uint8).data
+        assert target.nbytes == header.body_bytes
+        meta_offset = offset + HEADER_BYTES
+        try:
+            meta = os.pread(self._fd, header.meta_bytes, meta_offset)
+            self._read_exactly(target, meta_offset + header.meta_bytes)
+        except OSError as error:
+            raise storage_error("cannot be read", error) from error
+        if zlib.crc32(target, zlib.crc32(meta)) != header.checksum:
+            raise StorageError(f"the record of row {header.row} is damaged; run again to redo it")
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def _write_at(self, offset: int, pieces: list[memoryview]) -> None:
+        pieces = [piece for piece in pieces if piece.nbytes]
+        while pieces:
+            written = os.pwritev(self._fd, pieces, offset)
+            offset += written
+            # A full disk or a signal may cut a write short: the rest is tried again.
+            while pieces and written >= pieces[0].nbytes:
+                written -= pieces.pop(0).nbytes
+            if written:
+                pieces[0] = pieces[0][written:]
+
+    def _read_exactly(self, target: memoryview, offset: int) -> None:
+        while target.nbytes:
+            num_read = os.preadv(self._fd, [target], offset)
+            if num_read == 0:
+                raise StorageError("the log of finished rows is shorter than it was")
+            target, offset = target[num_read:], offset + num_read
+
+    def _header_at(self, offset: int) -> _Header | None:
+        raw = os.pread(self._fd, HEADER_BYTES, offset)
+        if len(raw) < HEADER_BYTES:
+            return None
+        fields, checksum = raw[: _FIELDS.size], raw[_FIELDS.size :]
+        if zlib.crc32(fields) != _CHECKSUM.unpack(checksum)[0]:
+            return None
+        magic, kind, meta_bytes, row, body_bytes, body_checksum = _FIELDS.unpack(fields)
+        if magic != _MAGIC:
+            return None
+        return _Header(kind, meta_bytes, row, body_bytes, body_checksum)
+
+    def _known_header(self, offset: int) -> _Header:
+        try:
+            header = self._header_at(offset)
+        except OSError as error:
+            raise storage_error("cannot be read", error) from error
+        if header is None:
+            raise StorageError("a record of a finished row is damaged; run again to redo it")
+        return header
+
+    def _body_checksum(self, header: _Header, offset: int) -> int:
+        checksum = 0
+        position, end = offset + HEADER_BYTES, offset + header.record_bytes
+        while position < end:
+            chunk = os.pread(self._fd, min(_READ_BYTES, end - position), position)
+            if not chunk:
+                break
+            checksum = zlib.crc32(chunk, checksum)
+            position += len(chunk)
+        return checksum
+
+
+def storage_error(what: str, error: OSError) -> StorageError:
+    """Word an operating system's error without the path in it."""
+    # Not `strerror`: libraries put the path into it.
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    return StorageError(f"the output {what}: {reason}")

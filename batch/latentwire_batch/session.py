@@ -1,0 +1,271 @@
+"""One stretch of asking: replicas up, rows out and back, replicas down. The only asyncio owner."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from latentwire import AsyncClient, PlanLatent, PlanOptions
+from latentwire_batch.config import CollectSettings
+from latentwire_batch.console import Console
+from latentwire_batch.dispatcher import Dispatcher, RetryPolicy
+from latentwire_batch.endpoints import resolve_endpoints
+from latentwire_batch.errors import InputError, ReplicasLostError
+from latentwire_batch.local_replicas import LocalReplicas, plan_local_replicas
+from latentwire_batch.progress import ProgressReport
+from latentwire_batch.replicas import Fleet, Replica
+from latentwire_batch.row_sink import RowSink
+from latentwire_batch.rows import Row
+from latentwire_batch.run_settings import ModelIdentity
+from latentwire_batch.seeds import row_seed
+from latentwire_batch.store import RowState, RowStore
+
+ResultT = TypeVar("ResultT")
+# Loading a model takes as long as it takes; that a child died is seen at once.
+_OWN_REPLICAS_PATIENCE_S = 86_400.0
+_PROBE_PATIENCE_S = 2.0
+
+
+@dataclass(frozen=True)
+class SessionPlan:
+    """What a session works on.
+
+    Attributes:
+        settings: of the run.
+        rows: opens the input again, from its start.
+        seed: the dataset's seed.
+        open_store: gives the store once it is known what model is served; may refuse it.
+    """
+
+    settings: CollectSettings
+    rows: Callable[[], Iterator[Row]]
+    seed: int
+    open_store: Callable[[ModelIdentity], RowStore]
+
+
+@dataclass(frozen=True)
+class SessionOutcome:
+    """How a session ended.
+
+    Attributes:
+        was_interrupted: whether it was told to stop before all rows were done.
+        fleet: description of the replicas, for the manifest.
+    """
+
+    was_interrupted: bool
+    fleet: dict[str, Any]
+
+
+class Interrupts:
+    """Ctrl-C and SIGTERM: the first lets rows in flight finish, the second ends the session.
+
+    Before rows are in flight the first already ends it.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._dispatcher: Dispatcher | None = None
+        self._session: asyncio.Task[Any] | None = None
+        self.count = 0
+
+    def install(self) -> None:
+        """Take over the signals for the running loop and the current task."""
+        self._session = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Only the main thread can; elsewhere the caller has its own way to stop.
+            with suppress(RuntimeError, ValueError):
+                loop.add_signal_handler(number, self._receive)
+
+    def drain_first(self, dispatcher: Dispatcher) -> None:
+        """Let the next first signal stop this dispatcher instead of the session."""
+        self._dispatcher = dispatcher
+
+    def _receive(self) -> None:
+        self.count += 1
+        if self.count == 1 and self._dispatcher is not None:
+            self._console.say("finishing the rows in flight; once more stops at once")
+            self._dispatcher.stop()
+        elif self._session is not None:
+            self._session.cancel()
+
+
+async def run_session(
+    plan: SessionPlan, console: Console, clock: Callable[[], float]
+) -> SessionOutcome:
+    """Ask for every pending row.
+
+    Args:
+        plan: what to work on.
+        console: for notices and progress.
+        clock: monotonic seconds.
+
+    Raises:
+        BatchError: when the run cannot go on; what is finished is stored.
+        asyncio.CancelledError: when interrupted at once.
+    """
+    interrupts = Interrupts(console)
+    interrupts.install()
+    async with _replicas(plan.settings, console, clock, interrupts) as (fleet, guard):
+        identity = await _guarded(fleet.connect(_patience_s(plan.settings)), guard)
+        guard.note_ready()
+        store = plan.open_store(identity)
+        await _ask_rows(plan, store, fleet, guard, interrupts, console, clock)
+        if interrupts.count == 0 and store.count(RowState.PENDING):
+            raise InputError("--dataset: has fewer rows than when it was first read")
+        return SessionOutcome(store.count(RowState.PENDING) > 0, fleet.summary())
+
+
+async def served_model(
+    settings: CollectSettings, clock: Callable[[], float]
+) -> ModelIdentity | None:
+    """Ask what the given replicas serve; None when none of them answers within a moment.
+
+    Raises:
+        UsageError: see `Fleet.connect`.
+    """
+    urls = await resolve_endpoints(settings.replica)
+    fleet = Fleet(_clients(settings, urls), settings.concurrency, clock, notify=lambda _: None)
+    try:
+        return await fleet.connect(_PROBE_PATIENCE_S)
+    except ReplicasLostError:
+        return None
+    finally:
+        await fleet.aclose()
+
+
+async def _ask_rows(
+    plan: SessionPlan,
+    store: RowStore,
+    fleet: Fleet,
+    guard: _Guard,
+    interrupts: Interrupts,
+    console: Console,
+    clock: Callable[[], float],
+) -> None:
+    settings = plan.settings
+    settled = store.num_rows - store.count(RowState.PENDING)
+    with ProgressReport(console, store.num_rows, settled, clock) as progress:
+        sink = RowSink(store, progress, clock)
+        dispatcher = Dispatcher(
+            fleet,
+            _pending(plan.rows(), store),
+            _asker(plan),
+            sink,
+            RetryPolicy(settings.max_retries, settings.replica_timeout),
+            clock,
+            random.Random(),
+        )
+        interrupts.drain_first(dispatcher)
+        syncing = asyncio.create_task(sink.keep_synced())
+        try:
+            await _guarded(dispatcher.run(), guard, syncing)
+            await sink.aclose()
+        finally:
+            syncing.cancel()
+            # The store is closed next: nothing may still be writing to it.
+            sink.abandon()
+
+
+def _asker(plan: SessionPlan) -> Callable[[Replica, Row], Coroutine[Any, Any, PlanLatent]]:
+    settings = plan.settings
+
+    async def ask(replica: Replica, row: Row) -> PlanLatent:
+        options: PlanOptions = {
+            **settings.plan_options,
+            "seed": row_seed(plan.seed, row.index),
+        }
+        return await replica.client.plan_latent(
+            row.task, k=settings.k, task_id=row.task_id, **options
+        )
+
+    return ask
+
+
+def _pending(rows: Iterator[Row], store: RowStore) -> Iterator[Row]:
+    for row in rows:
+        if row.index >= store.num_rows:
+            raise InputError("--dataset: has more rows than when it was first read")
+        if store.is_pending(row.index):
+            yield row
+
+
+class _Guard:
+    """The own replicas' watcher, if there are any: ends only by an error."""
+
+    def __init__(self, local: LocalReplicas | None) -> None:
+        self.task = None if local is None else asyncio.create_task(local.watch())
+        self._local = local
+
+    def note_ready(self) -> None:
+        if self._local is not None:
+            self._local.note_ready()
+
+
+async def _guarded(
+    main: Coroutine[Any, Any, ResultT], guard: _Guard, *others: asyncio.Task[None]
+) -> ResultT:
+    """Run `main`, but end with the error of a task beside it if that fails first."""
+    task = asyncio.create_task(main)
+    beside = [other for other in (guard.task, *others) if other is not None]
+    try:
+        await asyncio.wait([task, *beside], return_when=asyncio.FIRST_COMPLETED)
+        for other in beside:
+            if other.done():
+                other.result()
+        return await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _replicas(
+    settings: CollectSettings,
+    console: Console,
+    clock: Callable[[], float],
+    interrupts: Interrupts,
+) -> AsyncIterator[tuple[Fleet, _Guard]]:
+    local: LocalReplicas | None = None
+    if settings.replica:
+        urls = await resolve_endpoints(settings.replica)
+    else:
+        specs = plan_local_replicas(settings, os.environ)
+        urls = [spec.base_url for spec in specs]
+        local = LocalReplicas(specs, console.say)
+        console.say(f"starting {len(specs)} replica{'s' * (len(specs) > 1)} of the model")
+    guard = _Guard(local)
+    fleet = Fleet(_clients(settings, urls), settings.concurrency, clock, console.say)
+    try:
+        yield fleet, guard
+    finally:
+        await fleet.aclose()
+        if local is not None:
+            await local.stop(at_once=interrupts.count > 1)
+        if guard.task is not None:
+            guard.task.cancel()
+            await asyncio.gather(guard.task, return_exceptions=True)
+
+
+def _clients(settings: CollectSettings, urls: list[str]) -> list[AsyncClient]:
+    # Own replicas are asked without a key. Retries are the dispatcher's, which may go elsewhere.
+    key = settings.api_key if settings.replica else None
+    return [
+        AsyncClient(
+            url,
+            timeout_s=settings.timeout,
+            max_retries=0,
+            api_key=None if key is None else key.get_secret_value(),
+        )
+        for url in urls
+    ]
+
+
+def _patience_s(settings: CollectSettings) -> float:
+    return settings.replica_timeout if settings.replica else _OWN_REPLICAS_PATIENCE_S

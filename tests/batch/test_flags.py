@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latentwire_batch.__main__ import main
+from latentwire_batch.config import CollectSettings
+from latentwire_batch.errors import UsageError
+from latentwire_batch.flags import parse_settings
+
+REQUIRED = ["--dataset", "in.jsonl", "--output-dir", "out"]
+
+
+def parse(*args: str) -> CollectSettings:
+    return parse_settings(CollectSettings, [*REQUIRED, *args], "collect", "about")
+
+
+def test_every_field_has_a_flag_and_a_default_from_the_contract() -> None:
+    settings = parse()
+    assert settings.dataset == Path("in.jsonl")
+    assert settings.plan_options == {
+        "prompt_template": "Please provide a general plan to solve this task.\nThe task is: {task}",
+        "chat_template": "auto",
+        "max_new_tokens": 512,
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "top_k": 0,
+        "stop": [],
+    }
+
+
+def test_repeated_flags_gather_and_are_not_split() -> None:
+    settings = parse(
+        "--stop", "a,b", "--stop", "[", "--replica", "http://a", "--replica", "http://b"
+    )
+    assert settings.stop == ("a,b", "[")
+    assert settings.replica == ("http://a", "http://b")
+
+
+def test_booleans_have_a_negative_form() -> None:
+    assert not parse("--no-do-sample").do_sample
+    assert parse("--overwrite").overwrite
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1000", 1000), ("2KB", 2000), ("1.5 MiB", 3 << 19), ("1gb", 10**9)]
+)
+def test_sizes_take_units(text: str, size: int) -> None:
+    assert parse("--max-shard-size", text).max_shard_size == size
+
+
+def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENTWIRE_COLLECT_K", "3")
+    monkeypatch.setenv("LATENTWIRE_COLLECT_REPLICA", "http://a,http://b")
+    assert parse().k == 3
+    assert parse("--k", "4").k == 4
+    assert parse().replica == ("http://a", "http://b")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--k", "-1"], "--k: Input should be greater than or equal to 0"),
+        (["--k", "x"], "--k: Input should be a valid integer"),
+        (["--top-p", "0"], "--top-p: Input should be greater than 0"),
+        (["--max-shard-size", "5 apples"], "--max-shard-size: must be a number of bytes"),
+        (["--tempratur", "1"], "unrecognized arguments: --tempratur"),
+        (["--max-new", "1"], "unrecognized arguments: --max-new"),
+        (["--k"], "argument --k: expected one argument"),
+        (["--chat-template", "llama"], "--chat-template: Input should be 'auto', 'none' or 'qwen'"),
+    ],
+)
+def test_a_bad_flag_is_named(args: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message.split("'")[0]):
+        parse(*args)
+
+
+def test_bad_usage_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--output-dir", "x"]) == 2
+    assert capsys.readouterr().err == "latentwire collect: --dataset: required\n"
+
+
+def test_a_key_is_not_repeated_in_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*REQUIRED, "--api-key", "s3cret", "--k", "x"]) == 2
+    assert "s3cret" not in capsys.readouterr().err
+
+
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in CollectSettings.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
