@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
 import threading
 from collections.abc import Sequence
 from importlib.metadata import version
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 from pydantic import ValidationError
@@ -37,11 +40,10 @@ class _DrainingServer(uvicorn.Server):
         self._serving = serving
         self._is_draining = False
 
-    def handle_exit(self, _sig: int, _frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         """Drain on the first signal; end at once on the second."""
         if self._is_draining:
-            self.should_exit = self.force_exit = True
-            return
+            _end_process(128 + sig)
         self._is_draining = True
         logger.info("draining")
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
@@ -55,8 +57,8 @@ def main(args: Sequence[str]) -> int:
     """Run `latentwire serve`.
 
     Returns:
-        0 after a drained stop, 1 when the engine was lost, 2 for bad settings or a model that
-        cannot be served.
+        0 after a drained stop, 1 when the engine was lost or the address is taken, 2 for bad
+        settings or a model that cannot be served.
     """
     try:
         settings = CliApp.run(Settings, cli_args=list(args))
@@ -64,12 +66,43 @@ def main(args: Sequence[str]) -> int:
         sys.stderr.write(f"latentwire serve: {_explain(error)}\n")
         return EXIT_BAD_SETTINGS
     configure_logging(settings.log_level)
+    _quieten_transformers()
+    try:
+        listening = _listen(settings.host, settings.port)
+    except OSError as error:
+        reason = error.strerror or error
+        logger.error("cannot listen on %s:%d: %s", settings.host, settings.port, reason)
+        return EXIT_FAILED
+    with listening:
+        return _serve(settings, listening)
+
+
+def _quieten_transformers() -> None:
+    """Send its records the way of ours, which keeps paths out, and show no progress bars."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    return _serve(settings)
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
 
 
-def _serve(settings: Settings) -> int:
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the address before anything is loaded.
+
+    Raises:
+        OSError: it is taken, or is not this machine's.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen()
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _serve(settings: Settings, listening: socket.socket) -> int:
     metrics = Metrics()
     package_version = version("latentwire")
 
@@ -78,14 +111,27 @@ def _serve(settings: Settings) -> int:
 
     serving = Serving(settings, metrics, package_version, on_failed)
     app = create_app(serving, metrics, settings.max_body_bytes, package_version)
-    config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, log_config=None, access_log=False
-    )
-    server = _DrainingServer(config, serving)
-    server.run()
+    server = _DrainingServer(uvicorn.Config(app, log_config=None, access_log=False), serving)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    logger.info("listening on http://%s:%d", host, listening.getsockname()[1])
+    server.run([listening])
+    status = _exit_status(server, serving)
+    if serving.is_at_work:
+        # Native code on a daemon thread does not survive the interpreter's end: it would abort.
+        _end_process(status)
+    return status
+
+
+def _exit_status(server: uvicorn.Server, serving: Serving) -> int:
     if serving.failure is not None:
         return EXIT_BAD_SETTINGS if isinstance(serving.failure, ModelError) else EXIT_FAILED
     return EXIT_OK if server.started else EXIT_FAILED
+
+
+def _end_process(status: int) -> NoReturn:
+    """End now, whatever other threads are doing."""
+    logging.shutdown()
+    os._exit(status)
 
 
 def _explain(error: ValidationError | SettingsError) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latentwire.constants import PROBLEM_MEDIA_TYPE
 from latentwire.protocol import ErrorBody, ErrorCode
@@ -20,6 +21,7 @@ from latentwire_service.engine import errors
 logger = logging.getLogger(__name__)
 
 _NOT_READY_RETRY_AFTER_S = 2
+_MAX_FIELD_CHARS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,40 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(errors.EngineError, _on_engine_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_unexpected_error)
+    app.add_middleware(_Unexpected)
+
+
+class _Unexpected:
+    """ASGI middleware that answers what nothing else has answered.
+
+    Starlette's own handler of `Exception` raises it again, for the server to log it once more and
+    to break the connection.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; on an exception, answer unless an answer has begun."""
+        has_begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:
+            if scope["type"] != "http" or has_begun:
+                raise
+            await _unexpected(error)(scope, receive, send)
 
 
 async def _on_engine_error(_request: Request, error: Exception) -> Response:
     answer = _ANSWERS.get(type(error)) if isinstance(error, errors.EngineError) else None
     if answer is None:
-        return await _on_unexpected_error(_request, error)
+        return _unexpected(error)
     headers = {}
     members: dict[str, Any] = {}
     match error:
@@ -92,7 +121,8 @@ async def _on_engine_error(_request: Request, error: Exception) -> Response:
 async def _on_validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    field = _field_name(first["loc"])
+    # The name of an unknown field is the sender's: it may be of any length, and no Unicode text.
+    field = _field_name(first["loc"])[:_MAX_FIELD_CHARS].encode("utf-8", "replace").decode()
     return _problem(_INVALID, f"{field}: {first['msg']}", {}, field=field)
 
 
@@ -100,13 +130,13 @@ async def _on_http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     answer = _HTTP_ANSWERS.get(error.status_code)
     if answer is None:
-        return await _on_unexpected_error(_request, error)
+        return _unexpected(error)
     if answer is _INVALID:
         return _problem(answer, "body: not a JSON text", {}, field="body")
     return _problem(answer, error.detail, dict(error.headers or {}))
 
 
-async def _on_unexpected_error(_request: Request, error: Exception) -> Response:
+def _unexpected(error: Exception) -> Response:
     error_id = secrets.token_hex(8)
     logger.error("error %s", error_id, exc_info=error)
     return _problem(_INTERNAL, f"look up {error_id} in the log", {}, error_id=error_id)

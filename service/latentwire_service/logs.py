@@ -7,9 +7,12 @@ import re
 import traceback
 from types import TracebackType
 
-# Two or more folders and a name; a URL path after a host does not match.
-_ABSOLUTE_PATH = re.compile(
-    r"(?<![\w:/.])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+ -]+)*[/\\][\w.@+-]+[/\\]([\w.@+-]+)"
+# A web address, kept; or a path of two names or more. A double slash within an address ends it:
+# transformers quotes addresses that go on with an absolute path (https://host//tmp/x).
+_NAME = r"[\w.@+-](?:[\w.@+ -]*[\w.@+-])?"
+_ADDRESS_OR_PATH = re.compile(
+    r"(?P<address>\bhttps?://[^\s/]+(?:/(?!/)[^\s/]+)*)"
+    r"|(?:(?<![\w.])|(?=//))(?:~|[A-Za-z]:)?(?:[/\\]+" + _NAME + r")+[/\\]+(?P<last>[\w.@+-]+)"
 )
 
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -17,7 +20,13 @@ _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tup
 
 def without_paths(text: str) -> str:
     """Replace each absolute path in a text by its last part."""
-    return _ABSOLUTE_PATH.sub(r"\1", text)
+    return _ADDRESS_OR_PATH.sub(_shortened, text)
+
+
+def _shortened(found: re.Match[str]) -> str:
+    if found["address"]:
+        return found["address"]
+    return ("/" if found[0].startswith("//") else "") + found["last"]
 
 
 class PathlessFormatter(logging.Formatter):
@@ -42,6 +51,7 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(PathlessFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
     # One line per request comes from the app, without the query that uvicorn would show.
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -86,11 +86,21 @@ def create_router(serving: Serving, metrics: Metrics) -> APIRouter:
 async def _answer(serving: Serving, body: PlanLatentRequest, k: int | None) -> Response:
     if body.stream:
         raise InvalidParamsError("stream", "streaming is not offered; leave it false")
+    _check_is_unicode(body)
     plan = await serving.plan(body, k)
     info = serving.info()
     # Megabytes of base64 are not the event loop's work.
     content = await asyncio.to_thread(render_plan, plan, body, k, info.model, info.revision)
     return Response(content, media_type="application/json")
+
+
+def _check_is_unicode(body: PlanLatentRequest) -> None:
+    """Refuse half of a surrogate pair: JSON can escape one, but no text holds it."""
+    for field in ("task", "task_id", "prompt_template"):
+        try:
+            (getattr(body, field) or "").encode()
+        except UnicodeEncodeError as error:
+            raise InvalidParamsError(field, "must be Unicode text") from error
 
 
 def render_plan(
@@ -137,9 +147,11 @@ async def _until_disconnect(request: Request, answer: Coroutine[Any, Any, Respon
     watching = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        return working.result()
+        if working.done():
+            return working.result()
+        # Raises where there was no going, but a body that is larger than it may be.
+        watching.result()
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)
     finally:
         watching.cancel()
         working.cancel()

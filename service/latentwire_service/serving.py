@@ -98,6 +98,8 @@ class Serving:
         self._served: Served | None = None
         self._state = State.LOADING
         self._state_lock = threading.Lock()
+        # A daemon, like the engine's thread: hours of loading must not keep a dying process alive.
+        self._loader = threading.Thread(target=self._load, name="loader", daemon=True)
         self.failure: Exception | None = None
 
     @property
@@ -107,7 +109,13 @@ class Serving:
 
     def start_loading(self) -> None:
         """Load the model on a thread of its own; `/health` answers meanwhile."""
-        threading.Thread(target=self._load, name="loader", daemon=True).start()
+        self._loader.start()
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a thread of the model is still loading or computing."""
+        is_computing = self._served is not None and self._served.thread.is_alive()
+        return is_computing or self._loader.is_alive()
 
     def drain(self) -> None:
         """Refuse new requests, finish those taken. Blocks until they are finished."""
@@ -205,7 +213,8 @@ class Serving:
         try:
             served = self._build()
         except ModelError as error:
-            logger.error("cannot serve the model: %s", error)
+            logger.error("cannot serve the model: %s", " ".join(str(error).split()))
+            logger.debug("the reason", exc_info=error.__cause__)
             self._fail(error)
         except Exception as error:
             # The boundary of the loader's thread: anything else is a failure to start, too.
@@ -253,7 +262,13 @@ class Serving:
         )
         runner = build_runner(loaded.model, probed, capacity.max_slots, capacity.max_model_len)
         engine = Engine(runner, loaded.eos_token_ids, settings.prefill_chunk, time.monotonic)
-        thread = EngineThread(engine, settings.max_queue, self._metrics.observe_step, self._fail)
+        thread = EngineThread(
+            engine,
+            capacity.max_slots,
+            settings.max_queue,
+            self._metrics.observe_step,
+            self._fail,
+        )
         thread.start()
         vocab_size = loaded.model.config.get_text_config().vocab_size
         return Served(loaded, capacity, probed.hidden_size, vocab_size, thread)

@@ -24,6 +24,7 @@ def slot_mask(
     kv_length: int,
     q_offset: torch.Tensor,
     mask_function: MaskFunction,
+    dtype: torch.dtype,
     **_unused: object,
 ) -> torch.Tensor:
     """Evaluate the model's mask function at each row's positions.
@@ -32,17 +33,21 @@ def slot_mask(
         batch_size: B.
         kv_length: positions that attention reads.
         q_offset: `[B, Q]` int64, the queries' positions (`SlotCache.get_query_offset`).
+        dtype: of queries and keys.
         mask_function: the model's, of broadcastable index tensors (batch, head, query, key).
 
     Returns:
-        bool `[B, 1, Q, kv_length]`, True where a query sees a key.
+        `[B, 1, Q, kv_length]` in `dtype`, to be added to the scores: 0 where a query sees a key,
+        else -inf. (From a bool, attention would make the same tensor again in every layer.)
     """
     device = q_offset.device
     batch = torch.arange(batch_size, device=device)[:, None, None, None]
     head = torch.zeros(1, dtype=torch.long, device=device)[None, :, None, None]
     query = q_offset[:, None, :, None]
     key = torch.arange(kv_length, device=device)[None, None, None, :]
-    return mask_function(batch, head, query, key).expand(batch_size, 1, -1, kv_length)
+    is_seen = mask_function(batch, head, query, key).expand(batch_size, 1, -1, kv_length)
+    hidden = torch.full((), float("-inf"), dtype=dtype, device=device)
+    return torch.where(is_seen, hidden.new_zeros(()), hidden)
 
 
 def slot_attention(
@@ -64,7 +69,7 @@ def slot_attention(
         query: `[B, num_heads, Q, head_dim]`.
         key: `[B, num_kv_heads, kv_length, head_dim]`.
         value: like `key`; its head_dim may differ.
-        attention_mask: bool `[B, 1, Q, kv_length]`.
+        attention_mask: `[B, 1, Q, kv_length]`, added to the scores.
         scaling: factor on the scores; None means ``head_dim ** -0.5``.
         softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
 
@@ -97,8 +102,7 @@ def _softcapped(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = query @ key.transpose(-1, -2) * scale
     scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~mask, float("-inf"))
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+    return torch.softmax(scores + mask, dim=-1, dtype=torch.float32).to(query.dtype) @ value
 
 
 def register() -> None:

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from latentwire_service.engine import attention
 from latentwire_service.engine.errors import UnsupportedModelError
 from latentwire_service.engine.kv_cache import LayerShape
+from latentwire_service.engine.linear import LinearCall, optimise_linears, watch_linears
 from latentwire_service.engine.model_runner import HfModelRunner, PromptPart
 
 _PROBE_TOKENS = 16
@@ -33,11 +34,13 @@ class Probe:
     Attributes:
         hidden: `[_PROBE_TOKENS, hidden_size]` float32, the reference for the slots.
         shapes: keys and values of each layer.
+        linear_calls: which linear layers it called with which tensors.
     """
 
     token_ids: Sequence[int]
     hidden: torch.Tensor
     shapes: Sequence[LayerShape]
+    linear_calls: Sequence[LinearCall]
 
     @property
     def hidden_size(self) -> int:
@@ -64,13 +67,15 @@ def probe(model: Any) -> Probe:
     cache = DynamicCache(config=model.config)
     # Distinct small ids: any vocabulary has them, and a wrong order of positions shows.
     token_ids = list(range(3, 3 + _PROBE_TOKENS))
-    output = model.base_model(
-        input_ids=torch.tensor([token_ids], device=model.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
+    with watch_linears(model) as linear_calls:
+        output = model(
+            input_ids=torch.tensor([token_ids], device=model.device),
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=True,
+        )
     shapes = [_layer_shape(layer, name) for layer in cache.layers]
-    return Probe(token_ids, output.last_hidden_state[0].float(), shapes)
+    return Probe(token_ids, output.hidden_states[-1][0].float(), shapes, linear_calls)
 
 
 def _layer_shape(layer: object, model_type: str) -> LayerShape:
@@ -89,6 +94,7 @@ def build_runner(model: Any, probed: Probe, max_slots: int, max_model_len: int) 
     """
     attention.register()
     model.set_attn_implementation(attention.SLOT_ATTENTION)
+    optimise_linears(model, probed.linear_calls)
     runner = HfModelRunner(model, probed.shapes, probed.hidden_size, max_slots, max_model_len)
     if max_model_len >= _PROBE_TOKENS:
         _check(model, probed, runner)

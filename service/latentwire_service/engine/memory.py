@@ -42,8 +42,7 @@ def available_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([_meminfo_available() or free, *_cgroup_available()])
+    return min([_meminfo_available() or _physical_bytes(), *_cgroup_available()])
 
 
 def plan_capacity(
@@ -92,6 +91,11 @@ def plan_capacity(
     return Capacity(slots, length, slots * (length + 1) * bytes_per_position, budget)
 
 
+def _physical_bytes() -> int:
+    """All of the memory: macOS has no portable word for the free part."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _meminfo_available() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -108,6 +112,11 @@ def _cgroup_available() -> list[int]:
     root = Path("/sys/fs/cgroup")
     try:
         limit, used = (root / "memory.max").read_text(), (root / "memory.current").read_text()
+        lines = (root / "memory.stat").read_text().splitlines()
     except OSError:
         return []
-    return [] if limit.strip() == "max" else [max(int(limit) - int(used), 0)]
+    if limit.strip() == "max":
+        return []
+    # Weights read from disk stay in the page cache and count as used; the kernel gives them up.
+    cached = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+    return [max(int(limit) - int(used) + cached, 0)]

@@ -107,6 +107,7 @@ class HfModelRunner:
         self._device: torch.device = model.device
         self._cache = SlotCache(shapes, max_slots, max_model_len, model.dtype, model.device)
         self._hidden_size = hidden_size
+        self._slots = torch.arange(max_slots, device=self._device)
         # The LM classes return logits only; the hook reads the base model's output on its way.
         self._last_hidden: torch.Tensor | None = None
         model.base_model.register_forward_hook(self._keep_last_hidden)
@@ -151,6 +152,7 @@ class HfModelRunner:
             write_positions[row, start:] = positions[row, start:]
         view = CacheView(
             slots=self._to_device(np.array([part.slot for part in parts])),
+            is_dense=False,
             write_positions=self._to_device(write_positions),
             query_positions=self._to_device(positions),
             kv_length=self._kv_bucket(int(positions.max()) + 1),
@@ -170,7 +172,8 @@ class HfModelRunner:
         is_idle = positions == self._cache.scratch_position
         query_positions = np.where(is_idle, 0, positions)
         view = CacheView(
-            slots=None,
+            slots=self._slots[: len(positions)],
+            is_dense=True,
             write_positions=self._to_device(positions[:, None]),
             query_positions=self._to_device(query_positions[:, None]),
             kv_length=self._kv_bucket(int(query_positions.max()) + 1),

@@ -1,0 +1,257 @@
+"""Submit, cancel, drain and failure, over a runner that the test holds still at will."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from latentwire_service.engine.engine import Engine
+from latentwire_service.engine.engine_thread import EngineLoad, EngineThread
+from latentwire_service.engine.errors import (
+    EngineUnavailableError,
+    LatentInvalidError,
+    QueueFullError,
+    RequestCancelledError,
+)
+from service.engine.fakes import FakeModelRunner, hidden_row
+from service.engine.make_requests import make_request
+
+TIMEOUT_S = 30
+
+
+class Gate:
+    """Holds the engine's thread at the start of a pass."""
+
+    def __init__(self) -> None:
+        self.is_reached = threading.Event()
+        self.may_pass = threading.Event()
+
+    def __call__(self) -> None:
+        self.is_reached.set()
+        assert self.may_pass.wait(TIMEOUT_S)
+
+
+class Failures:
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+        self.happened = threading.Event()
+
+    def __call__(self, error: Exception) -> None:
+        self.errors.append(error)
+        self.happened.set()
+
+
+class Running:
+    """A started engine thread and what the test watches."""
+
+    def __init__(self, max_queue: int, runner: FakeModelRunner) -> None:
+        self.runner = runner
+        self.failures = Failures()
+        engine = Engine(runner, frozenset({0}), prefill_chunk=16, clock=lambda: 0.0)
+        self.thread = EngineThread(
+            engine, runner.max_slots, max_queue, lambda _stats: None, self.failures
+        )
+        self.thread.start()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def start_one(max_queue: int = 8, **runner: object) -> Running:
+        started.append(Running(max_queue, FakeModelRunner(**runner)))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield start_one
+    for running in started:
+        assert running.thread.stop(TIMEOUT_S)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    held = Gate()
+    yield held
+    held.may_pass.set()
+
+
+def test_a_request_gets_its_tokens_and_the_row_that_predicts_each(
+    start: Callable[..., Running],
+) -> None:
+    running = start()
+    request = make_request([3, 9], max_new_tokens=3)
+    running.thread.submit(request)
+    completion = request.future.result(TIMEOUT_S)
+    assert completion.token_ids == [10, 11, 12]
+    assert completion.text == "10 11 12 "
+    expected = [hidden_row(9, 1), hidden_row(10, 2), hidden_row(11, 3)]
+    np.testing.assert_array_equal(completion.hidden_state, np.array(expected, np.float32))
+
+
+def test_a_full_queue_refuses_and_counts_no_request_that_has_a_slot(
+    start: Callable[..., Running], gate: Gate
+) -> None:
+    running = start(max_queue=2, max_slots=1, before_step=gate)
+    requests = [make_request([n]) for n in range(1, 4)]
+    running.thread.submit(requests[0])
+    assert gate.is_reached.wait(TIMEOUT_S)
+    for request in requests[1:]:
+        running.thread.submit(request)
+    assert running.thread.load == EngineLoad(num_running=1, num_waiting=2)
+    with pytest.raises(QueueFullError, match="2 requests are already waiting") as caught:
+        running.thread.submit(make_request([4]))
+    assert caught.value.retry_after_s > 0
+    gate.may_pass.set()
+    for request in requests:
+        assert len(request.future.result(TIMEOUT_S).token_ids) == 4
+
+
+def test_a_queue_that_was_full_takes_requests_again(
+    start: Callable[..., Running], gate: Gate
+) -> None:
+    running = start(max_queue=1, max_slots=1, before_step=gate)
+    first, second = make_request([1]), make_request([2])
+    running.thread.submit(first)
+    assert gate.is_reached.wait(TIMEOUT_S)
+    running.thread.submit(second)
+    with pytest.raises(QueueFullError):
+        running.thread.submit(make_request([3]))
+    gate.may_pass.set()
+    second.future.result(TIMEOUT_S)
+    third = make_request([3])
+    running.thread.submit(third)
+    assert third.future.result(TIMEOUT_S).token_ids == [4, 5, 6, 7]
+
+
+def test_a_cancelled_request_makes_room_and_the_others_go_on(
+    start: Callable[..., Running], gate: Gate
+) -> None:
+    running = start(max_slots=2, before_step=gate)
+    leaving, staying, waiting = (make_request([n], max_new_tokens=20) for n in (1, 2, 3))
+    for request in (leaving, staying, waiting):
+        running.thread.submit(request)
+    assert gate.is_reached.wait(TIMEOUT_S)
+    running.thread.cancel(leaving)
+    gate.may_pass.set()
+    with pytest.raises(RequestCancelledError):
+        leaving.future.result(TIMEOUT_S)
+    assert staying.future.result(TIMEOUT_S).token_ids == list(range(3, 23))
+    assert waiting.future.result(TIMEOUT_S).token_ids == list(range(4, 24))
+
+
+def test_a_request_cancelled_before_the_loop_saw_it_never_runs(
+    start: Callable[..., Running], gate: Gate
+) -> None:
+    running = start(max_slots=2, before_step=gate)
+    first, second = make_request([1]), make_request([30])
+    running.thread.submit(first)
+    assert gate.is_reached.wait(TIMEOUT_S)
+    running.thread.submit(second)
+    running.thread.cancel(second)
+    gate.may_pass.set()
+    assert isinstance(second.future.exception(TIMEOUT_S), RequestCancelledError)
+    first.future.result(TIMEOUT_S)
+    assert all(30 not in history for history in running.runner.histories)
+
+
+def test_cancelling_a_finished_request_changes_nothing(start: Callable[..., Running]) -> None:
+    running = start()
+    request = make_request([1])
+    running.thread.submit(request)
+    completion = request.future.result(TIMEOUT_S)
+    running.thread.cancel(request)
+    after = make_request([5])
+    running.thread.submit(after)
+    assert after.future.result(TIMEOUT_S).token_ids == [6, 7, 8, 9]
+    assert request.future.result(0) is completion
+
+
+def test_a_future_cancelled_by_its_owner_does_not_break_the_loop(
+    start: Callable[..., Running], gate: Gate
+) -> None:
+    running = start(before_step=gate)
+    gone, other = make_request([1]), make_request([2])
+    running.thread.submit(gone)
+    running.thread.submit(other)
+    assert gate.is_reached.wait(TIMEOUT_S)
+    assert gone.future.cancel()
+    running.thread.cancel(gone)
+    gate.may_pass.set()
+    assert other.future.result(TIMEOUT_S).token_ids == [3, 4, 5, 6]
+    assert not running.failures.errors
+
+
+def test_stop_finishes_what_was_taken_and_refuses_the_rest(
+    start: Callable[..., Running], gate: Gate
+) -> None:
+    running = start(max_slots=1, before_step=gate)
+    requests = [make_request([n]) for n in (1, 2, 3)]
+    for request in requests:
+        running.thread.submit(request)
+    assert gate.is_reached.wait(TIMEOUT_S)
+    assert not running.thread.stop(timeout_s=0)
+    with pytest.raises(EngineUnavailableError):
+        running.thread.submit(make_request([4]))
+    gate.may_pass.set()
+    assert running.thread.stop(TIMEOUT_S)
+    for first, request in zip((2, 3, 4), requests, strict=True):
+        assert request.future.result(0).token_ids == list(range(first, first + 4))
+    assert not running.thread.is_alive()
+
+
+def test_a_runner_that_raises_fails_every_waiter_and_reports_it(
+    start: Callable[..., Running], gate: Gate
+) -> None:
+    broken = RuntimeError("device lost")
+
+    def break_down() -> None:
+        gate()
+        raise broken
+
+    running = start(max_slots=1, before_step=break_down)
+    requests = [make_request([n]) for n in (1, 2)]
+    for request in requests:
+        running.thread.submit(request)
+    assert gate.is_reached.wait(TIMEOUT_S)
+    # Submitted during the pass that fails: in the inbox only.
+    requests.append(make_request([3]))
+    running.thread.submit(requests[-1])
+    gate.may_pass.set()
+    for request in requests:
+        assert isinstance(request.future.exception(TIMEOUT_S), EngineUnavailableError)
+    assert running.failures.happened.wait(TIMEOUT_S)
+    assert running.failures.errors == [broken]
+    assert running.thread.load == EngineLoad(num_running=0, num_waiting=0)
+    with pytest.raises(EngineUnavailableError):
+        running.thread.submit(make_request([4]))
+
+
+def test_a_nan_row_fails_its_request_only_and_leaves_a_clean_slot(
+    start: Callable[..., Running],
+) -> None:
+    running = start(max_slots=2, poison=13)
+    poisoned, healthy = make_request([10], 8), make_request([20], 8)
+    running.thread.submit(poisoned)
+    running.thread.submit(healthy)
+    with pytest.raises(LatentInvalidError, match="not finite"):
+        poisoned.future.result(TIMEOUT_S)
+    assert healthy.future.result(TIMEOUT_S).token_ids == list(range(21, 29))
+    followers = [make_request([30], 5), make_request([40], 5)]
+    for follower in followers:
+        running.thread.submit(follower)
+    for follower in followers:
+        assert np.isfinite(follower.future.result(TIMEOUT_S).hidden_state).all()
+    assert running.runner.is_poisoned == [False, False]
+
+
+def test_a_stop_string_and_an_end_token_free_the_slot(start: Callable[..., Running]) -> None:
+    running = start(max_slots=1)
+    by_string = make_request([5], 40, stop=("8 9",))
+    by_token = make_request([47], 40)
+    for request in (by_string, by_token):
+        running.thread.submit(request)
+    assert by_string.future.result(TIMEOUT_S).token_ids == [6, 7, 8, 9]
+    assert by_string.future.result(0).text == "6 7 "
+    assert by_token.future.result(TIMEOUT_S).token_ids == [48, 49, 0]

@@ -1,0 +1,95 @@
+"""The latent's invariant, and when a request ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from latentwire_service.engine.errors import InvalidParamsError, LatentInvalidError
+from latentwire_service.engine.request import FinishReason, HiddenRows
+from latentwire_service.engine.sampling_params import SamplingParams
+from service.engine.make_requests import make_request
+
+
+def rows_with(values: list[list[float]], max_rows: int) -> HiddenRows:
+    rows = HiddenRows(max_rows, 2)
+    for value in values:
+        rows.append(np.array(value, np.float32))
+    return rows
+
+
+@pytest.mark.parametrize(("max_rows", "num_tokens"), [(2, 2), (2, 9), (5, 2)])
+def test_rows_of_the_right_number_pass(max_rows: int, num_tokens: int) -> None:
+    values = [[1.0, 2.0], [3.0, 4.0]]
+    checked = rows_with(values, max_rows).checked(num_tokens)
+    assert checked.dtype == np.float32
+    assert checked.flags.c_contiguous
+    assert checked.tolist() == values
+
+
+def test_no_rows_asked_for_are_no_rows() -> None:
+    rows = HiddenRows(0, 7)
+    assert rows.is_full
+    assert rows.checked(5).shape == (0, 7)
+
+
+@pytest.mark.parametrize(("max_rows", "num_tokens"), [(5, 3), (3, 9), (5, 1)])
+def test_missing_or_surplus_rows_are_refused(max_rows: int, num_tokens: int) -> None:
+    with pytest.raises(LatentInvalidError, match="2 hidden rows where"):
+        rows_with([[1.0, 2.0], [3.0, 4.0]], max_rows).checked(num_tokens)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(LatentInvalidError, match="not finite"):
+        rows_with([[1.0, 2.0], [3.0, value]], 2).checked(2)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        ([5, 6, 7, 8], FinishReason.LENGTH),
+        ([5, 1], FinishReason.STOP),
+        ([5, 6, 7, 1], FinishReason.STOP),
+        ([5, 6, 7, 9], FinishReason.STOP),
+        ([5, 6, 7], None),
+    ],
+)
+def test_a_stop_wins_over_the_length(tokens: list[int], reason: FinishReason | None) -> None:
+    request = make_request([2], max_new_tokens=4, stop=("9",))
+    for token in tokens:
+        assert request.finish_reason is None
+        request.append_token(token, frozenset({1}))
+    assert request.finish_reason is reason
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_p", float("nan")),
+        ("top_k", -1),
+        ("stop", ("",)),
+    ],
+)
+def test_a_parameter_out_of_range_is_refused_by_name(field: str, value: object) -> None:
+    given: dict[str, object] = {"max_new_tokens": 1, "seed": 0, field: value}
+    with pytest.raises(InvalidParamsError) as caught:
+        SamplingParams(**given)  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_greedy"),
+    [({}, False), ({"temperature": 0.0}, True), ({"do_sample": False}, True)],
+)
+def test_what_is_greedy(changes: dict[str, float], is_greedy: bool) -> None:
+    params = SamplingParams(max_new_tokens=1, seed=0, **changes)  # type: ignore[arg-type]
+    assert params.is_greedy is is_greedy
