@@ -1,0 +1,154 @@
+"""The tables of the README that restate code: made from it, so that they cannot drift.
+
+`make readme` rewrites them in place, between their `<!-- begin NAME -->` and `<!-- end NAME -->`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+from typer.models import OptionInfo
+
+from latentwire.cli import app
+from latentwire.protocol import PlanLatentQuery
+from latentwire_batch.config import CollectSettings
+from latentwire_service.settings import Settings
+
+README = Path(__file__).parents[1] / "README.md"
+
+_VALUES: dict[object, str] = {
+    int: "integer",
+    float: "number",
+    str: "text",
+    Path: "path",
+    SecretStr: "text",
+}
+_MARKED = r"(?<=<!-- begin {name} -->\n)(.*?)(?=<!-- end {name} -->)"
+
+
+def rewrite(readme: str) -> str:
+    """Return the README with every marked table made anew."""
+    for name, make in TABLES.items():
+        table = make()
+        readme = re.sub(
+            _MARKED.format(name=name), lambda _, table=table: table, readme, flags=re.DOTALL
+        )
+    return readme
+
+
+def _settings_table(model: type[BaseModel]) -> str:
+    rows = [
+        (
+            _flag(name, field),
+            # A switch takes no value.
+            _value(field).removeprefix("true or false"),
+            _default(field),
+            field.description or "",
+        )
+        for name, field in model.model_fields.items()
+    ]
+    return _table(("Flag", "Value", "Default", "Meaning"), rows)
+
+
+def _fields_table() -> str:
+    # `k` first: it is the one that is in the URL in both forms.
+    fields = dict(PlanLatentQuery.model_fields)
+    fields = {"k": fields.pop("k"), **fields}
+    rows = [
+        (f"`{name}`", _value(field), _default(field), field.description or "")
+        for name, field in fields.items()
+    ]
+    return _table(("Field", "Value", "Default", "Meaning"), rows)
+
+
+def _plan_table() -> str:
+    """From the signature of the command's function, which is all that typer goes by."""
+    (callback,) = (c.callback for c in app.registered_commands if c.name == "plan")
+    assert callback is not None
+    hints = get_type_hints(callback, include_extras=True)
+    rows = []
+    for name, parameter in inspect.signature(callback).parameters.items():
+        annotation, option = get_args(hints[name])
+        if not isinstance(option, OptionInfo):
+            continue
+        # Inside `Annotated`, the first argument of `typer.Option` is a declaration, not a default.
+        declared = option.default if isinstance(option.default, str) else _kebab(name)
+        flags = " / ".join(f"`{flag}`" for flag in declared.split("/"))
+        meaning = option.help or ""
+        if option.envvar:
+            meaning += f" Else from `{option.envvar}`."
+        default = "" if parameter.default is None else _code(parameter.default)
+        rows.append(
+            (flags, " or ".join(_kinds(annotation)).removeprefix("true or false"), default, meaning)
+        )
+    return _table(("Flag", "Value", "Default", "Meaning"), rows)
+
+
+def _flag(name: str, field: FieldInfo) -> str:
+    flag = _kebab(name)
+    if field.annotation is bool:
+        return f"`{flag}` / `--no-{flag[2:]}`"
+    return f"`{flag}`"
+
+
+def _kebab(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _value(field: FieldInfo) -> str:
+    return " or ".join(_kinds(field.annotation))
+
+
+def _kinds(annotation: Any) -> Iterator[str]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _kinds(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for choice in get_args(annotation):
+            yield from _kinds(choice)
+    elif origin is Literal:
+        yield ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    elif origin in (tuple, list):
+        yield "text, repeatable"
+    elif annotation is bool:
+        yield "true or false"
+    elif annotation is not type(None):
+        yield _VALUES[annotation]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default in (None, (), []):
+        return ""
+    if isinstance(field.default, bool):
+        return "`true`" if field.default else "`false`"
+    return _code(field.default)
+
+
+def _code(value: object) -> str:
+    return "`" + str(value).replace("\n", "\\n") + "`"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "serve": lambda: _settings_table(Settings),
+    "plan": _plan_table,
+    "collect": lambda: _settings_table(CollectSettings),
+    "fields": _fields_table,
+}
+
+
+if __name__ == "__main__":
+    README.write_text(rewrite(README.read_text()))
