@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/latentwire collect --model demo --dataset examples/tasks.jsonl \
-	  --output-dir outputs/demo --max-new-tokens 96 --seed 0 --overwrite
+	  --output-dir outputs/demo --max-new-tokens 96 --temperature 0.3 --seed 0 --overwrite
 	$(BIN)/python examples/read_dataset.py outputs/demo
 
 test: install

@@ -171,10 +171,16 @@ class _Child:
             start_new_session=True,
         )
         assert process.stderr is not None
-        # Read to the end: a full pipe would stop the child.
-        async for line in process.stderr:
-            self.last_lines.append(line.decode(errors="replace").rstrip())
-        return await process.wait()
+        try:
+            # Read to the end: a full pipe would stop the child.
+            async for line in process.stderr:
+                self.last_lines.append(line.decode(errors="replace").rstrip())
+            return await process.wait()
+        finally:
+            # Cancelled before `stop` knew of the process, or in spite of it.
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
     async def stop(self, patience_s: float) -> None:
         """End the process, by force if it has not ended after `patience_s` seconds."""

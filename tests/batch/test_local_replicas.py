@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,7 @@ def test_an_interrupt_while_replicas_start_leaves_nothing(
     as_children: Callable[..., None], collect: Collect, stderr: WatchedStream, output: Path
 ) -> None:
     as_children("--not-ready")
+    others = child_pids()
 
     def interrupt() -> None:
         stderr.wait_for("starting 1 replica")
@@ -121,6 +123,18 @@ def test_an_interrupt_while_replicas_start_leaves_nothing(
     assert collect().status == 130
     helper.join()
     assert not output.exists()
+    assert child_pids() == others
+
+
+def child_pids() -> set[str]:
+    """List this process's children; empty where there is no /proc."""
+    children = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # pid (name) state ppid ...: the name may hold anything, also spaces and brackets.
+            if stat.read_text().rpartition(")")[2].split()[1] == str(os.getpid()):
+                children.add(stat.parent.name)
+    return children
 
 
 def test_a_tethered_process_ends_with_its_starter(as_children: Callable[..., None]) -> None:
