@@ -51,17 +51,55 @@ _HTTP_ANSWERS: Mapping[int, _Answer] = {
 }
 
 
+_EXAMPLES: Mapping[ErrorCode, dict[str, object]] = {
+    "invalid-request": {
+        "detail": "top_p: Input should be less than or equal to 1",
+        "field": "top_p",
+    },
+    "prompt-too-long": {
+        "detail": "the prompt has 4000 tokens and max_new_tokens is 512; together they must not "
+        "exceed 4096",
+        "prompt_tokens": 4000,
+        "max_model_len": 4096,
+    },
+    "queue-full": {"detail": "1024 requests are already waiting"},
+    "not-ready": {"detail": "the service is loading"},
+    "latent-invalid": {"detail": "the model's hidden state is not finite"},
+    "payload-too-large": {"detail": "the request body exceeds 1048576 bytes"},
+    "internal": {
+        "detail": "look up 9f86d081884c7d65 in the log",
+        "error_id": "9f86d081884c7d65",
+    },
+    "not-found": {"detail": "Not Found"},
+    "method-not-allowed": {"detail": "Method Not Allowed"},
+}
+
+
 def documented_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe error answers for OpenAPI."""
+    """Describe error answers for OpenAPI, each code with an example."""
     schema = {"$ref": "#/components/schemas/ErrorBody"}
+    answers = {a.code: a for a in [*_ANSWERS.values(), *_HTTP_ANSWERS.values(), _INTERNAL]}
     return {
         status: {
             "description": HTTPStatus(status).phrase,
             "model": ErrorBody,
-            "content": {PROBLEM_MEDIA_TYPE: {"schema": schema}},
+            "content": {
+                PROBLEM_MEDIA_TYPE: {
+                    "schema": schema,
+                    "examples": {
+                        code: {"value": _EXAMPLES[code] | _standard_members(answer)}
+                        for code, answer in answers.items()
+                        if answer.status == status
+                    },
+                }
+            },
         }
         for status in statuses
     }
+
+
+def _standard_members(answer: _Answer) -> dict[str, object]:
+    return {"title": answer.title, "status": answer.status, "code": answer.code}
 
 
 def install(app: FastAPI) -> None:

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi.openapi.models import Example
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from latentwire.protocol import (
@@ -30,18 +31,57 @@ from latentwire_service.serving import Plan, Serving, State
 # The caller is gone and reads no status; this one (nginx's) is for the metrics.
 _CLIENT_CLOSED_REQUEST = 499
 
+_REQUEST_EXAMPLES: dict[str, Example] = {
+    "defaults": {"summary": "A task and nothing else", "value": {"task": "Clean the kettle"}},
+    "repeatable": {
+        "summary": "The same plan each time",
+        "value": {"task": "Clean the kettle", "max_new_tokens": 128, "top_p": 0.9, "seed": 7},
+    },
+}
+_RESPONSE_EXAMPLE: dict[str, Any] = {
+    "id": "plan-3e2602731dac088d4ce2575e",
+    "model": "SmolLM2-135M-Instruct.Q4_1",
+    "task": "Clean the kettle",
+    "task_id": "kettle-1",
+    "plan": "1. Empty it.",
+    "k": 1,
+    "hidden_state": {
+        "data": "AACAPwAAAMA=",
+        "dtype": "float32",
+        "byteorder": "little",
+        "shape": [1, 2],
+    },
+    "latent": {
+        "layer": "last",
+        "normed": True,
+        "alignment": "predicts",
+        "model": "SmolLM2-135M-Instruct.Q4_1",
+        "revision": None,
+    },
+    "token_ids": [33, 30, 30590, 357, 30, 2],
+    "finish_reason": "stop",
+    "seed": 7,
+    "usage": {"prompt_tokens": 41, "completion_tokens": 6, "latent_steps": 1},
+    "timings": {"queue_ms": 0.1, "prefill_ms": 20.4, "decode_ms": 81.2},
+}
+
 
 def create_router(serving: Serving, metrics: Metrics) -> APIRouter:
     """Build the routes over one serving layer."""
     router = APIRouter()
     plan_responses: dict[int | str, dict[str, Any]] = {
-        200: {"model": PlanLatentResponse},
+        200: {
+            "model": PlanLatentResponse,
+            "content": {"application/json": {"example": _RESPONSE_EXAMPLE}},
+        },
         **documented_responses(413, 422, 429, 500, 503),
     }
 
     @router.post("/plan_latent", responses=plan_responses, response_class=Response)
     async def plan_latent(
-        request: Request, body: PlanLatentRequest, params: Annotated[PlanLatentParams, Query()]
+        request: Request,
+        body: Annotated[PlanLatentRequest, Body(openapi_examples=_REQUEST_EXAMPLES)],
+        params: Annotated[PlanLatentParams, Query()],
     ) -> Response:
         """Plan a task; answer the plan's text and its hidden states."""
         return await _until_disconnect(request, _answer(serving, body, params.k))

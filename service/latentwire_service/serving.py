@@ -260,7 +260,13 @@ class Serving:
             capacity.cache_bytes / 2**20,
             capacity.budget_bytes / 2**20,
         )
-        runner = build_runner(loaded.model, probed, capacity.max_slots, capacity.max_model_len)
+        runner = build_runner(
+            loaded.model,
+            probed,
+            capacity.max_slots,
+            capacity.max_model_len,
+            compile_decode=settings.compile,
+        )
         engine = Engine(runner, loaded.eos_token_ids, settings.prefill_chunk, time.monotonic)
         thread = EngineThread(
             engine,

@@ -68,6 +68,11 @@ class Settings(BaseSettings):
         ge=1,
         description="Prompt positions computed in one step: running requests wait no longer.",
     )
+    compile: bool = Field(
+        default=False,
+        description="Compile the decode step (inductor; CUDA graphs on a GPU): a start of a minute "
+        "or more, then faster steps.",
+    )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads for the model; default: torch's choice."
     )

@@ -6,7 +6,8 @@ interface and by comparing one short pass over slots with the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from latentwire_service.engine import attention
-from latentwire_service.engine.errors import UnsupportedModelError
+from latentwire_service.engine.errors import EngineError, UnsupportedModelError
 from latentwire_service.engine.kv_cache import LayerShape
 from latentwire_service.engine.linear import LinearCall, optimise_linears, watch_linears
 from latentwire_service.engine.model_runner import HfModelRunner, PromptPart
@@ -62,12 +63,14 @@ def probe(model: Any) -> Probe:
             cache is not keys and values per position (state-space, hybrid).
     """
     name = model.config.model_type
+    with _refusing(name):
+        cache = DynamicCache(config=model.config)
+    _check_layers(cache.layers, name)
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModelError(f"{name} does not use transformers' attention interface")
-    cache = DynamicCache(config=model.config)
     # Distinct small ids: any vocabulary has them, and a wrong order of positions shows.
     token_ids = list(range(3, 3 + _PROBE_TOKENS))
-    with watch_linears(model) as linear_calls:
+    with _refusing(name), watch_linears(model) as linear_calls:
         output = model(
             input_ids=torch.tensor([token_ids], device=model.device),
             past_key_values=cache,
@@ -78,6 +81,39 @@ def probe(model: Any) -> Probe:
     return Probe(token_ids, output.hidden_states[-1][0].float(), shapes, linear_calls)
 
 
+@contextmanager
+def _refusing(model_type: str) -> Iterator[None]:
+    """Turn what a model's own code raises, when used as a decoder, into a refusal.
+
+    Running out of memory says nothing about the model and is passed on.
+    """
+    try:
+        yield
+    except (EngineError, torch.OutOfMemoryError):
+        raise
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = f"{type(error).__name__}: {error}".strip(": ")
+        raise UnsupportedModelError(
+            f"{model_type} cannot be run as a decoder over slots ({reason})"
+        ) from error
+
+
+def _check_layers(layers: Sequence[object], model_type: str) -> None:
+    """Refuse state-space and hybrid models by the kinds of cache their config asks for."""
+    other = {type(layer).__name__ for layer in layers if not isinstance(layer, DynamicLayer)}
+    if other:
+        raise UnsupportedModelError(
+            f"{model_type} has layers without a standard KV cache ({', '.join(sorted(other))})"
+        )
+
+
 def _layer_shape(layer: object, model_type: str) -> LayerShape:
     if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
         raise UnsupportedModelError(
@@ -86,18 +122,42 @@ def _layer_shape(layer: object, model_type: str) -> LayerShape:
     return LayerShape(layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1])
 
 
-def build_runner(model: Any, probed: Probe, max_slots: int, max_model_len: int) -> HfModelRunner:
+def build_runner(
+    model: Any,
+    probed: Probe,
+    max_slots: int,
+    max_model_len: int,
+    compile_decode: bool = False,
+) -> HfModelRunner:
     """Put the model on slots and check that it still computes the same.
+
+    Args:
+        model: changed in place: its attention, and its linear layers.
+        probed: what `probe` saw of it.
+        max_slots: sequences in the KV cache at once.
+        max_model_len: positions of one sequence.
+        compile_decode: compile the decode step, and warm it up.
 
     Raises:
         UnsupportedModelError: hidden states over slots differ from the model's own.
     """
     attention.register()
+    with _refusing(model.config.model_type):
+        return _build(model, probed, max_slots, max_model_len, compile_decode)
+
+
+def _build(
+    model: Any, probed: Probe, max_slots: int, max_model_len: int, compile_decode: bool
+) -> HfModelRunner:
     model.set_attn_implementation(attention.SLOT_ATTENTION)
-    optimise_linears(model, probed.linear_calls)
-    runner = HfModelRunner(model, probed.shapes, probed.hidden_size, max_slots, max_model_len)
+    optimise_linears(model, probed.linear_calls, pack=not compile_decode)
+    runner = HfModelRunner(
+        model, probed.shapes, probed.hidden_size, max_slots, max_model_len, compile_decode
+    )
     if max_model_len >= _PROBE_TOKENS:
         _check(model, probed, runner)
+    if compile_decode:
+        runner.warm_up()
     return runner
 
 

@@ -8,6 +8,8 @@ place and return what attention reads: the slots of the pass, up to the length t
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,23 +51,35 @@ class CacheView:
     kv_length: int
 
 
+@dataclass(slots=True)
+class CurrentView:
+    """The view of the forward pass under way, shared by all layers."""
+
+    view: CacheView | None = None
+
+    def get(self) -> CacheView:
+        """Return it."""
+        assert self.view is not None
+        return self.view
+
+
 class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer for all slots."""
 
     is_compileable = True
     is_sliding = False
 
-    def __init__(self, num_slots: int, num_positions: int) -> None:
+    def __init__(self, num_slots: int, num_positions: int, current: CurrentView) -> None:
         CacheLayerMixin.__init__(self)
         self.num_slots = num_slots
         self.num_positions = num_positions
-        self.view: CacheView | None = None
+        self.current = current
 
     def allocate(self, shape: LayerShape, dtype: torch.dtype, device: torch.device) -> None:
         """Take the memory, zeroed: what is masked out must still be finite."""
         sizes = (self.num_slots, shape.num_kv_heads, self.num_positions)
-        self.keys = torch.zeros((*sizes, shape.key_dim), dtype=dtype, device=device)
-        self.values = torch.zeros((*sizes, shape.value_dim), dtype=dtype, device=device)
+        self.keys = _zeros((*sizes, shape.key_dim), dtype, device)
+        self.values = _zeros((*sizes, shape.value_dim), dtype, device)
         self.is_initialized = True
 
     def lazy_initialization(self, _key_states: torch.Tensor, _value_states: torch.Tensor) -> None:
@@ -84,8 +98,7 @@ class SlotLayer(CacheLayerMixin):
         Returns:
             keys and values, `[B, num_kv_heads, kv_length, head_dim]`.
         """
-        view = self.view
-        assert view is not None
+        view = self.current.get()
         assert self.keys is not None
         assert self.values is not None
         return (
@@ -95,13 +108,12 @@ class SlotLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, _query_length: int) -> tuple[int, int]:
         """Return the KV length and offset that the mask covers."""
-        assert self.view is not None
-        return self.view.kv_length, 0
+        return self.current.get().kv_length, 0
 
     def get_seq_length(self) -> int:
         """Positions before the queries, as far as all rows of a pass share one number."""
-        assert self.view is not None
-        return self.view.kv_length - self.view.write_positions.shape[1]
+        view = self.current.get()
+        return view.kv_length - view.write_positions.shape[1]
 
     def get_max_length(self) -> int:
         """Positions a slot holds."""
@@ -116,6 +128,20 @@ def _write_and_read(cache: torch.Tensor, states: torch.Tensor, view: CacheView) 
     return cache[:, :, : view.kv_length].index_select(0, view.slots)
 
 
+def _zeros(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return zeros; on the CPU as pages that take memory only once they are written to.
+
+    torch would write them all at once, and a cache of many long slots is rarely full. Huge pages
+    are declined where the system has them: a short sequence would take as many as a long one.
+    """
+    if device.type != "cpu":
+        return torch.zeros(sizes, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, math.prod(sizes) * dtype.itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(sizes)
+
+
 class SlotCache(Cache):
     """All layers' slots."""
 
@@ -128,7 +154,8 @@ class SlotCache(Cache):
         device: torch.device,
     ) -> None:
         self.scratch_position = max_model_len
-        slot_layers = [SlotLayer(num_slots, max_model_len + 1) for _ in shapes]
+        self._current = CurrentView()
+        slot_layers = [SlotLayer(num_slots, max_model_len + 1, self._current) for _ in shapes]
         for layer, shape in zip(slot_layers, shapes, strict=True):
             layer.allocate(shape, dtype, device)
         self.slot_layers = slot_layers
@@ -136,18 +163,15 @@ class SlotCache(Cache):
 
     def use(self, view: CacheView) -> None:
         """Say which slots and positions the next forward pass is about."""
-        for layer in self.slot_layers:
-            layer.view = view
+        self._current.view = view
 
-    def get_query_offset(self, layer_idx: int = 0) -> Any:
+    def get_query_offset(self, _layer_idx: int = 0) -> Any:
         """Positions of the queries, `[B, Q]` int64: `slot_mask` takes them for its `q_offset`.
 
         Typed Any because Hugging Face says int; it hands the value on unread, and one number could
         not stand for rows of different lengths.
         """
-        view = self.slot_layers[layer_idx].view
-        assert view is not None
-        return view.query_positions
+        return self._current.get().query_positions
 
     def move(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first `num_tokens` positions of one slot to another."""

@@ -30,19 +30,22 @@ class Product(nn.Module):
 
     Args:
         layers: siblings with one input; their weights are joined and may be freed afterwards.
+        pack: use the blocked layout where it can be had.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+    def __init__(self, layers: Sequence[nn.Linear], pack: bool) -> None:
         super().__init__()
         self.out_features = [layer.out_features for layer in layers]
         weight = torch.cat([layer.weight for layer in layers]) if len(layers) > 1 else None
         weight = layers[0].weight.detach() if weight is None else weight
-        self.is_packed = can_pack(weight)
+        self.is_packed = pack and can_pack(weight)
         if self.is_packed:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKING_ROWS)
-        # Plain attributes: a blocked layout has no strides, which parameters are expected to have.
-        self.weight = weight
-        self.bias = _joined_bias(layers)
+            # A plain attribute: a blocked layout has no strides, which buffers must have.
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKING_ROWS)
+        else:
+            self.register_buffer("weight", weight, persistent=False)
+        self.bias: torch.Tensor | None
+        self.register_buffer("bias", _joined_bias(layers), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return `[..., sum(out_features)]`."""
@@ -119,17 +122,18 @@ def watch_linears(model: nn.Module) -> Iterator[list[LinearCall]]:
             hook.remove()
 
 
-def optimise_linears(model: nn.Module, calls: Sequence[LinearCall]) -> None:
+def optimise_linears(model: nn.Module, calls: Sequence[LinearCall], pack: bool) -> None:
     """Replace the model's linear layers by fused and packed ones, in place.
 
     Args:
         model: in eval mode, on its device, in its dtype.
         calls: of one forward pass, from `watch_linears`.
+        pack: use oneDNN's layout on the CPU; a compiler that packs by itself wants plain weights.
     """
     for parent_path, names in _siblings(calls):
         parent = model.get_submodule(parent_path)
         layers: list[nn.Linear] = [getattr(parent, name) for name in names]
-        product = Product(layers)
+        product = Product(layers, pack)
         if len(layers) == 1:
             if product.is_packed:
                 setattr(parent, names[0], product)

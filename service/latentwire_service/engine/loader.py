@@ -130,8 +130,8 @@ def load_model(
         model: Any = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **options)
     except ModelError:
         raise
-    # Missing and damaged files, unknown architectures and absent packages raise whatever the library
-    # underneath has, bare Exception included; all of it means the same here.
+    # Missing and damaged files, unknown architectures and absent packages raise whatever the
+    # library underneath has, bare Exception included; all of it means the same here.
     except Exception as error:
         raise ModelNotFoundError(f"{source.model_id} cannot be loaded: {error}") from error
     model.eval().requires_grad_(False)

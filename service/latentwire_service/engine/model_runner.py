@@ -5,13 +5,14 @@ Hidden rows are taken from the base model's output, before the LM head: no all-l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch._inductor import config as inductor_config
 
 from latentwire_service.engine.kv_cache import CacheView, LayerShape, SlotCache
 
@@ -91,6 +92,7 @@ class HfModelRunner:
         shapes: keys and values of each layer.
         hidden_size: width H of a hidden row.
         max_slots, max_model_len: size of the KV cache allocated here.
+        compile_decode: compile the decode step: CUDA graphs on a GPU, inductor on the CPU.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class HfModelRunner:
         hidden_size: int,
         max_slots: int,
         max_model_len: int,
+        compile_decode: bool,
     ) -> None:
         self._model = model
         self._max_slots = max_slots
@@ -111,6 +114,9 @@ class HfModelRunner:
         # The LM classes return logits only; the hook reads the base model's output on its way.
         self._last_hidden: torch.Tensor | None = None
         model.base_model.register_forward_hook(self._keep_last_hidden)
+        self._decode_step: _Step = (
+            _compiled(self._run, self._device) if compile_decode else self._run
+        )
 
     def _keep_last_hidden(self, _module: object, _args: object, output: Any) -> None:
         self._last_hidden = output.last_hidden_state
@@ -157,7 +163,7 @@ class HfModelRunner:
             query_positions=self._to_device(positions),
             kv_length=self._kv_bucket(int(positions.max()) + 1),
         )
-        return self._forward(self._to_device(token_ids), view)
+        return self._run(self._to_device(token_ids), view)
 
     @torch.inference_mode()
     def decode(
@@ -178,7 +184,18 @@ class HfModelRunner:
             query_positions=self._to_device(query_positions[:, None]),
             kv_length=self._kv_bucket(int(query_positions.max()) + 1),
         )
-        return self._forward(self._to_device(token_ids[:, None]), view)
+        return self._decode_step(self._to_device(token_ids[:, None]), view)
+
+    def warm_up(self) -> None:
+        """Run the decode shapes that a compiler treats apart, on slots that hold nothing.
+
+        One row is a shape of its own; more rows and longer caches become dynamic once they vary.
+        """
+        for num_rows in sorted({1, min(2, self._max_slots), self._max_slots}):
+            for length in (KV_BUCKET, 3 * KV_BUCKET):
+                position = min(length, self._max_model_len) - 1
+                rows = np.zeros(num_rows, dtype=np.int64)
+                self.decode(rows, np.full(num_rows, position, dtype=np.int64))
 
     @torch.inference_mode()
     def move_slot(self, source: int, target: int, num_tokens: int) -> None:
@@ -190,7 +207,7 @@ class HfModelRunner:
         """Zero a slot whose content is not to be trusted."""
         self._cache.clear(slot)
 
-    def _forward(self, token_ids: torch.Tensor, view: CacheView) -> StepOutput:
+    def _run(self, token_ids: torch.Tensor, view: CacheView) -> StepOutput:
         self._cache.use(view)
         output = self._model(
             input_ids=token_ids,
@@ -208,3 +225,19 @@ class HfModelRunner:
 
     def _to_device(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+_Step = Callable[[torch.Tensor, CacheView], StepOutput]
+
+
+def _compiled(step: _Step, device: torch.device) -> _Step:
+    """Compile a decode step; it traces without a graph break.
+
+    The CUDA branch is reached on a GPU only.
+    """
+    if device.type == "cuda":
+        return torch.compile(step, fullgraph=True, mode="reduce-overhead")
+    # Weights become constants of the graph, so that inductor packs them. The flag is read while
+    # tracing, too, where `torch.compile(options=...)` does not reach.
+    inductor_config.freezing = True
+    return torch.compile(step, fullgraph=True)

@@ -229,21 +229,24 @@ def test_a_runner_that_raises_fails_every_waiter_and_reports_it(
 
 
 def test_a_nan_row_fails_its_request_only_and_leaves_a_clean_slot(
-    start: Callable[..., Running],
+    start: Callable[..., Running], gate: Gate
 ) -> None:
-    running = start(max_slots=2, poison=13)
-    poisoned, healthy = make_request([10], 8), make_request([20], 8)
-    running.thread.submit(poisoned)
+    running = start(max_slots=2, poison=13, before_step=gate)
+    # The last slot: no move writes over what is left in it.
+    healthy, poisoned = make_request([20], 8), make_request([10], 8)
     running.thread.submit(healthy)
+    assert gate.is_reached.wait(TIMEOUT_S)
+    running.thread.submit(poisoned)
+    gate.may_pass.set()
     with pytest.raises(LatentInvalidError, match="not finite"):
         poisoned.future.result(TIMEOUT_S)
     assert healthy.future.result(TIMEOUT_S).token_ids == list(range(21, 29))
+    assert running.runner.is_poisoned == [False, False]
     followers = [make_request([30], 5), make_request([40], 5)]
     for follower in followers:
         running.thread.submit(follower)
     for follower in followers:
         assert np.isfinite(follower.future.result(TIMEOUT_S).hidden_state).all()
-    assert running.runner.is_poisoned == [False, False]
 
 
 def test_a_stop_string_and_an_end_token_free_the_slot(start: Callable[..., Running]) -> None:

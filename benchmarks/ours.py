@@ -1,0 +1,133 @@
+"""latentwire as a contender: the engine in this process, and the service over HTTP."""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from benchmarks.workload import TOP_P, Sample, Workload
+from latentwire import Client
+from latentwire_service.engine.build import build_runner, probe
+from latentwire_service.engine.detokenizer import Detokenizer
+from latentwire_service.engine.engine import Engine
+from latentwire_service.engine.loader import LoadedModel
+from latentwire_service.engine.request import Completion, HiddenRows, Request
+from latentwire_service.engine.sampling_params import SamplingParams
+
+MAX_SLOTS = 64
+MAX_MODEL_LEN = 1024
+PREFILL_CHUNK = 512
+
+
+class InProcess:
+    """The engine, stepped in this thread; all hidden rows kept."""
+
+    def __init__(self, loaded: LoadedModel, compile_decode: bool = False) -> None:
+        self._loaded = loaded
+        probed = probe(loaded.model)
+        self._hidden_size = probed.hidden_size
+        runner = build_runner(loaded.model, probed, MAX_SLOTS, MAX_MODEL_LEN, compile_decode)
+        # No end-of-sequence token: every contender generates the same number of tokens.
+        self.engine = Engine(runner, frozenset(), PREFILL_CHUNK, time.monotonic)
+
+    def submit(self, prompt: list[int], new_tokens: int, seed: int) -> Request:
+        """Queue one request."""
+        request = Request(
+            request_id=str(seed),
+            prompt_token_ids=prompt,
+            params=SamplingParams(max_new_tokens=new_tokens, seed=seed, top_p=TOP_P),
+            rows=HiddenRows(new_tokens, self._hidden_size),
+            detokenizer=Detokenizer(self._loaded.tokenizer, ()),
+            submitted_at=time.monotonic(),
+        )
+        self.engine.add(request)
+        return request
+
+    def run(self, workload: Workload) -> Sample:
+        """Generate for all prompts, submitted at once."""
+        started = time.perf_counter()
+        requests = [
+            self.submit(prompt, workload.new_tokens, seed)
+            for seed, prompt in enumerate(workload.prompts)
+        ]
+        while self.engine.step() is not None:
+            pass
+        seconds = time.perf_counter() - started
+        completions: list[Completion] = [request.future.result(0) for request in requests]
+        assert all(len(c.hidden_state) == workload.new_tokens for c in completions)
+        steps = max(workload.new_tokens - 1, 1)
+        return Sample(
+            workload.num_tokens,
+            seconds,
+            ttft_s=statistics.median(c.queue_s + c.prefill_s for c in completions),
+            tpot_s=statistics.median(c.decode_s / steps for c in completions),
+        )
+
+
+class OverHttp:
+    """`latentwire serve` as a child, asked by as many clients as there are prompts.
+
+    A served model ends at its end-of-sequence token, so the rate counts what really came.
+    """
+
+    def __init__(self, model: str, dtype: str, threads: int) -> None:
+        with socket.socket() as probe_socket:
+            probe_socket.bind(("127.0.0.1", 0))
+            port = probe_socket.getsockname()[1]
+        flags = {
+            "--model": model,
+            "--dtype": dtype,
+            "--threads": threads,
+            "--port": port,
+            "--max-slots": MAX_SLOTS,
+            "--max-model-len": MAX_MODEL_LEN,
+            "--prefill-chunk": PREFILL_CHUNK,
+            "--log-level": "error",
+        }
+        arguments = [str(part) for flag in flags.items() for part in flag]
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "latentwire_service", *arguments], stdout=subprocess.DEVNULL
+        )
+        self._client = Client(f"http://127.0.0.1:{port}")
+        self._client.wait_ready(300)
+
+    @property
+    def pid(self) -> int:
+        """The service's process id."""
+        return self._child.pid
+
+    def run(self, workload: Workload) -> Sample:
+        """Ask for all tasks at once."""
+
+        def ask(numbered: tuple[int, str]) -> int:
+            seed, task = numbered
+            answer = self._client.plan_latent(
+                task, seed=seed, max_new_tokens=workload.new_tokens, top_p=TOP_P
+            )
+            assert answer.hidden_state.shape[0] == len(answer.token_ids)
+            return len(answer.token_ids)
+
+        with ThreadPoolExecutor(len(workload.tasks)) as pool:
+            started = time.perf_counter()
+            counts = list(pool.map(ask, enumerate(workload.tasks)))
+            return Sample(sum(counts), time.perf_counter() - started)
+
+    def close(self) -> None:
+        """Stop the service."""
+        self._client.close()
+        self._child.terminate()
+        self._child.wait(60)
+
+
+def peak_rss_bytes(pid: int | None = None) -> int:
+    """Peak resident memory of a process, in bytes (Linux)."""
+    with open(f"/proc/{pid or os.getpid()}/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,94 @@
+"""Where one decode step's time goes, against what its matrix products alone would take."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.ours import MAX_MODEL_LEN
+from benchmarks.workload import TOP_P, load
+from latentwire_service.engine.build import build_runner, probe
+from latentwire_service.engine.sampler import SamplingBatch, sample
+from latentwire_service.engine.sampling_params import SamplingParams
+
+_POSITION = 120
+_REPEATS = 9
+
+# Profiler names by part; what is not named here is element-wise work (norms, rotary, activations).
+_PARTS = {
+    "matrix products": ("linear", "mm", "addmm", "bmm", "matmul"),
+    "attention": ("scaled_dot_product", "softmax"),
+    "KV writes and reads": ("index_put", "index_select", "scatter"),
+}
+
+
+def account_of_a_step(model: str, dtype: str, threads: int, batch: int) -> None:
+    """Print the parts of a decode step of `batch` rows at position 120."""
+    loaded = load(model, dtype, threads)
+    probed = probe(loaded.model)
+    runner = build_runner(loaded.model, probed, batch, MAX_MODEL_LEN)
+    token_ids = np.arange(batch) + 100
+    positions = np.full(batch, _POSITION)
+
+    def forward() -> object:
+        return runner.decode(token_ids, positions)
+
+    output = runner.decode(token_ids, positions)
+    params = [SamplingParams(max_new_tokens=1, seed=row, top_p=TOP_P) for row in range(batch)]
+    parameters = SamplingBatch.build(params, [0] * batch, runner.device)
+    forward_ms = _median_ms(forward)
+    sampling_ms = _median_ms(lambda: sample(output.logits, parameters))
+    rows_ms = _median_ms(lambda: output.hidden.to("cpu", torch.float32).numpy().copy())
+    parts = _profiled_parts(forward)
+    parts["Python and dispatch"] = max(forward_ms - sum(parts.values()), 0.0)
+    total = forward_ms + sampling_ms + rows_ms
+    table = Table(title=f"one decode step, {dtype}, {batch} rows at position {_POSITION}")
+    table.add_column("part")
+    table.add_column("ms", justify="right")
+    table.add_column("share", justify="right")
+    for part, milliseconds in (*parts.items(), ("sampling", sampling_ms), ("hidden rows", rows_ms)):
+        table.add_row(part, f"{milliseconds:.2f}", f"{milliseconds / total:.0%}")
+    table.add_row("step", f"{total:.2f}", "100%")
+    table.add_row("limit: weights read once", f"{_weights_ms(loaded.model):.2f}", "")
+    Console().print(table)
+
+
+def _median_ms(function: Callable[[], object]) -> float:
+    with torch.inference_mode():
+        function()
+        times = []
+        for _ in range(_REPEATS):
+            started = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1e3
+
+
+def _profiled_parts(forward: Callable[[], object]) -> dict[str, float]:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(_REPEATS):
+            forward()
+    parts: dict[str, float] = defaultdict(float)
+    for event in profiled.key_averages():
+        part = next(
+            (part for part, names in _PARTS.items() if any(n in event.key for n in names)),
+            "element-wise",
+        )
+        parts[part] += event.self_cpu_time_total / 1e3 / _REPEATS
+    return dict(parts)
+
+
+def _weights_ms(model: torch.nn.Module) -> float:
+    """Time to read as many bytes as the parameters have, once, with all threads."""
+    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    num_bytes = max(num_bytes, 256 * 2**20)
+    source = torch.zeros(num_bytes // 4)
+    return _median_ms(lambda: source.sum())

@@ -1,0 +1,62 @@
+"""One contender in a process of its own: JSON lines in (rounds), JSON lines out (samples).
+
+A process each keeps peak memory apart, and lets rounds of all contenders take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+
+from benchmarks import peers
+from benchmarks.ours import InProcess, OverHttp, peak_rss_bytes
+from benchmarks.workload import Sample, Workload, build_workload, load
+
+PEERS: dict[str, Callable[..., Sample]] = {
+    "research-loop": peers.research_loop,
+    "batched-generate": peers.batched_generate,
+    "batched-generate-hidden": peers.batched_generate_hidden,
+    "continuous-batching": peers.continuous_batching,
+}
+CONTENDERS = ["latentwire", "latentwire-compiled", "latentwire-http", *PEERS, "vllm"]
+
+
+def main() -> None:
+    """Serve rounds until standard input ends."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--dtype", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    args = parser.parse_args()
+    loaded = load(args.model, args.dtype, args.threads)
+    service: OverHttp | None = None
+    pid = None
+    run: Callable[[Workload], Sample]
+    if args.contender in ("latentwire", "latentwire-compiled"):
+        run = InProcess(loaded, args.contender == "latentwire-compiled").run
+    elif args.contender == "latentwire-http":
+        service = OverHttp(args.model, args.dtype, args.threads)
+        run, pid = service.run, service.pid
+    elif args.contender == "vllm":
+        run = peers.Vllm(loaded.model.name_or_path, args.dtype).run
+    else:
+        run = partial(PEERS[args.contender], loaded)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        round_ = json.loads(line)
+        workload = build_workload(loaded.tokenizer, round_["concurrency"], round_["new_tokens"])
+        answer = asdict(run(workload)) | {"peak_rss_bytes": peak_rss_bytes(pid)}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    if service is not None:
+        service.close()
+
+
+if __name__ == "__main__":
+    main()

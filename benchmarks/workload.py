@@ -1,0 +1,75 @@
+"""What every contender is given: a model, prompts of mixed length, a fixed number of new tokens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentwire_service.engine.loader import LoadedModel, load_model, pick_device, pick_dtype
+from latentwire_service.engine.prompt import encode_prompt, fill_template
+
+TEMPLATE = "Please provide a general plan to solve this task.\nThe task is: {task}"
+TASKS = Path(__file__).parent.parent / "examples" / "tasks.jsonl"
+TOP_P = 0.9
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Prompts of one round.
+
+    Attributes:
+        tasks: as text, for contenders that speak HTTP.
+        prompts: the same as token ids.
+        new_tokens: generated for each prompt; end-of-sequence tokens do not end it.
+    """
+
+    tasks: list[str]
+    prompts: list[list[int]]
+    new_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens generated in one round."""
+        return len(self.prompts) * self.new_tokens
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One contender's round.
+
+    Attributes:
+        num_tokens: tokens generated.
+        seconds: from the first submission to the last token.
+        ttft_s: median time to first token over requests; None where it cannot be seen.
+        tpot_s: median time per output token after the first; None where it cannot be seen.
+    """
+
+    num_tokens: int
+    seconds: float
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+
+def load(model: str, dtype: str, threads: int) -> LoadedModel:
+    """Load the model as every in-process contender uses it."""
+    torch.set_num_threads(threads)
+    device = pick_device("auto")
+    return load_model(
+        model,
+        device=device,
+        dtype=pick_dtype(dtype, device),
+        cache_dir=Path("~/.cache/latentwire").expanduser(),
+    )
+
+
+def build_workload(tokenizer: Any, concurrency: int, new_tokens: int) -> Workload:
+    """Prompts from the example tasks, each with its number so that no two are the same."""
+    lines = TASKS.read_text(encoding="utf-8").splitlines()
+    tasks = [json.loads(line)["task"] for line in lines if line]
+    chosen = [f"{tasks[i % len(tasks)]} (list {i + 1})" for i in range(concurrency)]
+    prompts = [encode_prompt(tokenizer, fill_template(TEMPLATE, task), "auto") for task in chosen]
+    return Workload(chosen, prompts, new_tokens)

@@ -1,0 +1,348 @@
+"""`latentwire serve` as a process of its own: start, signals, exit status, and both clients."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from latentwire import (
+    AsyncClient,
+    Client,
+    InvalidRequestError,
+    NotReadyError,
+    PlanLatent,
+    PromptTooLongError,
+)
+from tiny_models import HIDDEN_SIZE, llama_config, save_model
+
+TIMEOUT_S = 90
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Many positions, so that a request runs as long as a test needs it to.
+    config = llama_config(max_position_embeddings=40_000, eos_token_id=None)
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", config)
+
+
+class Child:
+    """A service process whose standard error is read as it is written."""
+
+    def __init__(
+        self,
+        *args: str,
+        command: Sequence[str] = ("-m", "latentwire_service"),
+        **environment: str,
+    ) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *command, *args],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self._is_over = False
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._changed:
+                self.lines.append(line)
+                self._changed.notify_all()
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def wait_line(self, part: str) -> str:
+        """Wait for a line that holds `part`, and return it."""
+
+        def found() -> str | None:
+            return next((line for line in self.lines if part in line), None)
+
+        with self._changed:
+            assert self._changed.wait_for(lambda: found() or self._is_over, TIMEOUT_S)
+            line = found()
+        assert line is not None, self.output
+        return line
+
+    @property
+    def url(self) -> str:
+        return self.wait_line("listening on ").split()[-1]
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        status = self.process.wait(TIMEOUT_S)
+        self._reader.join(TIMEOUT_S)
+        return status
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.wait()
+        for stream in (self.process.stdin, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Child]]:
+    started: list[Child] = []
+
+    def start(*args: str, **options: Any) -> Child:
+        started.append(Child(*args, **options))
+        return started[-1]
+
+    yield start
+    for child in started:
+        child.close()
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Client]:
+    child = Child("--model", str(folder), "--port", "0", "--threads", "1", "--max-slots", "2")
+    with Client(child.url, max_retries=0) as client:
+        client.wait_ready(TIMEOUT_S)
+        yield client
+    child.signal()
+    try:
+        assert child.wait() == 0, child.output
+    finally:
+        child.close()
+
+
+def assert_same(first: PlanLatent, second: PlanLatent) -> None:
+    assert (first.plan, first.token_ids, first.seed) == (second.plan, second.token_ids, second.seed)
+    np.testing.assert_allclose(first.hidden_state, second.hidden_state, atol=1e-4)
+
+
+def test_both_clients_get_the_same_plan_for_a_seed(service: Client) -> None:
+    def ask(**more: int) -> PlanLatent:
+        return service.plan_latent(
+            "Wash the mug.", k=5, task_id="t", max_new_tokens=9, temperature=1.4, top_p=0.95, **more
+        )
+
+    async def ask_async(seed: int) -> PlanLatent:
+        async with AsyncClient(base_url) as client:
+            return await client.plan_latent(
+                "Wash the mug.",
+                k=5,
+                task_id="t",
+                max_new_tokens=9,
+                temperature=1.4,
+                top_p=0.95,
+                seed=seed,
+            )
+
+    base_url = str(service._http.base_url)
+    drawn = ask()
+    assert drawn.hidden_state.shape == (5, HIDDEN_SIZE)
+    assert drawn.hidden_state.dtype == np.float32
+    assert len(drawn.token_ids) == 9
+    assert (drawn.task_id, drawn.finish_reason, drawn.model) == ("t", "length", "tiny")
+    assert drawn.to_torch().shape == (5, HIDDEN_SIZE)
+    assert_same(ask(seed=drawn.seed), drawn)
+    assert_same(asyncio.run(ask_async(drawn.seed)), drawn)
+    assert ask(seed=drawn.seed + 1).token_ids != drawn.token_ids
+
+
+def test_clients_share_the_slots(service: Client) -> None:
+    alone = [
+        service.plan_latent(f"Task {n}", max_new_tokens=8 + n, seed=n, top_p=1.0) for n in range(6)
+    ]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(
+            pool.map(
+                lambda n: service.plan_latent(f"Task {n}", max_new_tokens=8 + n, seed=n, top_p=1.0),
+                range(6),
+            )
+        )
+    for one, other in zip(alone, together, strict=True):
+        assert_same(one, other)
+
+
+def test_info_and_errors_reach_the_client(service: Client) -> None:
+    info = service.info()
+    assert (info.model, info.hidden_size, info.limits.max_slots) == ("tiny", HIDDEN_SIZE, 2)
+    assert service.health()
+    assert service.ready()
+    with pytest.raises(PromptTooLongError, match="must not exceed 4096") as too_long:
+        service.plan_latent("x" * 5000)
+    assert too_long.value.body.max_model_len == 4096
+    assert (too_long.value.body.prompt_tokens or 0) > 5000
+    with pytest.raises(InvalidRequestError, match="the prompt has no tokens") as invalid:
+        service.plan_latent("x", prompt_template="")
+    assert invalid.value.body.field == "prompt_template"
+
+
+HELD_MAIN = """
+import sys
+from latentwire_service import __main__, serving
+
+load = serving.load_model
+
+def load_when_told(*args, **kwargs):
+    sys.stdin.readline()
+    return load(*args, **kwargs)
+
+serving.load_model = load_when_told
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+def test_it_lives_at_once_and_is_ready_later(folder: Path, serve: Callable[..., Child]) -> None:
+    child = serve("--model", str(folder), "--port", "0", command=("-c", HELD_MAIN))
+    with Client(child.url) as client:
+        assert client.health()
+        assert not client.ready()
+        child.tell("load")
+        client.wait_ready(TIMEOUT_S)
+        assert len(client.plan_latent("x", max_new_tokens=2).hidden_state) == 2
+    child.signal()
+    assert child.wait() == 0, child.output
+
+
+def test_a_signal_while_loading_ends_it_cleanly(folder: Path, serve: Callable[..., Child]) -> None:
+    child = serve("--model", str(folder), "--port", "0", command=("-c", HELD_MAIN))
+    with Client(child.url) as client:
+        assert client.health()
+    child.signal()
+    assert child.wait() == 0, child.output
+
+
+def long_request(url: str, max_new_tokens: int) -> httpx.Response:
+    body = {"task": "x", "max_new_tokens": max_new_tokens, "do_sample": False}
+    return httpx.post(f"{url}/plan_latent", params={"k": 1}, json=body, timeout=TIMEOUT_S)
+
+
+def wait_load(url: str, num_running: int, num_waiting: int = 0) -> None:
+    """Poll the gauges: a process has no event to wait on."""
+    running = f"latentwire_requests_running {num_running}.0"
+    waiting = f"latentwire_requests_waiting {num_waiting}.0"
+    with httpx.Client(base_url=url) as http:
+        for _ in range(5000):
+            text = http.get("/metrics").text
+            if running in text and waiting in text:
+                return
+    raise AssertionError("the requests do not run")
+
+
+def test_sigterm_finishes_what_runs_refuses_the_rest_and_exits_0(
+    folder: Path, serve: Callable[..., Child]
+) -> None:
+    child = serve("--model", str(folder), "--port", "0", "--threads", "1", "--max-slots", "2")
+    url = child.url
+    with Client(url, max_retries=0) as client, ThreadPoolExecutor(3) as pool:
+        client.wait_ready(TIMEOUT_S)
+        # One of them waits for a slot: it was taken, so it is finished too.
+        running = [pool.submit(long_request, url, 700) for _ in range(3)]
+        wait_load(url, num_running=2, num_waiting=1)
+        child.signal()
+        child.wait_line("draining")
+        assert client.health()
+        assert not client.ready()
+        with pytest.raises(NotReadyError, match="draining") as refused:
+            client.plan_latent("y")
+        assert refused.value.retry_after_s
+        for future in running:
+            answer = future.result(TIMEOUT_S)
+            assert answer.status_code == 200
+            assert answer.json()["usage"]["completion_tokens"] == 700
+    assert child.wait() == 0, child.output
+    assert "Traceback" not in child.output
+
+
+def test_a_second_signal_ends_it_at_once(folder: Path, serve: Callable[..., Child]) -> None:
+    child = serve(
+        *("--model", str(folder), "--port", "0", "--max-model-len", "40000", "--threads", "1")
+    )
+    url = child.url
+    with Client(url) as client:
+        client.wait_ready(TIMEOUT_S)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(long_request, url, 39_000)
+        wait_load(url, num_running=1)
+        child.signal()
+        child.wait_line("draining")
+        child.signal()
+        assert child.wait() == 128 + signal.SIGTERM, child.output
+        assert isinstance(running.exception(TIMEOUT_S), httpx.TransportError)
+
+
+def test_a_bad_model_is_exit_status_2_and_one_clear_line(
+    tmp_path: Path, serve: Callable[..., Child]
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    child = serve("--model", str(tmp_path / "broken"), "--port", "0")
+    assert child.wait() == 2
+    assert child.output.count("ERROR") == 1
+    assert "cannot serve the model: broken cannot be loaded: " in child.output
+    assert str(tmp_path) not in child.output
+    assert "Traceback" not in child.output
+
+
+def test_bad_flags_are_exit_status_2(serve: Callable[..., Child]) -> None:
+    unknown, wrong = serve("--modle", "x"), serve("--port", "eighty")
+    from_outside = serve(LATENTWIRE_MAX_SLOTS="0")
+    for child, flag in ((unknown, "--modle"), (wrong, "--port"), (from_outside, "--max-slots")):
+        assert child.wait() == 2
+        assert flag in child.lines[-1]
+        assert "Traceback" not in child.output
+
+
+def test_settings_come_from_the_environment_and_flags_win(
+    folder: Path, serve: Callable[..., Child]
+) -> None:
+    child = serve(
+        *("--max-slots", "3"),
+        LATENTWIRE_MODEL=str(folder),
+        LATENTWIRE_PORT="0",
+        LATENTWIRE_MAX_SLOTS="5",
+        LATENTWIRE_MAX_MODEL_LEN="77",
+        LATENTWIRE_MAX_QUEUE="9",
+        LATENTWIRE_LOG_LEVEL="info",
+        LATENTWIRE_API_KEY="meant for a client",
+    )
+    with Client(child.url) as client:
+        client.wait_ready(TIMEOUT_S)
+        limits = client.info().limits
+    assert (limits.max_slots, limits.max_model_len, limits.max_queue) == (3, 77, 9)
+
+
+def test_a_port_in_use_is_said_and_not_exit_status_0(
+    folder: Path, serve: Callable[..., Child]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        child = serve("--model", str(folder), "--port", str(port))
+        assert child.wait() == 1
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in child.output
+    assert "Traceback" not in child.output
