@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from enum import IntEnum
 from typing import Any
 
+from latentwire_batch.card import build_card
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
-from latentwire_batch.errors import BatchError, InputError, UsageError
+from latentwire_batch.crew import Crew, refuse_strangers
+from latentwire_batch.errors import InputError, StorageError, UsageError
 from latentwire_batch.export import Assembly, Totals
+from latentwire_batch.follow import follow
 from latentwire_batch.install import finish_install, install
 from latentwire_batch.layout import (
+    CARD_NAME,
     MANIFEST_NAME,
     OutputLayout,
     discard_all,
@@ -21,35 +24,35 @@ from latentwire_batch.layout import (
     read_json,
     remove,
     write_json,
+    write_text,
 )
 from latentwire_batch.manifest import build_manifest, settings_of
-from latentwire_batch.previous import finished_indices, previous_rows
+from latentwire_batch.open_store import open_store
+from latentwire_batch.outcome import ExitStatus, finished_counts, refuse_differences, report
+from latentwire_batch.previous import previous_rows
+from latentwire_batch.ranks import ALONE, Rank
 from latentwire_batch.reader import TaskSource
-from latentwire_batch.record_log import RecordLog, storage_error
+from latentwire_batch.record_log import storage_error
 from latentwire_batch.rows import DataIdentity, identify
-from latentwire_batch.run_settings import ModelIdentity, differences, request_settings
+from latentwire_batch.run_settings import ModelIdentity, request_settings
 from latentwire_batch.seeds import draw_seed
-from latentwire_batch.session import SessionOutcome, SessionPlan, run_session, served_model
+from latentwire_batch.session import SessionOutcome, SessionPlan, run_session
 from latentwire_batch.store import RowState, RowStore
 
 
-class ExitStatus(IntEnum):
-    """What the command says to the shell."""
-
-    ALL_ROWS = 0
-    FAILED = 1
-    USAGE = 2
-    SOME_ROWS_FAILED = 3
-    INTERRUPTED = 130
-
-
-def collect(settings: CollectSettings, console: Console, clock: Callable[[], float]) -> ExitStatus:
+def collect(
+    settings: CollectSettings,
+    console: Console,
+    clock: Callable[[], float],
+    rank: Rank = ALONE,
+) -> ExitStatus:
     """Make, or go on making, one dataset.
 
     Args:
         settings: of the run.
         console: for notices and progress.
         clock: monotonic seconds.
+        rank: of this process; one that is not the first only does its share of the asking.
 
     Raises:
         UsageError: when it cannot be done as asked; nothing was written.
@@ -61,18 +64,21 @@ def collect(settings: CollectSettings, console: Console, clock: Callable[[], flo
     if layout.root.exists() and not layout.root.is_dir():
         raise UsageError("--output-dir: is not a directory")
     if not settings.overwrite and not layout.partial.exists():
-        status = _status_if_finished(settings, data, layout, console, clock)
-        if status is not None:
-            return status
+        counts = finished_counts(settings, data, layout, clock)
+        if counts is not None:
+            return report(console, counts["finished"], counts["failed"], "there already")
+    if rank.index > 0:
+        return follow(settings, source, data, layout, console, clock, rank)
     with locked_output(layout):
+        refuse_strangers(layout)
         if settings.overwrite:
             discard_all(layout)
         finish_install(layout)
         if not layout.settings.exists():
-            status = _status_if_finished(settings, data, layout, console, clock)
-            if status is not None:
-                return status
-        return Collection(settings, source, data, layout, console, clock).run()
+            counts = finished_counts(settings, data, layout, clock)
+            if counts is not None:
+                return report(console, counts["finished"], counts["failed"], "there already")
+        return Collection(settings, source, data, layout, console, clock, rank).run()
 
 
 class Collection:
@@ -85,6 +91,7 @@ class Collection:
         layout: of the output.
         console: for notices and progress.
         clock: monotonic seconds.
+        rank: of this process, the first of its run.
     """
 
     def __init__(
@@ -95,6 +102,7 @@ class Collection:
         layout: OutputLayout,
         console: Console,
         clock: Callable[[], float],
+        rank: Rank,
     ) -> None:
         self._settings = settings
         self._source = source
@@ -102,6 +110,8 @@ class Collection:
         self._layout = layout
         self._console = console
         self._clock = clock
+        self._rank = rank
+        self._crew = Crew(layout, rank)
         self._manifest = read_json(layout.manifest)
         self._stored = read_json(layout.settings) or (
             settings_of(self._manifest) if self._manifest else None
@@ -112,21 +122,27 @@ class Collection:
         """Ask for what is missing, then put the dataset together."""
         wanted = request_settings(self._settings, self._data, self._settings.seed)
         if self._stored is not None:
-            _refuse_differences(self._stored, wanted)
+            refuse_differences(self._stored, wanted)
             seed = self._stored["seed"]
         else:
             seed = draw_seed() if self._settings.seed is None else self._settings.seed
+        with self._crew.announced(seed):
+            return self._run({**wanted, "seed": seed})
+
+    def _run(self, wanted: dict[str, Any]) -> ExitStatus:
+        fleet: dict[str, Any] = {}
         try:
             if self._layout.settings.exists():
-                self._store = self._open_store()
-            if self._store is not None and not self._store.count(RowState.PENDING):
-                return self._assemble(self._store, fleet={})
-            outcome = self._ask({**wanted, "seed": seed})
-            if outcome is None or outcome.was_interrupted:
-                self._console.say("interrupted; the same command goes on from here")
-                return ExitStatus.INTERRUPTED
+                self._store = self._open_store(self._rank, self._settings.retry_failed)
+            if self._store is None or self._store.count(RowState.PENDING):
+                outcome = self._ask(wanted)
+                if outcome is None or outcome.was_interrupted:
+                    return self._interrupted()
+                fleet = outcome.fleet
+            if self._rank.count > 1 and not self._wait_for_others():
+                return self._interrupted()
             assert self._store is not None
-            return self._assemble(self._store, outcome.fleet)
+            return self._assemble(self._store, fleet)
         finally:
             if self._store is not None:
                 self._store.close()
@@ -138,33 +154,52 @@ class Collection:
             rows=self._source.rows,
             seed=wanted["seed"],
             open_store=lambda identity: self._store_for(identity, wanted),
+            rank=self._rank,
+            watch=self._crew.watch if self._rank.count > 1 else None,
         )
         try:
             return asyncio.run(run_session(plan, self._console, self._clock))
         except (asyncio.CancelledError, KeyboardInterrupt):
             return None
 
-    def _store_for(self, identity: ModelIdentity, wanted: dict[str, Any]) -> RowStore:
+    def _interrupted(self) -> ExitStatus:
+        # A launcher ends all processes when one has died: say which one did.
+        self._crew.check()
+        self._console.say("interrupted; the same command goes on from here")
+        return ExitStatus.INTERRUPTED
+
+    def _wait_for_others(self) -> bool:
+        """Take over the other ranks' rows when they are done; False when interrupted before."""
+        assert self._store is not None
+        started_s = self._clock()
+        try:
+            asyncio.run(self._crew.others_done())
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            return False
+        self._store.add_elapsed(self._clock() - started_s)
+        self._store.close()
+        self._store = None
+        self._store = self._open_store(ALONE, reopens_failed=False)
+        if self._store.count(RowState.PENDING):
+            raise StorageError("rows of another rank are missing; the same command goes on")
+        return True
+
+    async def _store_for(self, identity: ModelIdentity, wanted: dict[str, Any]) -> RowStore:
         run_settings = {**wanted, "model": identity.as_json()}
         if self._stored is not None:
-            _refuse_differences(self._stored, run_settings)
+            refuse_differences(self._stored, run_settings)
             run_settings = self._stored
         self._stored = run_settings
         if self._store is None:
             write_json(self._layout.settings, run_settings)
-            self._store = self._open_store()
+            self._store = self._open_store(self._rank, self._settings.retry_failed)
         return self._store
 
-    def _open_store(self) -> RowStore:
-        store = RowStore(RecordLog(self._layout.log), self._data.num_rows)
-        if self._manifest is not None:
-            store.keep(finished_indices(self._manifest, self._layout))
-        store.recover()
-        if self._settings.retry_failed:
-            store.reopen_failed()
-        num_settled = store.num_rows - store.count(RowState.PENDING)
-        if num_settled:
-            self._console.say(f"{num_settled} of {store.num_rows} rows are done already")
+    def _open_store(self, rank: Rank, reopens_failed: bool) -> RowStore:
+        store = open_store(self._layout, self._data.num_rows, rank, self._manifest, reopens_failed)
+        num_open = store.count(RowState.PENDING) + store.count(RowState.ELSEWHERE)
+        if 0 < num_open < store.num_rows:
+            self._console.say(f"{store.num_rows - num_open} of {store.num_rows} rows are done")
         return store
 
     def _assemble(self, store: RowStore, fleet: dict[str, Any]) -> ExitStatus:
@@ -189,9 +224,10 @@ class Collection:
             raise storage_error("cannot be written", error) from error
         elapsed_s = earlier_s + store.elapsed_s + self._clock() - started_s
         manifest = build_manifest(self._stored, totals, elapsed_s, fleet)
+        write_text(staging / CARD_NAME, build_card(manifest))
         write_json(staging / MANIFEST_NAME, manifest)
         install(self._layout)
-        return _report(self._console, totals.finished, totals.failed, "written")
+        return report(self._console, totals.finished, totals.failed, "written")
 
 
 def _survey(source: TaskSource) -> DataIdentity:
@@ -203,56 +239,3 @@ def _survey(source: TaskSource) -> DataIdentity:
     if not data.num_rows:
         raise InputError("--dataset: holds no rows")
     return data
-
-
-def _status_if_finished(
-    settings: CollectSettings,
-    data: DataIdentity,
-    layout: OutputLayout,
-    console: Console,
-    clock: Callable[[], float],
-) -> ExitStatus | None:
-    """Compare with what is there; None when there is something left to do."""
-    manifest = read_json(layout.manifest)
-    if manifest is None:
-        if layout.has_final_files():
-            raise UsageError(
-                "--output-dir: holds a dataset without a manifest; --overwrite replaces it"
-            )
-        return None
-    counts = manifest["counts"]
-    if settings.retry_failed and counts["failed"]:
-        return None
-    wanted = request_settings(settings, data, settings.seed)
-    _refuse_differences(settings_of(manifest), wanted)
-    if settings.replica:
-        # A finished dataset needs no replica; but if one is there, it should be of that model.
-        identity = asyncio.run(served_model(settings, clock))
-        if identity is not None:
-            _refuse_differences(settings_of(manifest), {"model": identity.as_json()})
-    return _report(console, counts["finished"], counts["failed"], "there already")
-
-
-def _refuse_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    found = differences(stored, wanted)
-    if found:
-        raise UsageError(
-            f"--output-dir: was made with other settings: {'; '.join(found)}. "
-            "--overwrite starts afresh"
-        )
-
-
-def _report(console: Console, num_finished: int, num_failed: int, verb: str) -> ExitStatus:
-    if not num_failed:
-        console.say(f"all {num_finished} rows are {verb}")
-        return ExitStatus.ALL_ROWS
-    console.say(
-        f"{num_finished} rows are {verb}, {num_failed} failed (failures.jsonl); "
-        "--retry-failed asks for those again"
-    )
-    return ExitStatus.SOME_ROWS_FAILED
-
-
-def status_of(error: BatchError) -> ExitStatus:
-    """Tell the exit status for an error."""
-    return ExitStatus.USAGE if isinstance(error, UsageError) else ExitStatus.FAILED

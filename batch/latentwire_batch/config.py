@@ -77,6 +77,9 @@ class CollectSettings(BaseSettings):
     max_model_len: str | None = Field(
         default=None, pattern=r"^(auto|\d+)$", description="Own replicas: most tokens, or auto."
     )
+    trust_remote_code: bool = Field(
+        default=False, description="Own replicas: run code that comes with a hub model."
+    )
 
     k: int | None = Field(default=None, ge=0, description="Hidden rows to keep; absent: all.")
     prompt_template: str = Field(

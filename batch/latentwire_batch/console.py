@@ -17,16 +17,30 @@ class Console:
 
     While a progress bar is drawn its own printer takes over, so that the two do not overwrite each
     other.
+
+    Args:
+        stream: standard error.
+        command: put in front of every line.
+        shows_progress: False leaves out the bar, and the lines that take its place in a log.
+        draws_bar: False leaves out just the bar; none is drawn outside a terminal.
     """
 
-    def __init__(self, stream: TextIO, command: str = "latentwire collect") -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        command: str = "latentwire collect",
+        shows_progress: bool = True,
+        draws_bar: bool = True,
+    ) -> None:
         self.stream = stream
-        self._command = command
+        self.command = command
+        self.shows_progress = shows_progress
+        self.draws_bar = shows_progress and draws_bar and stream.isatty()
         self._printer: Callable[[str], None] | None = None
 
     def say(self, text: str) -> None:
         """Write one line."""
-        line = f"{self._command}: {text}"
+        line = f"{self.command}: {text}"
         if self._printer is not None:
             self._printer(line)
             return

@@ -1,7 +1,6 @@
 """Rows to replicas: bounded fan-out, retries, and what happens when replicas fail.
 
-Pulls rows only when a replica has room for one, so that nothing but what is in flight is held.
-Knows the replicas and where results go, but neither input formats nor files.
+Pulls rows only when a replica has room for one. Knows neither input formats nor files.
 """
 
 from __future__ import annotations
@@ -10,15 +9,14 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
-import numpy as np
-
-from latentwire import LatentwireError, PlanLatent, ProtocolError, QueueFullError
+from latentwire import LatentwireError, PlanLatent, QueueFullError
 from latentwire.retry import retry_delay
+from latentwire_batch.attempts import Attempt, ResultSink, RetryPolicy, check_answer
 from latentwire_batch.errors import ReplicasLostError, UsageError
-from latentwire_batch.replicas import Fleet, Replica
+from latentwire_batch.replica import Replica
+from latentwire_batch.replicas import Fleet
 from latentwire_batch.rows import Row
 from latentwire_batch.store import FailedRow, FinishedRow
 from latentwire_batch.verdicts import Failure, Verdict, failure_of, verdict_of
@@ -32,50 +30,6 @@ _MAX_WAITING = 1024
 
 # Asks one replica for one row.
 Ask = Callable[[Replica, Row], Awaitable[PlanLatent]]
-
-
-class ResultSink(Protocol):
-    """Where rows go when they are done; slow storage slows the run down by being awaited."""
-
-    async def finished(self, row: FinishedRow) -> None:
-        """Store a row with its latent."""
-        ...
-
-    async def failed(self, row: FailedRow) -> None:
-        """Store that a row has none."""
-        ...
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """How often and how long the run tries.
-
-    Attributes:
-        max_retries: further tries for a row that failed.
-        patience_s: how long the run waits while no replica is up.
-    """
-
-    max_retries: int
-    patience_s: float
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """A row that is to be asked for, and what went wrong before.
-
-    Attributes:
-        row: the row.
-        num_failures: tries that failed with a replica that went on living.
-        num_lost: replicas that went away with it.
-        tried: replicas it failed on.
-        not_before_s: on the run's clock.
-    """
-
-    row: Row
-    num_failures: int = 0
-    num_lost: int = 0
-    tried: frozenset[int] = frozenset()
-    not_before_s: float = 0.0
 
 
 class Dispatcher:
@@ -108,7 +62,7 @@ class Dispatcher:
         self._policy = policy
         self._clock = clock
         self._rng = rng
-        self._waiting: deque[_Attempt] = deque()
+        self._waiting: deque[Attempt] = deque()
         self._next_row: Row | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -168,7 +122,7 @@ class Dispatcher:
             return False
         row, self._next_row = self._next_row, None
         assert row is not None
-        self._start(_Attempt(row), replica)
+        self._start(Attempt(row), replica)
         return True
 
     def _peek(self) -> Row | None:
@@ -179,7 +133,7 @@ class Dispatcher:
     def _is_exhausted(self) -> bool:
         return not self._waiting and self._peek() is None
 
-    def _start(self, attempt: _Attempt, replica: Replica) -> None:
+    def _start(self, attempt: Attempt, replica: Replica) -> None:
         # Counted here and not in the task, which does not run before the next row is placed.
         replica.num_in_flight += 1
         task = asyncio.create_task(self._try(attempt, replica))
@@ -193,10 +147,11 @@ class Dispatcher:
             self._fatal = self._fatal or task.exception()
         self._fleet.changed.set()
 
-    async def _try(self, attempt: _Attempt, replica: Replica) -> None:
+    async def _try(self, attempt: Attempt, replica: Replica) -> None:
         try:
             answer = await self._ask(replica, attempt.row)
-            _check(answer, replica)
+            assert replica.info is not None
+            check_answer(answer, replica.info.hidden_size)
         except LatentwireError as error:
             await self._handle(error, attempt, replica)
             return
@@ -212,7 +167,7 @@ class Dispatcher:
             )
         )
 
-    async def _handle(self, error: LatentwireError, attempt: _Attempt, replica: Replica) -> None:
+    async def _handle(self, error: LatentwireError, attempt: Attempt, replica: Replica) -> None:
         failure = failure_of(error)
         match verdict_of(error):
             case Verdict.RUN_IS_BAD:
@@ -232,14 +187,14 @@ class Dispatcher:
             case Verdict.ROW_FAILED:
                 await self._retry_failed(attempt, failure, replica)
 
-    async def _retry_lost(self, attempt: _Attempt, failure: Failure) -> None:
+    async def _retry_lost(self, attempt: Attempt, failure: Failure) -> None:
         attempt = replace(attempt, num_lost=attempt.num_lost + 1)
         if attempt.num_lost >= MAX_REPLICAS_LOST_PER_ROW:
             await self._give_up(attempt, failure)
         else:
             self._waiting.append(attempt)
 
-    async def _retry_failed(self, attempt: _Attempt, failure: Failure, replica: Replica) -> None:
+    async def _retry_failed(self, attempt: Attempt, failure: Failure, replica: Replica) -> None:
         if attempt.num_failures >= self._policy.max_retries:
             await self._give_up(attempt, failure)
             return
@@ -253,7 +208,7 @@ class Dispatcher:
             )
         )
 
-    async def _give_up(self, attempt: _Attempt, failure: Failure) -> None:
+    async def _give_up(self, attempt: Attempt, failure: Failure) -> None:
         row = attempt.row
         await self._sink.failed(FailedRow(row.index, row.task_id, failure.code, failure.message))
 
@@ -280,16 +235,3 @@ class Dispatcher:
                 await self._fleet.changed.wait()
         except TimeoutError:
             return
-
-
-def _check(answer: PlanLatent, replica: Replica) -> None:
-    """Refuse a latent that may not get into the dataset.
-
-    Raises:
-        ProtocolError: for the wrong width, or a value that is not finite.
-    """
-    assert replica.info is not None
-    if answer.hidden_state.shape[1] != replica.info.hidden_size:
-        raise ProtocolError("hidden_state does not have the model's hidden size")
-    if not np.isfinite(answer.hidden_state).all():
-        raise ProtocolError("hidden_state holds values that are not finite")

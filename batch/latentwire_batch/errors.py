@@ -5,7 +5,8 @@ BatchError
 │   ├── InputError            the dataset cannot be read, or one of its rows is unusable
 │   └── OutputBusyError       another collection is writing to the same directory
 ├── StorageError          the output cannot be written or read back (a full disk): exit status 1
-└── ReplicasLostError     no replica is left to ask: exit status 1
+├── ReplicasLostError     no replica is left to ask: exit status 1
+└── RankLostError         another process of the run is gone: exit status 1
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class StorageError(BatchError):
 
 class ReplicasLostError(BatchError):
     """No replica came up, or all of them stayed away for longer than the patience allowed."""
+
+
+class RankLostError(BatchError):
+    """Another process of the same run ended too early, or never began."""

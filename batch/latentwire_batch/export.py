@@ -1,15 +1,15 @@
 """Assembly: finished rows, in input order, streamed into the final files.
 
-Memory is bounded by one record batch, whatever the number of rows.
+Memory is bounded by a few record batches, whatever the number of rows.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -58,6 +58,14 @@ class Totals:
         return {**asdict(self), "finish_reasons": dict(sorted(self.finish_reasons.items()))}
 
 
+@dataclass
+class _Filling:
+    """A builder, and what still reads its last batch."""
+
+    builder: BatchBuilder
+    jobs: list[Future[None]] = field(default_factory=list)
+
+
 class Assembly:
     """Writes one dataset's final files into a directory.
 
@@ -69,13 +77,18 @@ class Assembly:
 
     def __init__(self, directory: Path, width: int, max_shard_bytes: int) -> None:
         self._directory = directory
-        self._builder = BatchBuilder(width, min(DEFAULT_BATCH_BYTES, max_shard_bytes))
+        # One is filled while the other's batch is written.
+        self._builders = deque(
+            _Filling(BatchBuilder(width, min(DEFAULT_BATCH_BYTES, max_shard_bytes)))
+            for _ in range(2)
+        )
         self._sinks: tuple[BatchSink, ...] = (
             ParquetSink(directory / DATA_NAME),
             HfDatasetSink(directory / HF_DATASET_NAME, max_shard_bytes),
         )
-        # Encoding Parquet and writing Arrow take about as long; they run side by side.
-        self._writers = ThreadPoolExecutor(len(self._sinks), thread_name_prefix="assembly")
+        # Encoding Parquet takes as long as reading the rows and writing Arrow together. Each sink has
+        # a thread of its own, which also keeps its batches in order.
+        self._writers = [ThreadPoolExecutor(1, thread_name_prefix="assembly") for _ in self._sinks]
 
     def run(self, store: RowStore, previous: Iterator[PreviousRow], totals: Totals) -> None:
         """Write all rows.
@@ -89,38 +102,56 @@ class Assembly:
             StorageError: when a row cannot be read back.
             OSError: when a file cannot be written.
         """
-        for index, state in enumerate(store.states()):
-            if state == RowState.FINISHED:
-                self._add_stored(store, index, totals)
-            elif state == RowState.KEPT:
-                row = next(previous)
-                self._room_for(row.text, len(row.latent))
-                self._builder.add(row.text, len(row.latent))[:] = row.latent
-        self._flush()
-        list(self._writers.map(lambda sink: sink.close(), self._sinks))
-        self._writers.shutdown()
+        try:
+            for index, state in enumerate(store.states()):
+                if state == RowState.FINISHED:
+                    self._add_stored(store, index, totals)
+                elif state == RowState.KEPT:
+                    row = next(previous)
+                    builder = self._room_for(row.text, len(row.latent))
+                    builder.add(row.text, len(row.latent))[:] = row.latent
+            self._flush()
+            # The last batches first: a file whose batch was not written is not to be closed.
+            for job in chain(*(filling.jobs for filling in self._builders)):
+                job.result()
+            for job in self._submit(lambda sink: sink.close()):
+                job.result()
+        finally:
+            for writer in self._writers:
+                writer.shutdown(cancel_futures=True)
         totals.failed = self._write_failures(store.failed_rows())
 
     def _add_stored(self, store: RowStore, index: int, totals: Totals) -> None:
         row = store.read(index)
-        self._room_for(row.text, row.num_steps)
-        store.read_latent_into(index, out=self._builder.add(row.text, row.num_steps))
+        builder = self._room_for(row.text, row.num_steps)
+        store.read_latent_into(index, out=builder.add(row.text, row.num_steps))
         totals.finished += 1
         totals.prompt_tokens += row.prompt_tokens
         totals.completion_tokens += row.completion_tokens
         totals.latent_steps += row.num_steps
         totals.finish_reasons[row.finish_reason] += 1
 
-    def _room_for(self, text: RowText, num_steps: int) -> None:
-        if not self._builder.has_room(text, num_steps):
+    def _room_for(self, text: RowText, num_steps: int) -> BatchBuilder:
+        if not self._builders[0].builder.has_room(text, num_steps):
             self._flush()
+        return self._builders[0].builder
 
     def _flush(self) -> None:
-        if self._builder.is_empty:
+        filling = self._builders[0]
+        if filling.builder.is_empty:
             return
-        batch = self._builder.finish()
-        # The builder's buffer is used again: both have to be done with it.
-        list(self._writers.map(lambda sink: sink.write(batch), self._sinks))
+        batch = filling.builder.finish()
+        filling.jobs = self._submit(lambda sink: sink.write(batch))
+        self._builders.rotate()
+        # Its buffer is used again: both sinks have to be done with it.
+        for job in self._builders[0].jobs:
+            job.result()
+
+    def _submit(self, work: Callable[[BatchSink], None]) -> list[Future[None]]:
+        return [
+            writer.submit(work, sink)
+            for writer, sink in zip(self._writers, self._sinks, strict=True)
+        ]
 
     def _write_failures(self, failures: Iterator[FailedRow]) -> int:
         first = next(failures, None)

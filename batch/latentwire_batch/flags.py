@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
@@ -38,22 +38,38 @@ def parse_settings(
         UsageError: naming the flag and what is wrong with it.
         SystemExit: with status 0, after `--help` was printed.
     """
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
     for name, field in settings_type.model_fields.items():
         _add_flag(parser, name, field)
-    given = vars(parser.parse_args(args))
+    return make_settings(settings_type, vars(parser.parse_args(args)), flag_of)
+
+
+def make_settings(
+    settings_type: type[SettingsT], given: Mapping[str, Any], name_flag: Callable[[str], str]
+) -> SettingsT:
+    """Make settings from what was given on a command line.
+
+    Args:
+        settings_type: what to make.
+        given: values by field; may be text still.
+        name_flag: names the flag of a field.
+
+    Raises:
+        UsageError: naming the flag and what is wrong with it.
+    """
     try:
         return settings_type(**given)
     except ValidationError as error:
-        raise UsageError(_describe(error)) from error
+        raise UsageError(_describe(error, name_flag)) from error
     except SettingsError as error:
         raise UsageError(str(error)) from error
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Raises instead of exiting, so that every usage error is reported in the same way."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
         raise UsageError(message)
 
 
@@ -96,11 +112,11 @@ def _help(field: FieldInfo) -> str:
     return text.replace("%", "%%")
 
 
-def _describe(error: ValidationError) -> str:
+def _describe(error: ValidationError, name_flag: Callable[[str], str]) -> str:
     """Say which flags are wrong and why, without their values: one of them may be a key."""
     problems = error.errors(include_url=False, include_input=False)
     return "; ".join(
-        f"{flag_of(str(problem['loc'][0]))}: {_message(problem['type'], problem['msg'])}"
+        f"{name_flag(str(problem['loc'][0]))}: {_message(problem['type'], problem['msg'])}"
         for problem in problems
     )
 

@@ -39,6 +39,8 @@ def finish_install(layout: OutputLayout) -> None:
     try:
         for name in FINAL_NAMES:
             target, staged = layout.root / name, layout.staging / name
+            if not layout.replaceable(name):
+                continue
             if name not in marker["install"]:
                 remove(target)
             elif staged.exists():

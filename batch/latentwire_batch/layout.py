@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -12,15 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentwire_batch.errors import OutputBusyError
+from latentwire_batch.locks import acquire_lock
 from latentwire_batch.record_log import storage_error
 
 DATA_NAME = "data.parquet"
 HF_DATASET_NAME = "hf_dataset"
 FAILURES_NAME = "failures.jsonl"
+CARD_NAME = "README.md"
 MANIFEST_NAME = "manifest.json"
 # In the order of installation: whoever sees the manifest sees everything it speaks of.
-FINAL_NAMES = (DATA_NAME, HF_DATASET_NAME, FAILURES_NAME, MANIFEST_NAME)
+FINAL_NAMES = (DATA_NAME, HF_DATASET_NAME, FAILURES_NAME, CARD_NAME, MANIFEST_NAME)
+# Tells a dataset card that was made here from one that a person wrote.
+CARD_MARK = "<!-- made by latentwire -->"
+_CARD_HEAD_BYTES = 1 << 13
 _PARTIAL_NAME = ".partial"
 
 
@@ -50,6 +53,27 @@ class OutputLayout:
         """The rows that are done."""
         return self.partial / "rows.log"
 
+    def rank_log(self, rank: int) -> Path:
+        """The rows that one rank has done."""
+        return self.partial / f"rows-{rank}.log" if rank else self.log
+
+    def logs_beside(self, rank: int) -> list[Path]:
+        """The rows that other ranks have done, in this launch or an earlier one."""
+        return sorted(set(self.partial.glob("rows*.log")) - {self.rank_log(rank)})
+
+    @property
+    def launch(self) -> Path:
+        """What rank 0 announces to the others."""
+        return self.partial / "launch.json"
+
+    def rank_lock(self, rank: int) -> Path:
+        """Locked while a rank takes part."""
+        return self.partial / f"rank-{rank}.lock"
+
+    def rank_note(self, rank: int) -> Path:
+        """How far a rank is."""
+        return self.partial / f"rank-{rank}.json"
+
     @property
     def staging(self) -> Path:
         """Final files while they are made."""
@@ -77,7 +101,14 @@ class OutputLayout:
 
     def has_final_files(self) -> bool:
         """Tell whether any file of a finished output is there."""
-        return any((self.root / name).exists() for name in FINAL_NAMES)
+        return any((self.root / name).exists() for name in FINAL_NAMES if name != CARD_NAME)
+
+    def replaceable(self, name: str) -> bool:
+        """Tell whether a final file may be replaced or removed: a person's own README stays."""
+        if name != CARD_NAME or not (self.root / name).exists():
+            return True
+        with (self.root / name).open("rb") as file:
+            return CARD_MARK.encode() in file.read(_CARD_HEAD_BYTES)
 
 
 @contextmanager
@@ -93,7 +124,7 @@ def locked_output(layout: OutputLayout) -> Iterator[None]:
     root_existed = layout.root.exists()
     try:
         layout.partial.mkdir(parents=True, exist_ok=True)
-        lock_fd = _acquire(layout.lock)
+        lock_fd = acquire_lock(layout.lock)
     except OSError as error:
         raise storage_error("cannot be written", error) from error
     try:
@@ -119,12 +150,20 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object durably: after a crash the file is whole, or as it was before."""
+    """Write a JSON object as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file durably: after a crash it is whole, or as it was before.
+
+    Raises:
+        StorageError: when it cannot be written.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("w") as file:
-            json.dump(value, file, indent=2, ensure_ascii=False)
-            file.write("\n")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -149,7 +188,8 @@ def discard_all(layout: OutputLayout) -> None:
     """
     try:
         for name in reversed(FINAL_NAMES):
-            remove(layout.root / name)
+            if layout.replaceable(name):
+                remove(layout.root / name)
         discard_partial(layout)
     except OSError as error:
         raise storage_error("cannot be cleared", error) from error
@@ -169,22 +209,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _acquire(path: Path) -> int:
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(fd)
-            raise OutputBusyError("--output-dir: another collection is writing there") from error
-        # The holder before may have removed the file between the two calls: a lock on a file
-        # without a name would keep nobody out.
-        with suppress(FileNotFoundError):
-            if os.stat(path).st_ino == os.fstat(fd).st_ino:
-                return fd
-        os.close(fd)
 
 
 def _forget_if_unused(layout: OutputLayout, root_existed: bool) -> None:

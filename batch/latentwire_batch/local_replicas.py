@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Notify
 from latentwire_batch.errors import BatchError, ReplicasLostError, UsageError
+from latentwire_batch.ranks import ALONE, Rank
 
 _HOST = "127.0.0.1"
 _KEPT_STDERR_LINES = 12
@@ -24,6 +25,13 @@ _STOP_PATIENCE_S = 15.0
 _MAX_RESTARTS = 8
 _RESTART_PAUSE_S = 1.0
 _USAGE_STATUS = 2
+_NOT_FOR_CHILDREN = (
+    # A child on the loopback interface is asked without a key.
+    "LATENTWIRE_API_KEY",
+    # Of the launcher of several processes: a child is none of them. It is told its threads.
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,11 +57,27 @@ class LocalReplicaSpec:
 
 
 def plan_local_replicas(
-    settings: CollectSettings, environ: Mapping[str, str]
+    settings: CollectSettings, environ: Mapping[str, str], rank: Rank = ALONE
 ) -> list[LocalReplicaSpec]:
-    """Decide which children to start."""
+    """Decide which children to start.
+
+    Args:
+        settings: of the run.
+        environ: of this process.
+        rank: one of several gets one GPU, or its share of the CPU's threads.
+
+    Raises:
+        UsageError: when there are fewer GPUs than processes on this machine.
+    """
     wants_gpus = settings.device in (None, "auto", "cuda")
     gpus: list[str | None] = list(visible_gpus(environ)) if wants_gpus else []
+    if rank.count > 1 and gpus:
+        if len(gpus) < rank.local_count:
+            raise UsageError(f"{rank.local_count} processes share this machine's {len(gpus)} GPUs")
+        gpus = [gpus[rank.local_index]]
+    elif rank.count > 1 and settings.threads is None:
+        num_threads = max(1, _num_cores() // rank.local_count)
+        settings = settings.model_copy(update={"threads": num_threads})
     ports = _free_ports(len(gpus) or 1)
     return [
         LocalReplicaSpec(index, port, gpu, serve_command(settings, port))
@@ -72,8 +96,10 @@ def serve_command(settings: CollectSettings, port: int) -> tuple[str, ...]:
         "--max-model-len": settings.max_model_len,
     }
     given = [(flag, str(value)) for flag, value in values.items() if value is not None]
-    address = ("--host", _HOST, "--port", str(port))
-    return ("latentwire", "serve", *address, *(part for pair in given for part in pair))
+    flags = [part for pair in given for part in pair]
+    if settings.trust_remote_code:
+        flags.append("--trust-remote-code")
+    return ("latentwire", "serve", "--host", _HOST, "--port", str(port), *flags)
 
 
 def visible_gpus(environ: Mapping[str, str]) -> list[str]:
@@ -94,6 +120,12 @@ def visible_gpus(environ: Mapping[str, str]) -> list[str]:
     answer = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
     gpus = [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
     return [str(index) for index in range(len(gpus))]
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class LocalReplicas:
@@ -156,8 +188,8 @@ class _Child:
     async def run(self) -> int:
         """Start the process and return its exit status when it ends."""
         environ = dict(os.environ)
-        # A child on the loopback interface is asked without a key.
-        environ.pop("LATENTWIRE_API_KEY", None)
+        for name in _NOT_FOR_CHILDREN:
+            environ.pop(name, None)
         if self.spec.gpu is not None:
             environ["CUDA_VISIBLE_DEVICES"] = self.spec.gpu
         self._process = process = await asyncio.create_subprocess_exec(

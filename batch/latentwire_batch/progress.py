@@ -70,7 +70,7 @@ class ProgressReport:
     def __enter__(self) -> Self:
         """Start the clock and, on a terminal, draw the bar."""
         self._started_s = self._shown_s = self._clock()
-        if self._console.stream.isatty():
+        if self._console.draws_bar:
             self._draw()
         return self
 
@@ -131,9 +131,13 @@ class ProgressReport:
                 rate=self._rate(),
                 failed=self._tally.failed,
             )
-        elif self._clock() - self._shown_s >= _LINE_INTERVAL_S:
+        elif self._is_line_due():
             self._shown_s = self._clock()
             self._console.say(f"{self._line()}, {self._time_left()}")
+
+    def _is_line_due(self) -> bool:
+        waited_s = self._clock() - self._shown_s
+        return self._console.shows_progress and waited_s >= _LINE_INTERVAL_S
 
     def _line(self) -> str:
         tally = self._tally

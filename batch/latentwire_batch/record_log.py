@@ -90,13 +90,19 @@ class RecordLog:
 
     Appending and syncing may be called from worker threads, one append at a time.
 
+    Args:
+        path: of the file, made where it is missing.
+        is_own: False for another process's log, which is only read: it is neither made nor cut.
+
     Raises:
         StorageError: when the file cannot be opened, here as in every method that touches it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_own: bool = True) -> None:
+        self._is_own = is_own
+        flags = os.O_RDWR | os.O_CREAT if is_own else os.O_RDONLY
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
             self._size = os.fstat(self._fd).st_size
         except OSError as error:
             raise storage_error("cannot be opened", error) from error
@@ -114,7 +120,7 @@ class RecordLog:
                 if self._body_checksum(header, offset) == header.checksum:
                     yield RecordRef(header.kind, header.row, offset)
                 offset += header.record_bytes
-            if offset < self._size:
+            if self._is_own and offset < self._size:
                 os.ftruncate(self._fd, offset)
                 self._size = offset
         except OSError as error:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from latentwire import AsyncClient, PlanLatent, PlanOptions
+from latentwire_batch.attempts import RetryPolicy
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
-from latentwire_batch.dispatcher import Dispatcher, RetryPolicy
+from latentwire_batch.dispatcher import Dispatcher
 from latentwire_batch.endpoints import resolve_endpoints
 from latentwire_batch.errors import InputError, ReplicasLostError
+from latentwire_batch.interrupts import Interrupts
 from latentwire_batch.local_replicas import LocalReplicas, plan_local_replicas
 from latentwire_batch.progress import ProgressReport
-from latentwire_batch.replicas import Fleet, Replica
+from latentwire_batch.ranks import ALONE, Rank
+from latentwire_batch.replica import Replica
+from latentwire_batch.replicas import Fleet
 from latentwire_batch.row_sink import RowSink
 from latentwire_batch.rows import Row
 from latentwire_batch.run_settings import ModelIdentity
@@ -41,12 +44,16 @@ class SessionPlan:
         rows: opens the input again, from its start.
         seed: the dataset's seed.
         open_store: gives the store once it is known what model is served; may refuse it.
+        rank: of this process; one of several starts a replica for itself only.
+        watch: runs beside, without end, and fails when the run cannot go on.
     """
 
     settings: CollectSettings
     rows: Callable[[], Iterator[Row]]
     seed: int
-    open_store: Callable[[ModelIdentity], RowStore]
+    open_store: Callable[[ModelIdentity], Awaitable[RowStore]]
+    rank: Rank = ALONE
+    watch: Callable[[], Coroutine[Any, Any, None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,40 +67,6 @@ class SessionOutcome:
 
     was_interrupted: bool
     fleet: dict[str, Any]
-
-
-class Interrupts:
-    """Ctrl-C and SIGTERM: the first lets rows in flight finish, the second ends the session.
-
-    Before rows are in flight the first already ends it.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._dispatcher: Dispatcher | None = None
-        self._session: asyncio.Task[Any] | None = None
-        self.count = 0
-
-    def install(self) -> None:
-        """Take over the signals for the running loop and the current task."""
-        self._session = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # Only the main thread can; elsewhere the caller has its own way to stop.
-            with suppress(RuntimeError, ValueError):
-                loop.add_signal_handler(number, self._receive)
-
-    def drain_first(self, dispatcher: Dispatcher) -> None:
-        """Let the next first signal stop this dispatcher instead of the session."""
-        self._dispatcher = dispatcher
-
-    def _receive(self) -> None:
-        self.count += 1
-        if self.count == 1 and self._dispatcher is not None:
-            self._console.say("finishing the rows in flight; once more stops at once")
-            self._dispatcher.stop()
-        elif self._session is not None:
-            self._session.cancel()
 
 
 async def run_session(
@@ -112,10 +85,10 @@ async def run_session(
     """
     interrupts = Interrupts(console)
     interrupts.install()
-    async with _replicas(plan.settings, console, clock, interrupts) as (fleet, guard):
+    async with _replicas(plan, console, clock, interrupts) as (fleet, guard):
         identity = await _guarded(fleet.connect(_patience_s(plan.settings)), guard)
         guard.note_ready()
-        store = plan.open_store(identity)
+        store = await _guarded(plan.open_store(identity), guard)
         await _ask_rows(plan, store, fleet, guard, interrupts, console, clock)
         if interrupts.count == 0 and store.count(RowState.PENDING):
             raise InputError("--dataset: has fewer rows than when it was first read")
@@ -150,8 +123,9 @@ async def _ask_rows(
     clock: Callable[[], float],
 ) -> None:
     settings = plan.settings
-    settled = store.num_rows - store.count(RowState.PENDING)
-    with ProgressReport(console, store.num_rows, settled, clock) as progress:
+    own = store.num_rows - store.count(RowState.ELSEWHERE)
+    settled = own - store.count(RowState.PENDING)
+    with ProgressReport(console, own, settled, clock) as progress:
         sink = RowSink(store, progress, clock)
         dispatcher = Dispatcher(
             fleet,
@@ -197,23 +171,30 @@ def _pending(rows: Iterator[Row], store: RowStore) -> Iterator[Row]:
 
 
 class _Guard:
-    """The own replicas' watcher, if there are any: ends only by an error."""
+    """What is watched during a session: the tasks end only by an error."""
 
-    def __init__(self, local: LocalReplicas | None) -> None:
-        self.task = None if local is None else asyncio.create_task(local.watch())
+    def __init__(self, plan: SessionPlan, local: LocalReplicas | None) -> None:
+        self.tasks: list[asyncio.Task[None]] = []
+        if plan.watch is not None:
+            self.tasks.append(asyncio.create_task(plan.watch()))
+        if local is not None:
+            self.tasks.append(asyncio.create_task(local.watch()))
         self._local = local
 
     def note_ready(self) -> None:
         if self._local is not None:
             self._local.note_ready()
 
+    async def aclose(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
 
-async def _guarded(
-    main: Coroutine[Any, Any, ResultT], guard: _Guard, *others: asyncio.Task[None]
-) -> ResultT:
+
+async def _guarded(main: Awaitable[ResultT], guard: _Guard, *others: asyncio.Task[None]) -> ResultT:
     """Run `main`, but end with the error of a task beside it if that fails first."""
-    task = asyncio.create_task(main)
-    beside = [other for other in (guard.task, *others) if other is not None]
+    task = asyncio.ensure_future(main)
+    beside = [*guard.tasks, *others]
     try:
         await asyncio.wait([task, *beside], return_when=asyncio.FIRST_COMPLETED)
         for other in beside:
@@ -227,20 +208,20 @@ async def _guarded(
 
 @asynccontextmanager
 async def _replicas(
-    settings: CollectSettings,
+    plan: SessionPlan,
     console: Console,
     clock: Callable[[], float],
     interrupts: Interrupts,
 ) -> AsyncIterator[tuple[Fleet, _Guard]]:
-    local: LocalReplicas | None = None
+    settings, local = plan.settings, None
     if settings.replica:
         urls = await resolve_endpoints(settings.replica)
     else:
-        specs = plan_local_replicas(settings, os.environ)
+        specs = plan_local_replicas(settings, os.environ, plan.rank)
         urls = [spec.base_url for spec in specs]
         local = LocalReplicas(specs, console.say)
         console.say(f"starting {len(specs)} replica{'s' * (len(specs) > 1)} of the model")
-    guard = _Guard(local)
+    guard = _Guard(plan, local)
     fleet = Fleet(_clients(settings, urls), settings.concurrency, clock, console.say)
     try:
         yield fleet, guard
@@ -248,9 +229,7 @@ async def _replicas(
         await fleet.aclose()
         if local is not None:
             await local.stop(at_once=interrupts.count > 1)
-        if guard.task is not None:
-            guard.task.cancel()
-            await asyncio.gather(guard.task, return_exceptions=True)
+        await guard.aclose()
 
 
 def _clients(settings: CollectSettings, urls: list[str]) -> list[AsyncClient]:

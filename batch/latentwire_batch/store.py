@@ -1,18 +1,19 @@
 """The rows of an unfinished run: which are done, and what they hold, on the disk.
 
-Memory: 9 bytes per input row, whatever the rows hold.
+Memory: 11 bytes per input row, whatever the rows hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from latentwire_batch.record_log import Record, RecordLog
+from latentwire_batch.ranks import Rank
+from latentwire_batch.record_log import Record, RecordLog, RecordRef
 from latentwire_batch.rows import Row
 from latentwire_batch.schema import RowText
 
@@ -25,6 +26,8 @@ class RowState(IntEnum):
     FAILED = 2
     KEPT = 3
     """Finished by an earlier, complete run, and to be taken over from its files."""
+    ELSEWHERE = 4
+    """Pending, and for another rank to ask for."""
 
 
 class RecordKind(IntEnum):
@@ -83,12 +86,15 @@ class RowStore:
     Appending and syncing may be called from worker threads, one append at a time.
 
     Args:
-        log: the records; owned by the store.
+        log: takes the records; owned by the store.
         num_rows: rows of the input.
+        others: logs of other ranks, which are only read; owned by the store.
     """
 
-    def __init__(self, log: RecordLog, num_rows: int) -> None:
+    def __init__(self, log: RecordLog, num_rows: int, others: Sequence[RecordLog] = ()) -> None:
         self._log = log
+        self._logs = (log, *others)
+        self._log_numbers = np.zeros(num_rows, dtype=np.uint16)
         self._states = np.full(num_rows, RowState.PENDING, dtype=np.uint8)
         self._offsets = np.zeros(num_rows, dtype=np.int64)
         self._elapsed_s = 0.0
@@ -107,17 +113,25 @@ class RowStore:
         self._states[indices] = RowState.KEPT
 
     def recover(self) -> None:
-        """Find out what the log holds; has to come before any append."""
-        for ref in self._log.recover():
-            if ref.kind == RecordKind.ELAPSED:
-                self._elapsed_s += float(self._log.read_meta(ref.offset)["elapsed_s"])
-            elif 0 <= ref.row < self._states.size:
-                is_finished = ref.kind == RecordKind.FINISHED
-                self._settle(ref.row, is_finished, ref.offset)
+        """Find out what the logs hold; has to come before any append."""
+        for number, log in enumerate(self._logs):
+            for ref in log.recover():
+                if ref.kind == RecordKind.ELAPSED:
+                    # The time of other ranks went by beside this one's.
+                    if log is self._log:
+                        self._elapsed_s += float(log.read_meta(ref.offset)["elapsed_s"])
+                elif 0 <= ref.row < self._states.size:
+                    self._recover_row(ref, number)
 
     def reopen_failed(self) -> None:
         """Make the rows that failed pending again."""
         self._states[self._states == RowState.FAILED] = RowState.PENDING
+
+    def leave_to_others(self, rank: Rank) -> None:
+        """Leave the pending rows that are not this rank's to the others."""
+        indices = np.arange(self._states.size)
+        is_own = indices % rank.count == rank.index
+        self._states[(self._states == RowState.PENDING) & ~is_own] = RowState.ELSEWHERE
 
     def is_pending(self, index: int) -> bool:
         """Tell whether a row still has to be asked for."""
@@ -173,7 +187,7 @@ class RowStore:
 
     def read(self, index: int) -> StoredRow:
         """Read a finished row except its latent."""
-        meta = self._log.read_meta(int(self._offsets[index]))
+        meta = self._log_of(index).read_meta(int(self._offsets[index]))
         return StoredRow(
             text=RowText(task=meta["task"], task_id=meta["task_id"], plan=meta["plan"]),
             num_steps=meta["num_steps"],
@@ -189,18 +203,29 @@ class RowStore:
             index: of the row.
             out: `[num_steps, hidden_size]` float32, C order; filled.
         """
-        self._log.read_body_into(int(self._offsets[index]), out)
+        self._log_of(index).read_body_into(int(self._offsets[index]), out)
 
     def failed_rows(self) -> Iterator[FailedRow]:
         """Yield the rows that failed, in input order."""
         for index in np.flatnonzero(self._states == RowState.FAILED):
-            meta = self._log.read_meta(int(self._offsets[index]))
+            meta = self._log_of(int(index)).read_meta(int(self._offsets[index]))
             yield FailedRow(int(index), meta["task_id"], meta["code"], meta["message"])
 
     def close(self) -> None:
-        """Close the log."""
-        self._log.close()
+        """Close the logs."""
+        for log in self._logs:
+            log.close()
 
-    def _settle(self, index: int, is_finished: bool, offset: int) -> None:
+    def _log_of(self, index: int) -> RecordLog:
+        return self._logs[int(self._log_numbers[index])]
+
+    def _recover_row(self, ref: RecordRef, log_number: int) -> None:
+        is_finished = ref.kind == RecordKind.FINISHED
+        # A row that failed may have been finished later, by another rank.
+        if is_finished or self._states[ref.row] != RowState.FINISHED:
+            self._settle(ref.row, is_finished, ref.offset, log_number)
+
+    def _settle(self, index: int, is_finished: bool, offset: int, log_number: int = 0) -> None:
         self._states[index] = RowState.FINISHED if is_finished else RowState.FAILED
         self._offsets[index] = offset
+        self._log_numbers[index] = log_number

@@ -14,7 +14,7 @@ from latentwire.client import Client
 from latentwire.constants import DEFAULT_BASE_URL, DEFAULT_TIMEOUT_S
 from latentwire.errors import InvalidArgumentError, LatentwireError, MissingDependencyError
 from latentwire.exchange import PlanOptions
-from latentwire.extras import COLLECT, SERVE, ExtraCommand, run_extra_command
+from latentwire.extras import COLLECT, INSPECT, SERVE, ExtraCommand, run_extra_command
 from latentwire.plan_latent import PlanLatent
 from latentwire.version import VERSION
 
@@ -70,6 +70,11 @@ def _serve(context: typer.Context) -> None:
 @app.command("collect", cls=ForwardingCommand, help="Make a dataset of latents (extra: batch).")
 def _collect(context: typer.Context) -> None:
     _forward(COLLECT, context.args)
+
+
+@app.command("inspect", cls=ForwardingCommand, help="Look at a dataset of latents (extra: batch).")
+def _inspect(context: typer.Context) -> None:
+    _forward(INSPECT, context.args)
 
 
 @app.command("plan")

@@ -50,6 +50,12 @@ COLLECT = ExtraCommand(
     extra="batch",
     dependencies=frozenset({"datasets", "pyarrow", "pydantic_settings", "rich"}),
 )
+INSPECT = ExtraCommand(
+    name="inspect",
+    module="latentwire_batch.inspect_command",
+    extra="batch",
+    dependencies=COLLECT.dependencies,
+)
 
 
 def run_extra_command(command: ExtraCommand, args: list[str]) -> int:
