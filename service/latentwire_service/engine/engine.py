@@ -8,8 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from latentwire_service.engine.errors import EngineError, LatentInvalidError, RequestCancelledError
+from latentwire_service.engine.errors import (
+    DetokenizationError,
+    EngineError,
+    LatentInvalidError,
+    RequestCancelledError,
+)
 from latentwire_service.engine.model_runner import ModelRunner, PromptPart, StepOutput
+from latentwire_service.engine.prefix_cache import PrefixCache
 from latentwire_service.engine.request import Completion, Request, RequestStatus
 from latentwire_service.engine.sampler import SamplingBatch, sample
 from latentwire_service.engine.scheduler import PrefillChunk, Scheduler
@@ -45,7 +51,8 @@ class Engine:
         self._runner = runner
         self._eos_token_ids = eos_token_ids
         self._clock = clock
-        self._scheduler = Scheduler(runner.max_slots, prefill_chunk)
+        self._prefixes = PrefixCache()
+        self._scheduler = Scheduler(runner.max_slots, prefill_chunk, self._prefixes)
 
     @property
     def num_waiting(self) -> int:
@@ -78,6 +85,8 @@ class Engine:
             return None
         for move in schedule.moves:
             self._runner.move_slot(move.source, move.target, move.num_tokens)
+        for load in schedule.loads:
+            self._runner.load_prefix(load.match.prefix_id, load.slot, load.match.num_tokens)
         if schedule.prefill:
             self._prefill(schedule.prefill)
         if schedule.decode:
@@ -100,6 +109,14 @@ class Engine:
         complete = [row for row, chunk in enumerate(chunks) if chunk.is_last]
         if complete:
             self._emit([chunks[row].request for row in complete], complete, output)
+
+    def _keep_prefix(self, request: Request) -> None:
+        change = self._prefixes.observe(request.prompt_token_ids)
+        if change is None:
+            return
+        if change.evicted_id is not None:
+            self._runner.drop_prefix(change.evicted_id)
+        self._runner.keep_prefix(change.prefix_id, _slot(request), change.num_tokens)
 
     def _decode(self, requests: Sequence[Request], num_slots: int) -> None:
         token_ids = np.zeros(num_slots, dtype=np.int64)
@@ -127,14 +144,21 @@ class Engine:
         self._store_rows(requests, hidden)
         now = self._clock()
         for request, token_id, is_finite in zip(requests, *sampled, strict=True):
-            if request.status is RequestStatus.PREFILL:
+            is_first = request.status is RequestStatus.PREFILL
+            if is_first:
                 request.status = RequestStatus.DECODE
                 request.first_token_at = now
             if not is_finite:
                 self._runner.clear_slot(_slot(request))
                 self._fail(request, LatentInvalidError("the model's hidden state is not finite"))
                 continue
-            request.append_token(token_id, self._eos_token_ids)
+            if is_first:
+                self._keep_prefix(request)
+            try:
+                request.append_token(token_id, self._eos_token_ids)
+            except DetokenizationError as error:
+                self._fail(request, error)
+                continue
             if request.finish_reason is not None:
                 self._finish(request, now)
 
@@ -153,7 +177,7 @@ class Engine:
         self._scheduler.remove(request)
         try:
             completion = request.completion(now)
-        except LatentInvalidError as error:
+        except (LatentInvalidError, DetokenizationError) as error:
             _resolve(request, error)
         else:
             _resolve(request, completion)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,14 +175,29 @@ class SlotCache(Cache):
 
     def move(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first `num_tokens` positions of one slot to another."""
-        for layer in self.slot_layers:
-            for cache in (layer.keys, layer.values):
-                assert cache is not None
-                cache[target, :, :num_tokens] = cache[source, :, :num_tokens]
+        for cache in self._tensors():
+            cache[target, :, :num_tokens] = cache[source, :, :num_tokens]
+
+    def read(self, slot: int, num_tokens: int) -> list[torch.Tensor]:
+        """Return a copy of the first positions of a slot: `[num_kv_heads, num_tokens, head_dim]`.
+
+        Keys and values of each layer in turn.
+        """
+        return [cache[slot, :, :num_tokens].clone() for cache in self._tensors()]
+
+    def write(self, slot: int, num_tokens: int, states: Sequence[torch.Tensor]) -> None:
+        """Write the first `num_tokens` positions of what `read` returned to a slot."""
+        for cache, state in zip(self._tensors(), states, strict=True):
+            cache[slot, :, :num_tokens] = state[:, :num_tokens]
 
     def clear(self, slot: int) -> None:
         """Zero a slot: NaN left in it would reach the next request through masked-out positions."""
+        for cache in self._tensors():
+            cache[slot] = 0
+
+    def _tensors(self) -> Iterator[torch.Tensor]:
         for layer in self.slot_layers:
-            for cache in (layer.keys, layer.values):
-                assert cache is not None
-                cache[slot] = 0
+            assert layer.keys is not None
+            assert layer.values is not None
+            yield layer.keys
+            yield layer.values

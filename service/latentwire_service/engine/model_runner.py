@@ -83,6 +83,18 @@ class ModelRunner(Protocol):
         """Zero a slot whose content is not to be trusted."""
         ...
 
+    def keep_prefix(self, prefix_id: int, slot: int, num_tokens: int) -> None:
+        """Keep a copy of the first `num_tokens` positions of a slot under a number."""
+        ...
+
+    def load_prefix(self, prefix_id: int, slot: int, num_tokens: int) -> None:
+        """Copy the first `num_tokens` positions of a kept prefix to a slot."""
+        ...
+
+    def drop_prefix(self, prefix_id: int) -> None:
+        """Free a kept prefix."""
+        ...
+
 
 class HfModelRunner:
     """Any Hugging Face decoder whose attention goes through the attention interface.
@@ -111,6 +123,7 @@ class HfModelRunner:
         self._cache = SlotCache(shapes, max_slots, max_model_len, model.dtype, model.device)
         self._hidden_size = hidden_size
         self._slots = torch.arange(max_slots, device=self._device)
+        self._prefixes: dict[int, Sequence[torch.Tensor]] = {}
         # The LM classes return logits only; the hook reads the base model's output on its way.
         self._last_hidden: torch.Tensor | None = None
         model.base_model.register_forward_hook(self._keep_last_hidden)
@@ -206,6 +219,20 @@ class HfModelRunner:
     def clear_slot(self, slot: int) -> None:
         """Zero a slot whose content is not to be trusted."""
         self._cache.clear(slot)
+
+    @torch.inference_mode()
+    def keep_prefix(self, prefix_id: int, slot: int, num_tokens: int) -> None:
+        """Keep a copy of the first `num_tokens` positions of a slot under a number."""
+        self._prefixes[prefix_id] = self._cache.read(slot, num_tokens)
+
+    @torch.inference_mode()
+    def load_prefix(self, prefix_id: int, slot: int, num_tokens: int) -> None:
+        """Copy the first `num_tokens` positions of a kept prefix to a slot."""
+        self._cache.write(slot, num_tokens, self._prefixes[prefix_id])
+
+    def drop_prefix(self, prefix_id: int) -> None:
+        """Free a kept prefix."""
+        del self._prefixes[prefix_id]
 
     def _run(self, token_ids: torch.Tensor, view: CacheView) -> StepOutput:
         self._cache.use(view)

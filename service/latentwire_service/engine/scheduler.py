@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from latentwire_service.engine.prefix_cache import PrefixCache, PrefixMatch
 from latentwire_service.engine.request import Request, RequestStatus
 
 
@@ -21,6 +22,14 @@ class SlotMove:
     source: int
     target: int
     num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixLoad:
+    """The first positions of a slot are copied from a kept prefix."""
+
+    slot: int
+    match: PrefixMatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +48,7 @@ class PrefillChunk:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The work of one step, in this order: moves, prefill, decode.
+    """The work of one step, in this order: moves, loads, prefill, decode.
 
     Attributes:
         decode: requests that get one more token, each in the slot it names.
@@ -48,6 +57,7 @@ class Schedule:
     """
 
     moves: Sequence[SlotMove]
+    loads: Sequence[PrefixLoad]
     prefill: Sequence[PrefillChunk]
     decode: Sequence[Request]
     num_slots: int
@@ -65,9 +75,11 @@ class Scheduler:
         max_slots: sequences in the KV cache at once.
         prefill_chunk: prompt positions computed in one step at most, padding counted, so that
             running requests never wait longer than for one chunk.
+        prefixes: prompt prefixes that need not be computed again.
     """
 
-    def __init__(self, max_slots: int, prefill_chunk: int) -> None:
+    def __init__(self, max_slots: int, prefill_chunk: int, prefixes: PrefixCache) -> None:
+        self._prefixes = prefixes
         self._max_slots = max_slots
         self._prefill_chunk = prefill_chunk
         self._waiting: deque[Request] = deque()
@@ -111,8 +123,10 @@ class Scheduler:
         moves = self._close_gaps()
         running = [request for request in self._slots if request is not None]
         decode = [request for request in running if request.status is RequestStatus.DECODE]
+        loads = self._match_prefixes(running)
         return Schedule(
             moves=moves,
+            loads=loads,
             prefill=self._prefill_batch(running),
             decode=decode,
             num_slots=max((r.slot + 1 for r in decode if r.slot is not None), default=0),
@@ -143,6 +157,22 @@ class Scheduler:
             self._slots[target] = last
             last.slot = target
         return moves
+
+    def _match_prefixes(self, running: Sequence[Request]) -> list[PrefixLoad]:
+        """Let requests that have not begun skip what is kept.
+
+        Asked in every step, not at admission: of many requests admitted together, those that wait
+        for their chunk can use what the first ones compute.
+        """
+        loads = []
+        for request in running:
+            if request.status is RequestStatus.PREFILL and request.num_prefilled == 0:
+                match = self._prefixes.match(request.prompt_token_ids)
+                if match is not None:
+                    assert request.slot is not None
+                    request.num_prefilled = match.num_tokens
+                    loads.append(PrefixLoad(request.slot, match))
+        return loads
 
     def _prefill_batch(self, running: Sequence[Request]) -> list[PrefillChunk]:
         """Chunks computed together, padded to one width.

@@ -44,6 +44,7 @@ class FakeModelRunner:
         self.max_model_len = max_model_len
         self.histories: list[list[int]] = [[] for _ in range(max_slots)]
         self.is_poisoned = [False] * max_slots
+        self.prefixes: dict[int, list[int]] = {}
         self._next_token = next_token
         self._before_step = before_step
         self._poison = poison
@@ -71,6 +72,16 @@ class FakeModelRunner:
     def clear_slot(self, slot: int) -> None:
         self.histories[slot] = []
         self.is_poisoned[slot] = False
+
+    def keep_prefix(self, prefix_id: int, slot: int, num_tokens: int) -> None:
+        assert not self.is_poisoned[slot]
+        self.prefixes[prefix_id] = self.histories[slot][:num_tokens]
+
+    def load_prefix(self, prefix_id: int, slot: int, num_tokens: int) -> None:
+        self.histories[slot] = self.prefixes[prefix_id][:num_tokens]
+
+    def drop_prefix(self, prefix_id: int) -> None:
+        del self.prefixes[prefix_id]
 
     def _feed(self, slot: int, token_ids: Sequence[int], start: int) -> None:
         assert len(self.histories[slot]) == start, "a position was skipped or written twice"

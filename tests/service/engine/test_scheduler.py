@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from latentwire_service.engine.prefix_cache import PrefixCache
 from latentwire_service.engine.request import Request, RequestStatus
 from latentwire_service.engine.scheduler import PrefillChunk, Schedule, Scheduler
 from service.engine.make_requests import make_request
@@ -34,7 +35,7 @@ def slots(requests: Sequence[Request]) -> list[int | None]:
 
 
 def test_requests_are_admitted_in_order_until_the_slots_are_full() -> None:
-    scheduler = Scheduler(max_slots=2, prefill_chunk=16)
+    scheduler = Scheduler(max_slots=2, prefill_chunk=16, prefixes=PrefixCache())
     requests = [make(3) for _ in range(4)]
     for request in requests:
         scheduler.add(request)
@@ -46,7 +47,7 @@ def test_requests_are_admitted_in_order_until_the_slots_are_full() -> None:
 
 
 def test_a_free_slot_goes_to_the_longest_waiting_request_without_a_move() -> None:
-    scheduler = Scheduler(max_slots=2, prefill_chunk=16)
+    scheduler = Scheduler(max_slots=2, prefill_chunk=16, prefixes=PrefixCache())
     requests = [make(3) for _ in range(4)]
     for request in requests:
         scheduler.add(request)
@@ -57,7 +58,7 @@ def test_a_free_slot_goes_to_the_longest_waiting_request_without_a_move() -> Non
 
 
 def test_the_last_slot_moves_into_a_gap_when_nobody_waits() -> None:
-    scheduler = Scheduler(max_slots=4, prefill_chunk=64)
+    scheduler = Scheduler(max_slots=4, prefill_chunk=64, prefixes=PrefixCache())
     requests = [make(3) for _ in range(4)]
     for request in requests:
         scheduler.add(request)
@@ -72,7 +73,7 @@ def test_the_last_slot_moves_into_a_gap_when_nobody_waits() -> None:
 
 
 def test_slots_at_the_end_fall_free_without_a_move() -> None:
-    scheduler = Scheduler(max_slots=3, prefill_chunk=64)
+    scheduler = Scheduler(max_slots=3, prefill_chunk=64, prefixes=PrefixCache())
     requests = [make(3) for _ in range(3)]
     for request in requests:
         scheduler.add(request)
@@ -85,7 +86,7 @@ def test_slots_at_the_end_fall_free_without_a_move() -> None:
 
 
 def test_a_waiting_request_can_be_removed() -> None:
-    scheduler = Scheduler(max_slots=1, prefill_chunk=64)
+    scheduler = Scheduler(max_slots=1, prefill_chunk=64, prefixes=PrefixCache())
     requests = [make(3) for _ in range(3)]
     for request in requests:
         scheduler.add(request)
@@ -98,7 +99,7 @@ def test_a_waiting_request_can_be_removed() -> None:
 
 
 def test_short_prompts_are_prefilled_together_within_the_chunk() -> None:
-    scheduler = Scheduler(max_slots=8, prefill_chunk=16)
+    scheduler = Scheduler(max_slots=8, prefill_chunk=16, prefixes=PrefixCache())
     for length in (5, 4, 5, 3, 1):
         scheduler.add(make(length))
     chunks = run_step(scheduler).prefill
@@ -107,7 +108,7 @@ def test_short_prompts_are_prefilled_together_within_the_chunk() -> None:
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_while_others_decode() -> None:
-    scheduler = Scheduler(max_slots=2, prefill_chunk=8)
+    scheduler = Scheduler(max_slots=2, prefill_chunk=8, prefixes=PrefixCache())
     short, long = make(2), make(20)
     scheduler.add(short)
     run_step(scheduler)
@@ -123,7 +124,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_while_others_decode() -> None:
 
 
 def test_an_idle_scheduler_gives_an_empty_schedule() -> None:
-    scheduler = Scheduler(max_slots=2, prefill_chunk=8)
+    scheduler = Scheduler(max_slots=2, prefill_chunk=8, prefixes=PrefixCache())
     assert scheduler.schedule(0.0).is_empty
     request = make(2)
     scheduler.add(request)
@@ -139,7 +140,7 @@ class Walk:
         self.rng = random.Random(seed)
         self.max_slots = self.rng.randint(1, 6)
         self.prefill_chunk = self.rng.choice([1, 4, 16, 64])
-        self.scheduler = Scheduler(self.max_slots, self.prefill_chunk)
+        self.scheduler = Scheduler(self.max_slots, self.prefill_chunk, PrefixCache())
         self.submitted: list[Request] = []
         self.admitted: list[Request] = []
         self.contents: list[Request | None] = [None] * self.max_slots

@@ -1,0 +1,130 @@
+"""A shared prompt prefix is computed once, and nothing else changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latentwire_service.engine.errors import LatentInvalidError
+from latentwire_service.engine.prefix_cache import (
+    MAX_PREFIXES,
+    MIN_PREFIX_TOKENS,
+    PrefixCache,
+    PrefixMatch,
+    num_shared,
+)
+from service.engine.harness import EngineHarness
+from tiny_models import build_model, generate, llama_config, random_prompts
+
+TEMPLATE = list(range(100, 140))
+
+
+def prompts_with_template(count: int, seed: int = 0) -> list[list[int]]:
+    lengths = [3 + 2 * index for index in range(count)]
+    return [TEMPLATE + tail for tail in random_prompts(lengths, seed=seed)]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return build_model(llama_config())
+
+
+def test_num_shared_counts_equal_leading_tokens() -> None:
+    assert num_shared([1, 2, 3], [1, 2, 4]) == 2
+    assert num_shared([1, 2], [1, 2, 4]) == 2
+    assert num_shared([], [1]) == 0
+
+
+def test_a_prefix_is_learnt_from_two_prompts_that_share_it() -> None:
+    cache = PrefixCache()
+    assert cache.observe([*TEMPLATE, 1, 2]) is None
+    change = cache.observe([*TEMPLATE, 3, 4])
+    assert change is not None
+    assert (change.num_tokens, change.evicted_id) == (len(TEMPLATE), None)
+    assert cache.match([*TEMPLATE, 9]) == PrefixMatch(change.prefix_id, len(TEMPLATE))
+    assert cache.observe([*TEMPLATE, 5]) is None
+
+
+def test_the_last_prompt_position_is_always_computed() -> None:
+    cache = PrefixCache()
+    cache.observe(TEMPLATE)
+    cache.observe(TEMPLATE)
+    match = cache.match(TEMPLATE)
+    assert match is not None
+    assert match.num_tokens == len(TEMPLATE) - 1
+
+
+def test_short_prefixes_are_not_kept() -> None:
+    cache = PrefixCache()
+    short = TEMPLATE[: MIN_PREFIX_TOKENS - 1]
+    cache.observe([*short, 1])
+    assert cache.observe([*short, 2]) is None
+    assert cache.match([*short, 3]) is None
+
+
+def test_the_least_recently_used_prefix_makes_room() -> None:
+    cache = PrefixCache()
+    templates = [[start] * 20 for start in range(MAX_PREFIXES + 1)]
+    changes = []
+    for template in templates[:-1]:
+        cache.observe([*template, 7])
+        changes.append(cache.observe([*template, 8]))
+    assert cache.match([*templates[0], 9]) is not None
+    cache.observe([*templates[-1], 7])
+    last = cache.observe([*templates[-1], 8])
+    assert last is not None
+    assert changes[1] is not None
+    assert last.evicted_id == changes[1].prefix_id
+    assert cache.match([*templates[1], 9]) is None
+
+
+@pytest.mark.parametrize("max_slots", [1, 3, 8])
+def test_requests_that_share_a_template_equal_generate_and_compute_it_less(
+    model: Any, max_slots: int
+) -> None:
+    harness = EngineHarness(model, max_slots=max_slots)
+    prompts = prompts_with_template(8)
+    requests = [harness.submit(prompt, 6) for prompt in prompts]
+    num_computed = 0
+    while (stats := harness.engine.step()) is not None:
+        num_computed += stats.num_prompt_tokens
+    for request in requests:
+        expected = generate(model, request.prompt_token_ids, 6)
+        completion = request.future.result(timeout=0)
+        assert completion.token_ids == expected.token_ids
+        assert completion.prompt_tokens == len(request.prompt_token_ids)
+        np.testing.assert_allclose(completion.hidden_state, expected.hidden_state, atol=1e-4)
+    # Two prompts teach the prefix; the others, bar those already under way, skip it.
+    assert num_computed <= sum(map(len, prompts)) - 5 * len(TEMPLATE)
+
+
+def test_a_kept_prefix_survives_its_request(model: Any) -> None:
+    harness = EngineHarness(model, max_slots=2)
+    for prompt in prompts_with_template(2):
+        harness.submit(prompt, 2)
+    harness.run()
+    # The slots' first tenants are overwritten by an unrelated prompt.
+    harness.submit(random_prompts([90], seed=5)[0], 2)
+    harness.run()
+    late = harness.submit([*TEMPLATE, 17, 18, 19], 8)
+    stats = harness.engine.step()
+    assert stats is not None
+    assert stats.num_prompt_tokens == 3
+    harness.run()
+    expected = generate(model, late.prompt_token_ids, 8)
+    assert late.future.result(0).token_ids == expected.token_ids
+
+
+def test_a_prompt_whose_hidden_state_is_not_finite_teaches_no_prefix() -> None:
+    poisoned = build_model(llama_config())
+    poisoned.get_input_embeddings().weight.data[200] = float("nan")
+    harness = EngineHarness(poisoned, max_slots=2)
+    bad = [harness.submit([200, *TEMPLATE, last], 2) for last in (3, 4, 5)]
+    harness.run()
+    assert all(isinstance(r.future.exception(0), LatentInvalidError) for r in bad)
+    stats_request = harness.submit([200, *TEMPLATE, 6], 2)
+    stats = harness.engine.step()
+    assert stats is not None
+    assert stats.num_prompt_tokens == len(stats_request.prompt_token_ids)
