@@ -54,6 +54,7 @@ def plan_capacity(
     row_bytes: int,
     available: int,
     memory_fraction: float,
+    host_available: int | None = None,
 ) -> Capacity:
     """Decide slots and length from settings (None: automatic) and memory.
 
@@ -65,6 +66,8 @@ def plan_capacity(
         row_bytes: one hidden row in float32, kept per generated token.
         available: free bytes on the device.
         memory_fraction: the part of them that may be used.
+        host_available: free bytes of the host's memory, where hidden rows wait for their request to
+            finish; None when the device's memory is the host's, as on the CPU.
 
     Raises:
         ModelError: the settings cannot be met; the message has the numbers.
@@ -73,22 +76,52 @@ def plan_capacity(
         raise ModelError(
             f"max_model_len {max_model_len} exceeds the {model_max_len} positions of the model"
         )
-    length = max_model_len or min(model_max_len or DEFAULT_MAX_MODEL_LEN, DEFAULT_MAX_MODEL_LEN)
     budget = int(available * memory_fraction)
-    # One position more than a sequence has: the scratch position of the KV cache.
-    slot_bytes = (length + 1) * bytes_per_position + length * row_bytes
-    if max_slots is None and max_model_len is None and slot_bytes > budget:
-        length = max(budget // (bytes_per_position + row_bytes) - 1, 0)
-        slot_bytes = (length + 1) * bytes_per_position + length * row_bytes
-    slots = max_slots or min(DEFAULT_MAX_SLOTS, budget // slot_bytes)
-    if length < 1 or slots < 1 or slots * slot_bytes > budget:
-        raise ModelError(
-            f"{max(slots, 1)} slot(s) of {length} positions need "
-            f"{max(slots, 1) * slot_bytes / 2**20:.0f} MiB; "
-            f"{budget / 2**20:.0f} MiB may be used ({memory_fraction:.0%} of "
-            f"{available / 2**20:.0f} MiB free)"
-        )
+    pools = [_Pool(bytes_per_position + row_bytes, available, memory_fraction)]
+    if host_available is not None:
+        pools = [
+            _Pool(bytes_per_position, available, memory_fraction),
+            _Pool(row_bytes, host_available, memory_fraction),
+        ]
+    length = max_model_len or min(model_max_len or DEFAULT_MAX_MODEL_LEN, DEFAULT_MAX_MODEL_LEN)
+    if max_model_len is None:
+        length = min(length, *(pool.max_length(max_slots or 1) for pool in pools))
+    slots = max_slots or min(DEFAULT_MAX_SLOTS, *(pool.max_slots(length) for pool in pools))
+    for pool in pools:
+        pool.check(max(slots, 1), max(length, 1))
     return Capacity(slots, length, slots * (length + 1) * bytes_per_position, budget)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """One memory that every position of every slot takes a part of."""
+
+    position_bytes: int
+    available: int
+    fraction: float
+
+    @property
+    def budget(self) -> int:
+        return int(self.available * self.fraction)
+
+    def slot_bytes(self, length: int) -> int:
+        # One position more than a sequence has: the scratch position of the KV cache.
+        return (length + 1) * self.position_bytes
+
+    def max_length(self, slots: int) -> int:
+        return max(self.budget // (slots * self.position_bytes) - 1, 0)
+
+    def max_slots(self, length: int) -> int:
+        return max(self.budget // self.slot_bytes(length), 0)
+
+    def check(self, slots: int, length: int) -> None:
+        needed = slots * self.slot_bytes(length)
+        if needed > self.budget:
+            raise ModelError(
+                f"{slots} slot(s) of {length} positions need {needed / 2**20:.0f} MiB; "
+                f"{self.budget / 2**20:.0f} MiB may be used ({self.fraction:.0%} of "
+                f"{self.available / 2**20:.0f} MiB free)"
+            )
 
 
 def _physical_bytes() -> int:

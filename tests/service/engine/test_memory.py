@@ -38,6 +38,11 @@ BASE: dict[str, Any] = {
         # Not one slot of the usual length fits: one shorter slot.
         ({"available": 2_048_000}, 1, 999),
         ({"max_slots": 1, "max_model_len": 1}, 1, 1),
+        # So many slots only fit when they are shorter.
+        ({"max_slots": 1000}, 1000, 511),
+        # Hidden rows in the host's memory: the scarcer of the two decides.
+        ({"host_available": 1000 * MIB}, 64, 2048),
+        ({"host_available": 2 * MIB}, 21, 2048),
     ],
 )
 def test_capacity(changes: dict[str, Any], slots: int, length: int) -> None:
@@ -50,14 +55,20 @@ def test_capacity(changes: dict[str, Any], slots: int, length: int) -> None:
         cache_bytes=slots * (length + 1) * 1000,
         budget_bytes=given["available"] // 2,
     )
-    assert capacity.cache_bytes + slots * length * 24 <= capacity.budget_bytes
+    rows_budget = given.get("host_available", given["available"]) // 2
+    assert slots * length * 24 <= rows_budget
+    assert capacity.cache_bytes <= capacity.budget_bytes
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"max_model_len": 2049}, "2049 exceeds the 2048 positions"),
-        ({"max_slots": 1000}, r"1000 slot\(s\) of 2048 positions need 2001 MiB; 500 MiB may"),
+        (
+            {"max_slots": 1000, "max_model_len": 2048},
+            r"1000 slot\(s\) of 2048 positions need 2001 MiB; 500 MiB may",
+        ),
+        ({"max_slots": 4, "max_model_len": 512, "host_available": 1000}, "0 MiB may be used"),
         ({"available": 2 * MIB, "max_model_len": 2048}, "2048 positions need 2 MiB; 1 MiB may"),
         ({"available": 0}, "0 MiB may be used"),
         ({"available": -5 * MIB}, "may be used"),
