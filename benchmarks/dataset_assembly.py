@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -36,7 +37,7 @@ _ROW_BYTES = STEPS * WIDTH * 4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[2000, 8000])
+    parser.add_argument("--rows", type=int, nargs="*", default=[2000, 8000])
     parser.add_argument("--classic-rows", type=int, default=100)
     parser.add_argument("--replicas", type=int, nargs="*", default=[1, 2, 4, 8])
     parser.add_argument("--replica-rows", type=int, default=400)
@@ -97,9 +98,12 @@ def collect_from(directory: Path, count: int, num_rows: int, delay_s: float) -> 
             flags += ["--replica", f"http://127.0.0.1:{process.stdout.readline().strip()}"]
         command = [sys.executable, "-m", "latentwire_batch", "--dataset", str(tasks)]
         command += ["--output-dir", str(output), "--seed", "1", "--concurrency", "8", *flags]
-        before_s, cpu_s = time.monotonic(), children_cpu_s()
-        subprocess.run(command, stderr=subprocess.PIPE, check=True)
-        wall_s, cpu_s = time.monotonic() - before_s, children_cpu_s() - cpu_s
+        before_s = time.monotonic()
+        collector = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(collector.pid, 0)
+        wall_s, cpu_s = time.monotonic() - before_s, usage.ru_utime + usage.ru_stime
+        if status:
+            raise SystemExit("the collection failed")
     shutil.rmtree(output)
     return {
         "rows_per_s": round(num_rows / wall_s, 1),
@@ -107,12 +111,8 @@ def collect_from(directory: Path, count: int, num_rows: int, delay_s: float) -> 
         "ideal_rows_per_s": round(count * 8 / delay_s, 1),
         "collector_cpus": round(cpu_s / wall_s, 2),
         "wall_s": round(wall_s, 2),
+        "collector_peak_mb": round(usage.ru_maxrss * 1.024 / 1e3),
     }
-
-
-def children_cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def latents(count: int) -> Iterator[np.ndarray]:

@@ -33,9 +33,6 @@ dataset_info:
   - name: hidden_state
     sequence:
       sequence: float32
-  splits:
-  - name: train
-    num_examples: {num_rows}
 ---
 """
 
@@ -102,12 +99,7 @@ def build_card(manifest: Mapping[str, Any]) -> str:
         counts=_table(_counts(counts)),
     )
     # JSON text is YAML text.
-    return (
-        _FRONT_MATTER.format(
-            pretty_name=json.dumps(title), data_name=DATA_NAME, num_rows=counts["finished"]
-        )
-        + body
-    )
+    return _FRONT_MATTER.format(pretty_name=json.dumps(title), data_name=DATA_NAME) + body
 
 
 def _settings(model: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

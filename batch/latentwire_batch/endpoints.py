@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import httpx
 
 from latentwire_batch.errors import UsageError
+
+# A platform that scales a service changes what its name resolves to.
+DISCOVERY_INTERVAL_S = 10.0
 
 
 async def resolve_endpoints(addresses: Iterable[str]) -> list[str]:
@@ -36,18 +39,46 @@ def _parse(address: str) -> httpx.URL:
     return url
 
 
+async def discover(
+    addresses: Iterable[str], add: Callable[[str], None], interval_s: float = DISCOVERY_INTERVAL_S
+) -> None:
+    """Look the names up again and again, and tell of endpoints that were not there before.
+
+    Those of the first look are taken as known. Runs until cancelled.
+
+    Args:
+        addresses: as `resolve_endpoints` takes them.
+        add: called with the base URL of each new endpoint.
+        interval_s: between two looks, in seconds.
+    """
+    urls = [url for url in map(_parse, addresses) if url.scheme == "http"]
+    known: dict[httpx.URL, set[str]] = {}
+    while True:
+        for url in urls:
+            hosts = set(await _hosts(url))
+            if hosts and url in known:
+                for host in sorted(hosts - known[url]):
+                    add(str(url.copy_with(host=host)))
+            if hosts:
+                known[url] = known.get(url, set()) | hosts
+        await asyncio.sleep(interval_s)
+
+
 async def _expand(url: httpx.URL) -> list[str]:
-    if url.scheme != "http":
+    hosts = await _hosts(url) if url.scheme == "http" else []
+    if len(hosts) < 2:
+        # Also where the name is not known yet: it is tried again with every connection.
         return [str(url)]
+    return [str(url.copy_with(host=host)) for host in hosts]
+
+
+async def _hosts(url: httpx.URL) -> list[str]:
+    """Give the addresses of a name, in order; none where it is not known."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(url.host, url.port or 80, type=socket.SOCK_STREAM)
     except OSError:
-        # Not known yet: the name is tried again with every connection.
-        return [str(url)]
+        return []
     # One family only: a dual-stack host would otherwise count as two replicas.
     family = socket.AF_INET if any(entry[0] == socket.AF_INET for entry in found) else None
-    hosts = sorted({str(entry[4][0]) for entry in found if family in (None, entry[0])})
-    if len(hosts) == 1:
-        return [str(url)]
-    return [str(url.copy_with(host=host)) for host in hosts]
+    return sorted({str(entry[4][0]) for entry in found if family in (None, entry[0])})

@@ -86,8 +86,8 @@ class Assembly:
             ParquetSink(directory / DATA_NAME),
             HfDatasetSink(directory / HF_DATASET_NAME, max_shard_bytes),
         )
-        # Encoding Parquet takes as long as reading the rows and writing Arrow together. Each sink has
-        # a thread of its own, which also keeps its batches in order.
+        # Encoding Parquet takes as long as reading the rows and writing Arrow together. Each sink
+        # has a thread of its own, which also keeps its batches in order.
         self._writers = [ThreadPoolExecutor(1, thread_name_prefix="assembly") for _ in self._sinks]
 
     def run(self, store: RowStore, previous: Iterator[PreviousRow], totals: Totals) -> None:

@@ -37,6 +37,7 @@ class Fleet:
     ) -> None:
         self.replicas = [Replica(index, client) for index, client in enumerate(clients)]
         self.changed = asyncio.Event()
+        self._is_connected = asyncio.Event()
         self._concurrency = concurrency
         self._clock = clock
         self._notify = notify
@@ -76,11 +77,18 @@ class Fleet:
         self._identity = _common_identity(answers)
         for index, info in answers.items():
             self.replicas[index].come_up(info, self._concurrency)
-        for replica in self.replicas:
+        self._is_connected.set()
+        for replica in [self.replicas[index] for index in greetings]:
             if not replica.is_up:
                 self._notify(f"{replica.name} is not ready; going on without it until it is")
                 self._start(self._rejoin(replica))
         return self._identity
+
+    def add(self, client: AsyncClient) -> None:
+        """Take in one more replica, which gets rows when it is ready."""
+        replica = Replica(len(self.replicas), client)
+        self.replicas.append(replica)
+        self._start(self._join(replica))
 
     def choose(self, avoid: frozenset[int]) -> Replica | None:
         """Pick the least loaded replica that may be given a row now.
@@ -147,6 +155,10 @@ class Fleet:
         task: asyncio.Task[None] = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _join(self, replica: Replica) -> None:
+        await self._is_connected.wait()
+        await self._rejoin(replica)
 
     async def _rejoin(self, replica: Replica) -> None:
         try:

@@ -8,15 +8,16 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from latentwire import AsyncClient, PlanLatent, PlanOptions
 from latentwire_batch.attempts import RetryPolicy
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.dispatcher import Dispatcher
-from latentwire_batch.endpoints import resolve_endpoints
+from latentwire_batch.endpoints import discover, resolve_endpoints
 from latentwire_batch.errors import InputError, ReplicasLostError
+from latentwire_batch.guard import Guard, guarded
 from latentwire_batch.interrupts import Interrupts
 from latentwire_batch.local_replicas import LocalReplicas, plan_local_replicas
 from latentwire_batch.progress import ProgressReport
@@ -29,7 +30,6 @@ from latentwire_batch.run_settings import ModelIdentity
 from latentwire_batch.seeds import row_seed
 from latentwire_batch.store import RowState, RowStore
 
-ResultT = TypeVar("ResultT")
 # Loading a model takes as long as it takes; that a child died is seen at once.
 _OWN_REPLICAS_PATIENCE_S = 86_400.0
 _PROBE_PATIENCE_S = 2.0
@@ -86,9 +86,9 @@ async def run_session(
     interrupts = Interrupts(console)
     interrupts.install()
     async with _replicas(plan, console, clock, interrupts) as (fleet, guard):
-        identity = await _guarded(fleet.connect(_patience_s(plan.settings)), guard)
+        identity = await guarded(fleet.connect(_patience_s(plan.settings)), guard)
         guard.note_ready()
-        store = await _guarded(plan.open_store(identity), guard)
+        store = await guarded(plan.open_store(identity), guard)
         await _ask_rows(plan, store, fleet, guard, interrupts, console, clock)
         if interrupts.count == 0 and store.count(RowState.PENDING):
             raise InputError("--dataset: has fewer rows than when it was first read")
@@ -117,7 +117,7 @@ async def _ask_rows(
     plan: SessionPlan,
     store: RowStore,
     fleet: Fleet,
-    guard: _Guard,
+    guard: Guard,
     interrupts: Interrupts,
     console: Console,
     clock: Callable[[], float],
@@ -139,7 +139,7 @@ async def _ask_rows(
         interrupts.drain_first(dispatcher)
         syncing = asyncio.create_task(sink.keep_synced())
         try:
-            await _guarded(dispatcher.run(), guard, syncing)
+            await guarded(dispatcher.run(), guard, syncing)
             await sink.aclose()
         finally:
             syncing.cancel()
@@ -170,49 +170,13 @@ def _pending(rows: Iterator[Row], store: RowStore) -> Iterator[Row]:
             yield row
 
 
-class _Guard:
-    """What is watched during a session: the tasks end only by an error."""
-
-    def __init__(self, plan: SessionPlan, local: LocalReplicas | None) -> None:
-        self.tasks: list[asyncio.Task[None]] = []
-        if plan.watch is not None:
-            self.tasks.append(asyncio.create_task(plan.watch()))
-        if local is not None:
-            self.tasks.append(asyncio.create_task(local.watch()))
-        self._local = local
-
-    def note_ready(self) -> None:
-        if self._local is not None:
-            self._local.note_ready()
-
-    async def aclose(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-
-
-async def _guarded(main: Awaitable[ResultT], guard: _Guard, *others: asyncio.Task[None]) -> ResultT:
-    """Run `main`, but end with the error of a task beside it if that fails first."""
-    task = asyncio.ensure_future(main)
-    beside = [*guard.tasks, *others]
-    try:
-        await asyncio.wait([task, *beside], return_when=asyncio.FIRST_COMPLETED)
-        for other in beside:
-            if other.done():
-                other.result()
-        return await task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
 @asynccontextmanager
 async def _replicas(
     plan: SessionPlan,
     console: Console,
     clock: Callable[[], float],
     interrupts: Interrupts,
-) -> AsyncIterator[tuple[Fleet, _Guard]]:
+) -> AsyncIterator[tuple[Fleet, Guard]]:
     settings, local = plan.settings, None
     if settings.replica:
         urls = await resolve_endpoints(settings.replica)
@@ -221,8 +185,10 @@ async def _replicas(
         urls = [spec.base_url for spec in specs]
         local = LocalReplicas(specs, console.say)
         console.say(f"starting {len(specs)} replica{'s' * (len(specs) > 1)} of the model")
-    guard = _Guard(plan, local)
+    guard = Guard(plan.watch, local)
     fleet = Fleet(_clients(settings, urls), settings.concurrency, clock, console.say)
+    if settings.replica:
+        guard.add(discover(settings.replica, lambda url: fleet.add(*_clients(settings, [url]))))
     try:
         yield fleet, guard
     finally:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from batch.dataset_oracle import assert_complete, tasks_of
 from batch.harness import Collect, WatchedStream
 from batch.stub_replica import Behaviour, StubReplica
 from latentwire_batch.dispatcher import MAX_REPLICAS_LOST_PER_ROW
-from latentwire_batch.endpoints import resolve_endpoints
+from latentwire_batch.endpoints import discover, resolve_endpoints
 from latentwire_batch.errors import UsageError
 
 
@@ -205,3 +206,49 @@ def test_a_slow_replica_gets_less(collect: Collect, stub: StubReplica) -> None:
         helper.join()
     # Its window, two slots and one row waiting, was all it was given while it stood still.
     assert len(slow.asked) == 3
+
+
+def test_endpoints_that_a_name_gains_are_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [["10.0.0.1"], [], ["10.0.0.1", "10.0.0.2"], ["10.0.0.2"], ["10.0.0.1"]]
+
+    is_over = asyncio.Event()
+
+    async def lookup(*_: object, **__: object) -> list[tuple[object, ...]]:
+        if not answers:
+            is_over.set()
+            await asyncio.Event().wait()
+        return [(socket.AF_INET, 0, 0, "", (host, 1)) for host in answers.pop(0)]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", lookup)
+    added: list[str] = []
+
+    async def run() -> None:
+        looking = asyncio.create_task(discover(["http://service:1"], added.append, interval_s=0))
+        await is_over.wait()
+        looking.cancel()
+
+    asyncio.run(run())
+    assert added == ["http://10.0.0.2:1"]
+
+
+def test_a_replica_that_appears_during_the_run_gets_rows(
+    collect: Collect,
+    stub: StubReplica,
+    other_stub: StubReplica,
+    output: Path,
+    tasks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def find(_: object, add: Callable[[str], None]) -> None:
+        await asyncio.to_thread(stub.stalled.wait, 30)
+        add(other_stub.base_url)
+        await asyncio.to_thread(other_stub.wait_answered, 3)
+        stub.resume()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("latentwire_batch.session.discover", find)
+    stub.stall_after = 5
+    ended = collect("--concurrency", "2", replicas=[stub])
+    assert ended.status == 0
+    assert "replica 1 is ready" in ended.stderr
+    assert_complete(output, tasks_of(tasks))

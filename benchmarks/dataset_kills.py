@@ -1,0 +1,178 @@
+"""SIGKILL again and again: the dataset has to equal that of an undisturbed run, row for row.
+
+`python -m benchmarks.dataset_kills --kills 100 --seed 0`
+
+Stub replicas serve a run in which the collector, a replica, or both are killed at random moments; a
+killed collector is followed by the same command. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+STUB = Path(__file__).parents[1] / "tests" / "batch" / "stub_replica.py"
+TARGETS = ("collector", "replica", "both")
+_PATIENCE_S = 120.0
+
+
+@dataclass
+class Stubs:
+    """Replicas that can be killed and started again on their ports."""
+
+    ports: list[int]
+    delay_s: float
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, index: int) -> subprocess.Popen[str]:
+        """Start one on its port; returns when it listens."""
+        command = [sys.executable, str(STUB), "--port", str(self.ports[index])]
+        command += ["--hidden-size", "64", "--delay", str(self.delay_s)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+    def start_all(self) -> None:
+        """Start one on every port."""
+        self.processes = [self.start(index) for index in range(len(self.ports))]
+
+    def kill(self, index: int) -> None:
+        """End one by SIGKILL."""
+        self.processes[index].kill()
+        self.processes[index].wait()
+
+    def restart(self, index: int) -> None:
+        """Start one again that was killed."""
+        self.processes[index] = self.start(index)
+
+    def stop(self) -> None:
+        """End all."""
+        for index in range(len(self.processes)):
+            self.kill(index)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--replicas", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--delay", type=float, default=0.05, help="seconds a stub takes for a row")
+    parser.add_argument("--longest", type=float, default=2.0, help="seconds until a kill at most")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        print(json.dumps(run(args, Path(directory))))
+
+
+def run(args: argparse.Namespace, directory: Path) -> dict[str, object]:
+    """Kill as often as asked for, over as many datasets as that takes."""
+    tasks = directory / "tasks.jsonl"
+    tasks.write_text("".join(json.dumps({"task": f"task {i}"}) + "\n" for i in range(args.rows)))
+    rng = random.Random(args.seed)
+    stubs = Stubs(free_ports(args.replicas), args.delay)
+    stubs.start_all()
+    counts: Counter[str] = Counter()
+    try:
+        collect(stubs, tasks, directory / "calm")
+        while counts["kills"] < args.kills:
+            output = directory / f"killed-{counts['datasets']}"
+            disturb(args, rng, stubs, tasks, output, counts)
+            compare(output, directory / "calm")
+            counts["datasets"] += 1
+    finally:
+        stubs.stop()
+    return {**counts, "rows": args.rows, "equal": True}
+
+
+def disturb(
+    args: argparse.Namespace,
+    rng: random.Random,
+    stubs: Stubs,
+    tasks: Path,
+    output: Path,
+    counts: Counter[str],
+) -> None:
+    """Make one dataset under kills, until it is finished."""
+    process = None
+    while True:
+        if process is None:
+            process = start_collector(stubs, tasks, output)
+            counts["runs"] += 1
+        is_over = counts["kills"] >= args.kills
+        try:
+            status = process.wait(_PATIENCE_S if is_over else rng.uniform(0.05, args.longest))
+        except subprocess.TimeoutExpired:
+            target = rng.choice(TARGETS)
+            hit(target, process, stubs, rng)
+            counts["kills"] += 1
+            counts[target] += 1
+            if target != "replica":
+                process = None
+            continue
+        if status != 0:
+            raise SystemExit(f"the collector ended with status {status}")
+        return
+
+
+def hit(target: str, process: subprocess.Popen[bytes], stubs: Stubs, rng: random.Random) -> None:
+    index = rng.randrange(len(stubs.ports))
+    if target in ("replica", "both"):
+        stubs.kill(index)
+    if target in ("collector", "both"):
+        process.kill()
+        process.wait()
+    if target in ("replica", "both"):
+        time.sleep(rng.uniform(0, 0.3))
+        stubs.restart(index)
+
+
+def start_collector(stubs: Stubs, tasks: Path, output: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "latentwire_batch", "--dataset", str(tasks)]
+    command += ["--output-dir", str(output), "--seed", "7", "--max-new-tokens", "12"]
+    for port in stubs.ports:
+        command += ["--replica", f"http://127.0.0.1:{port}"]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
+def collect(stubs: Stubs, tasks: Path, output: Path) -> None:
+    if start_collector(stubs, tasks, output).wait(_PATIENCE_S) != 0:
+        raise SystemExit("the undisturbed run failed")
+
+
+def compare(output: Path, calm: Path) -> None:
+    """End with an error when two outputs do not hold the same rows."""
+    found, expected = (pq.read_table(path / "data.parquet") for path in (output, calm))
+    if not found.equals(expected):
+        raise SystemExit("the datasets differ")
+    shards = sorted(path.name for path in (calm / "hf_dataset").glob("*.arrow"))
+    for name in shards:
+        if (output / "hf_dataset" / name).read_bytes() != (calm / "hf_dataset" / name).read_bytes():
+            raise SystemExit(f"hf_dataset differs in {name}")
+    if (output / ".partial").exists():
+        raise SystemExit("a finished output still has its .partial")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [int(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+if __name__ == "__main__":
+    main()

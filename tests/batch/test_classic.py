@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+
+from batch.dataset_oracle import assert_complete, tasks_of
+from batch.stub_replica import StubReplica
+from latentwire_batch import collect_hidden_states, compressed_latent_collect
+from latentwire_batch.config import CollectSettings
+from latentwire_batch.local_replicas import serve_command
+
+BATCH = Path(__file__).parents[2] / "batch"
+README = BATCH.parent / "README.md"
+COMMANDS = [collect_hidden_states, compressed_latent_collect]
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, stub: StubReplica) -> Iterator[None]:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LATENTWIRE_COLLECT_REPLICA", stub.base_url)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def manifest_of(output: Path) -> dict[str, dict[str, object]]:
+    return json.loads((output / "manifest.json").read_text())
+
+
+def hidden_states(tasks: Path, output: Path, *flags: str) -> int:
+    places = ["--dataset_path", str(tasks), "--output_dir", str(output)]
+    return collect_hidden_states.main(["--model_name_or_path", "stub", *places, *flags])
+
+
+def compressed(tasks: Path, output: Path, *flags: str) -> int:
+    places = ["--dataset_path", str(tasks), "--output_dir", str(output)]
+    return compressed_latent_collect.main(["--model_path", "stub", *places, *flags])
+
+
+def test_hidden_states_has_the_known_defaults(tasks: Path, output: Path) -> None:
+    assert hidden_states(tasks, output) == 0
+    settings = manifest_of(output)["settings"]
+    assert settings["sampling"] == {
+        "max_new_tokens": 512,
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "top_k": 0,
+        "stop": [],
+    }
+    assert settings["prompt"]["chat_template"] == "none"  # type: ignore[index]
+    assert settings["k"] is None
+
+
+def test_hidden_states_takes_every_flag(tasks: Path, output: Path, tmp_path: Path) -> None:
+    flags = "--max_new_tokens 9 --temperature 0.5 --top_p 0.8 --top_k 4 --do_sample false --seed 3"
+    flags += " --torch_dtype fp32 --chat_template qwen --id_field nr --task_field task"
+    flags += f" --flush_every 10 --disable_tqdm --temp_dir {tmp_path} --trust_remote_code true"
+    assert hidden_states(tasks, output, *flags.split(), "--prompt_template", "Do {task}") == 0
+    settings = manifest_of(output)["settings"]
+    assert settings["sampling"] == {
+        "max_new_tokens": 9,
+        "do_sample": False,
+        "temperature": 0.5,
+        "top_p": 0.8,
+        "top_k": 4,
+        "stop": [],
+    }
+    assert settings["prompt"] == {"prompt_template": "Do {task}", "chat_template": "qwen"}
+    assert settings["seed"] == 3
+    assert pq.read_table(output / "data.parquet")["task_id"][7].as_py() == "7"
+
+
+def test_the_dataset_is_that_of_collect(tasks: Path, output: Path) -> None:
+    assert hidden_states(tasks, output, "--seed", "7", "--max_new_tokens", "12") == 0
+    assert_complete(output, tasks_of(tasks))
+
+
+def test_compressed_keeps_the_first_steps(tasks: Path, output: Path) -> None:
+    assert compressed(tasks, output, "--c", "3", "--seed", "7") == 0
+    assert_complete(output, tasks_of(tasks), k=3, max_new_tokens=1500)
+    assert manifest_of(output)["settings"]["sampling"]["temperature"] == 1.2  # type: ignore[index]
+
+
+def test_conversations_are_read_where_the_task_field_is_empty(tmp_path: Path, output: Path) -> None:
+    turns = [[{"from": "human", "value": f"{i}.{t}"} for t in range(4)] for i in range(5)]
+    path = tmp_path / "conversations.json"
+    path.write_text(json.dumps([{"id": f"c{i}", "conversations": c} for i, c in enumerate(turns)]))
+    assert hidden_states(path, output, "--task_field", "", "--conversations_index", "2") == 0
+    rows = pq.read_table(output / "data.parquet")
+    assert rows["task"].to_pylist() == [f"{i}.2" for i in range(5)]
+    assert rows["task_id"].to_pylist() == [f"c{i}" for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--task_field", ""], "--conversations_index is not given"),
+        (["--task_field", "x", "--conversations_index", "2"], '--task_field ""'),
+        (["--top_p", "2"], "--top_p: "),
+        (["--do_sample", "maybe"], "'maybe' is neither true nor false"),
+        (["--torch_dtype", "int8"], "--torch_dtype"),
+        (["--load_from_disk"], "--dataset_path is not a directory"),
+        (["--no_such_flag"], "--no_such_flag"),
+    ],
+)
+def test_bad_usage_names_the_classic_flag(
+    tasks: Path,
+    output: Path,
+    flags: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert hidden_states(tasks, output, *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_one_split_of_a_saved_dataset_is_chosen(tmp_path: Path, output: Path) -> None:
+    parts = {n: datasets.Dataset.from_dict({"task": [f"{n} task"]}) for n in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    saved = tmp_path / "saved"
+    assert hidden_states(saved, output, "--load_from_disk", "--dataset_split", "test") == 0
+    assert pq.read_table(output / "data.parquet")["task"].to_pylist() == ["test task"]
+
+
+def test_a_dataset_is_loaded_by_name(
+    tasks: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    named = tmp_path / "named"
+    named.mkdir()
+    tasks.rename(named / "train.jsonl")
+    flags = ["--model_name_or_path", "stub", "--output_dir", str(output), "--seed", "7"]
+    flags += ["--max_new_tokens", "12", "--dataset_name", str(named)]
+    assert collect_hidden_states.main([*flags, "--temp_dir", str(tmp_path)]) == 0
+    assert_complete(output, tasks_of(named / "train.jsonl"))
+    assert not list(tmp_path.glob("latentwire-*"))
+
+
+def test_a_dataset_that_cannot_be_loaded_is_named_without_a_path(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model_name_or_path", "stub", "--output_dir", str(output)]
+    (tmp_path / "nothing").mkdir()
+    assert collect_hidden_states.main([*flags, "--dataset_name", str(tmp_path / "nothing")]) == 2
+    stderr = capsys.readouterr().err
+    assert "--dataset_name: cannot be loaded" in stderr
+    assert str(tmp_path) not in stderr
+
+
+def test_trust_and_dtype_reach_the_own_replica() -> None:
+    settings = CollectSettings(
+        dataset=Path("in"), output_dir=Path("out"), dtype="bf16", trust_remote_code=True
+    )
+    assert serve_command(settings, 81)[-3:] == ("--dtype", "bf16", "--trust-remote-code")
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_the_readmes_command_is_understood(module: ModuleType) -> None:
+    name = module.__name__.rpartition(".")[2]
+    text = README.read_text().replace("\\\n", " ")
+    (line,) = re.findall(rf"batch/{name}\.py (.*)", text)
+    given = module._parser().parse_args(shlex.split(line))
+    assert given.dataset_path.suffix in (".json", ".jsonl")
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_both_run_as_scripts_and_as_modules(module: ModuleType) -> None:
+    name = module.__name__.rpartition(".")[2]
+    for command in ([str(BATCH / f"{name}.py")], ["-m", module.__name__]):
+        done = subprocess.run(
+            [sys.executable, *command, "--help"], capture_output=True, text=True, check=True
+        )
+        assert "--dataset_path" in done.stdout
