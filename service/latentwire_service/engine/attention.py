@@ -7,13 +7,21 @@ at each row's own positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from latentwire_service.engine.errors import UnsupportedModelError
+
 SLOT_ATTENTION = "latentwire_slots"
+
+# What models hand to every attention and this one may pass over: dropout is zero in eval mode, the
+# window is in the mask, and the rest is for kernels that build their own mask or return weights.
+_WITHOUT_EFFECT = frozenset(
+    {"dropout", "is_causal", "output_attentions", "position_ids", "sliding_window", "use_cache"}
+)
 
 MaskFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -51,14 +59,15 @@ def slot_mask(
 
 
 def slot_attention(
-    _module: torch.nn.Module,
+    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
-    **_unused: object,
+    s_aux: torch.Tensor | None = None,
+    **options: object,
 ) -> tuple[torch.Tensor, None]:
     """Grouped-query attention that never repeats keys and values.
 
@@ -66,16 +75,25 @@ def slot_attention(
     `[B, KV, H / KV * Q, D]`, and the mask repeats along the rows instead.
 
     Args:
+        module: the model's attention layer, for the name in an error.
         query: `[B, num_heads, Q, head_dim]`.
         key: `[B, num_kv_heads, kv_length, head_dim]`.
         value: like `key`; its head_dim may differ.
         attention_mask: `[B, 1, Q, kv_length]`, added to the scores.
         scaling: factor on the scores; None means ``head_dim ** -0.5``.
-        softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
+        softcap: scores become ``softcap * tanh(scores / softcap)``.
+        s_aux: `[num_heads]`, attention sinks: one more score per head, whose value is nothing.
+        options: what else the model asks for.
 
     Returns:
         `[B, Q, num_heads, head_dim]`, and no attention weights.
+
+    Raises:
+        UnsupportedModelError: an option that would change the result.
     """
+    if attention_mask is None:
+        raise _refusal(module, "attention without a mask")
+    _check_options(module, options)
     batch, num_heads, num_queries, _ = query.shape
     num_kv_heads = key.shape[1]
     group = num_heads // num_kv_heads
@@ -83,26 +101,54 @@ def slot_attention(
     mask = attention_mask
     if num_queries > 1 and group > 1:
         mask = attention_mask.repeat(1, 1, group, 1)
-    if softcap is None:
+    if softcap is None and s_aux is None:
         output = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
     else:
-        output = _softcapped(packed, key, value, mask, scaling, softcap)
+        sinks = None if s_aux is None else _packed_sinks(s_aux, num_kv_heads, num_queries)
+        output = _step_by_step(packed, key, value, mask, scaling, softcap, sinks)
     output = output.reshape(batch, num_heads, num_queries, -1)
     return output.transpose(1, 2), None
 
 
-def _softcapped(
+def _check_options(module: torch.nn.Module, options: Mapping[str, object]) -> None:
+    if options.get("is_causal") is False:
+        raise _refusal(module, "attention that is not causal")
+    for name, value in options.items():
+        if name not in _WITHOUT_EFFECT and value is not None and value is not False:
+            raise _refusal(module, name)
+
+
+def _refusal(module: torch.nn.Module, feature: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{type(module).__name__} asks for {feature}, which attention over slots does not have"
+    )
+
+
+def _packed_sinks(sinks: torch.Tensor, num_kv_heads: int, num_queries: int) -> torch.Tensor:
+    """Lay `[num_heads]` out like the rows of the packed product, `[1, KV, H / KV * Q, 1]`."""
+    return sinks.view(num_kv_heads, -1).repeat_interleave(num_queries, dim=1)[None, :, :, None]
+
+
+def _step_by_step(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor,
     scaling: float | None,
-    softcap: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
+    """Attention for what the fused kernel does not know."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = query @ key.transpose(-1, -2) * scale
-    scores = torch.tanh(scores / softcap) * softcap
-    return torch.softmax(scores + mask, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + mask
+    if sinks is not None:
+        column = sinks.to(scores.dtype).expand(scores.shape[0], -1, -1, -1)
+        scores = torch.cat([scores, column], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return weights[..., : key.shape[2]] @ value
 
 
 def register() -> None:

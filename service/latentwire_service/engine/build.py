@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from latentwire_service.engine import attention
@@ -36,12 +37,15 @@ class Probe:
         hidden: `[_PROBE_TOKENS, hidden_size]` float32, the reference for the slots.
         shapes: keys and values of each layer.
         linear_calls: which linear layers it called with which tensors.
+        max_positions: the longest sequence whose rotary frequencies are the same whatever runs
+            beside it; None when any is.
     """
 
     token_ids: Sequence[int]
     hidden: torch.Tensor
     shapes: Sequence[LayerShape]
     linear_calls: Sequence[LinearCall]
+    max_positions: int | None
 
     @property
     def hidden_size(self) -> int:
@@ -59,15 +63,17 @@ def probe(model: Any) -> Probe:
     """Run a few tokens through the model's own attention and cache.
 
     Raises:
-        UnsupportedModelError: attention does not go through the attention interface, or a layer's
-            cache is not keys and values per position (state-space, hybrid).
+        UnsupportedModelError: a layer's cache is not keys and values per position (state-space,
+            hybrid), or the model cannot be called as a decoder.
     """
     name = model.config.model_type
     with _refusing(name):
         cache = DynamicCache(config=model.config)
     _check_layers(cache.layers, name)
-    if not getattr(model, "_supports_attention_backend", False):
-        raise UnsupportedModelError(f"{name} does not use transformers' attention interface")
+    if getattr(model.config, "alibi", False):
+        # Such a model biases its scores in code of its own, which can differ between its attention
+        # implementations, and over a short check by less than 16 bits round off.
+        raise UnsupportedModelError(f"{name} is configured with linear position biases (alibi)")
     # Distinct small ids: any vocabulary has them, and a wrong order of positions shows.
     token_ids = list(range(3, 3 + _PROBE_TOKENS))
     with _refusing(name), watch_linears(model) as linear_calls:
@@ -78,7 +84,9 @@ def probe(model: Any) -> Probe:
             output_hidden_states=True,
         )
     shapes = [_layer_shape(layer, name) for layer in cache.layers]
-    return Probe(token_ids, output.hidden_states[-1][0].float(), shapes, linear_calls)
+    hidden = output.hidden_states[-1][0].float()
+    limits = [rope.max_positions for rope in _varying_ropes(model)]
+    return Probe(token_ids, hidden, shapes, linear_calls, min(limits, default=None))
 
 
 @contextmanager
@@ -116,9 +124,7 @@ def _check_layers(layers: Sequence[object], model_type: str) -> None:
 
 def _layer_shape(layer: object, model_type: str) -> LayerShape:
     if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
-        raise UnsupportedModelError(
-            f"{model_type} has a layer without a standard KV cache ({type(layer).__name__})"
-        )
+        raise UnsupportedModelError(f"{model_type} has a layer that leaves its KV cache empty")
     return LayerShape(layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1])
 
 
@@ -139,17 +145,26 @@ def build_runner(
         compile_decode: compile the decode step, and warm it up.
 
     Raises:
-        UnsupportedModelError: hidden states over slots differ from the model's own.
+        UnsupportedModelError: hidden states over slots differ from the model's own, or would
+            depend on neighbours.
     """
+    name = model.config.model_type
+    if probed.max_positions is not None and max_model_len > probed.max_positions:
+        raise UnsupportedModelError(
+            f"{name} changes its rotary frequencies beyond {probed.max_positions} positions, for "
+            f"all sequences at once; max_model_len {max_model_len} must not exceed that"
+        )
     attention.register()
-    with _refusing(model.config.model_type):
+    with _refusing(name):
         return _build(model, probed, max_slots, max_model_len, compile_decode)
 
 
 def _build(
     model: Any, probed: Probe, max_slots: int, max_model_len: int, compile_decode: bool
 ) -> HfModelRunner:
-    model.set_attn_implementation(attention.SLOT_ATTENTION)
+    _use_slot_attention(model)
+    for rope in _varying_ropes(model):
+        rope.fix()
     optimise_linears(model, probed.linear_calls, pack=not compile_decode)
     runner = HfModelRunner(
         model, probed.shapes, probed.hidden_size, max_slots, max_model_len, compile_decode
@@ -161,18 +176,81 @@ def _build(
     return runner
 
 
+def _use_slot_attention(model: Any) -> None:
+    """Name slot attention in every config, which models read at each call.
+
+    Not by `set_attn_implementation`, which leaves out those that write their attention themselves:
+    they read the mask from the same registry, and where that is not enough, the check will show it.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config._attn_implementation = attention.SLOT_ATTENTION
+
+
+@dataclass(frozen=True, slots=True)
+class _VaryingRope:
+    """A rotary embedding that takes other frequencies when a sequence of the batch grows long.
+
+    Attributes:
+        module: its module.
+        layer_type: the kind of layer it is for, where one module serves several.
+        max_positions: the length up to which it keeps those it started with.
+    """
+
+    module: Any
+    layer_type: str | None
+    max_positions: int
+
+    def fix(self) -> None:
+        """Leave it with these frequencies, without a look at the batch in every step."""
+        if self.layer_type is None:
+            self.module.rope_type = "default"
+        else:
+            self.module.rope_type = self.module.rope_type | {self.layer_type: "default"}
+
+
+def _varying_ropes(model: Any) -> Iterator[_VaryingRope]:
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        for layer_type, kind in (kinds if isinstance(kinds, dict) else {None: kinds}).items():
+            if kind == "longrope":
+                parameters = module.config.rope_parameters
+                parameters = parameters if layer_type is None else parameters[layer_type]
+                limit = parameters["original_max_position_embeddings"]
+            elif isinstance(kind, str) and "dynamic" in kind:
+                limit = module.original_max_seq_len
+            else:
+                continue
+            yield _VaryingRope(module, layer_type, limit)
+
+
 def _check(model: Any, probed: Probe, runner: HfModelRunner) -> None:
-    half = _PROBE_TOKENS // 2
-    rows = [runner.prefill([PromptPart(0, probed.token_ids[:half], 0)]).hidden]
+    """Compare hidden states over slots with the model's own, next to neighbours.
+
+    In prefill they are shorter, so that they are padded; in decode one stands at the last position
+    of its slot: what depends on the longest sequence of a batch shows.
+    """
+    tokens, half = probed.token_ids, _PROBE_TOKENS // 2
+    lengths = list(range(half, 0, -2))[: runner.max_slots]
+    prefilled = runner.prefill(
+        [PromptPart(slot, tokens[:length], 0) for slot, length in enumerate(lengths)]
+    ).hidden
+    decoded = []
     for position in range(half, _PROBE_TOKENS):
-        token = np.array([probed.token_ids[position]])
-        rows.append(runner.decode(token, np.array([position])).hidden)
-    runner.clear_slot(0)
-    expected = probed.hidden[half - 1 :]
-    errors = (torch.cat(rows).float() - expected).norm(dim=-1) / expected.norm(dim=-1)
-    error = errors.median().item()
+        positions = np.array([position, runner.max_model_len - 1][: runner.max_slots])
+        token_ids = np.full(len(positions), tokens[position])
+        decoded.append(runner.decode(token_ids, positions).hidden[0])
+    error = max(
+        _median_error(prefilled, probed.hidden[[length - 1 for length in lengths]]),
+        _median_error(torch.stack(decoded), probed.hidden[half:]),
+    )
     if not error <= _MAX_MEDIAN_ERROR[model.dtype]:
         raise UnsupportedModelError(
             f"{model.config.model_type} computes other hidden states over slots than by itself "
             f"(median relative error {error:.1e})"
         )
+
+
+def _median_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    errors = (actual.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
+    return float(errors.median())

@@ -13,11 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch._inductor import config as inductor_config
+from transformers import PreTrainedModel
 
 from latentwire_service.engine.kv_cache import CacheView, LayerShape, SlotCache
 
 # Attention reads whole buckets of this many positions: few distinct shapes, little waste.
 KV_BUCKET = 64
+# Prompt chunks are padded to whole buckets, too: oneDNN makes and keeps a kernel for each number of
+# rows, and thousands of prompts of any length would fill its cache with hundreds of megabytes.
+PREFILL_BUCKET = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +128,21 @@ class HfModelRunner:
         self._hidden_size = hidden_size
         self._slots = torch.arange(max_slots, device=self._device)
         self._prefixes: dict[int, Sequence[torch.Tensor]] = {}
-        # The LM classes return logits only; the hook reads the base model's output on its way.
+        # The LM classes return logits only; hooks read the models' output inside them on its way.
+        # Which one holds the final rows differs (`base_model` may be a shell around it, or the LM
+        # class itself), but not that it is the last to return.
         self._last_hidden: torch.Tensor | None = None
-        model.base_model.register_forward_hook(self._keep_last_hidden)
+        for module in model.modules():
+            if module is not model and isinstance(module, PreTrainedModel):
+                module.register_forward_hook(self._keep_last_hidden)
         self._decode_step: _Step = (
             _compiled(self._run, self._device) if compile_decode else self._run
         )
 
     def _keep_last_hidden(self, _module: object, _args: object, output: Any) -> None:
-        self._last_hidden = output.last_hidden_state
+        hidden = getattr(output, "last_hidden_state", None)
+        if hidden is not None:
+            self._last_hidden = hidden
 
     @property
     def device(self) -> torch.device:
@@ -160,7 +170,7 @@ class HfModelRunner:
 
         Padding writes to the scratch position and is read by nobody.
         """
-        width = max(len(part.token_ids) for part in parts)
+        width = _round_up(max(len(part.token_ids) for part in parts), PREFILL_BUCKET)
         token_ids = np.zeros((len(parts), width), dtype=np.int64)
         positions = np.zeros((len(parts), width), dtype=np.int64)
         write_positions = np.full((len(parts), width), self._cache.scratch_position)
@@ -248,10 +258,14 @@ class HfModelRunner:
         return StepOutput(logits=output.logits[:, -1], hidden=hidden[:, -1])
 
     def _kv_bucket(self, length: int) -> int:
-        return min(-(-length // KV_BUCKET) * KV_BUCKET, self._max_model_len)
+        return min(_round_up(length, KV_BUCKET), self._max_model_len)
 
     def _to_device(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 _Step = Callable[[torch.Tensor, CacheView], StepOutput]
