@@ -51,7 +51,9 @@ class CollectSettings(BaseSettings):
     )
     api_key: SecretStr | None = Field(default=None, description="Key, where replicas want one.")
     concurrency: int | None = Field(
-        default=None, ge=1, description="Rows in flight per replica; absent: as its slots need."
+        default=None,
+        ge=1,
+        description="Rows in flight per replica; absent: its slots, limits.max_slots of /info.",
     )
     timeout: float = Field(
         default=_ROW_TIMEOUT_S, gt=0, description="Longest wait for one row, in seconds."

@@ -21,13 +21,14 @@ from latentwire_batch.ranks import ALONE, Rank
 
 _HOST = "127.0.0.1"
 _KEPT_STDERR_LINES = 12
+_ERROR_LEVELS = frozenset({"ERROR", "CRITICAL"})
 _STOP_PATIENCE_S = 15.0
 _MAX_RESTARTS = 8
 _RESTART_PAUSE_S = 1.0
 _USAGE_STATUS = 2
 _NOT_FOR_CHILDREN = (
     # A child on the loopback interface is asked without a key.
-    "LATENTWIRE_API_KEY",
+    *("LATENTWIRE_API_KEY", "LATENTWIRE_API_KEY_FILE"),
     # Of the launcher of several processes: a child is none of them. It is told its threads.
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE"),
@@ -177,11 +178,12 @@ class LocalReplicas:
 
 
 class _Child:
-    """One child process and the end of what it said."""
+    """One child process, and what it said last: errors it logged, and anything."""
 
     def __init__(self, spec: LocalReplicaSpec) -> None:
         self.spec = spec
         self.was_ready = False
+        self.last_errors: deque[str] = deque(maxlen=_KEPT_STDERR_LINES)
         self.last_lines: deque[str] = deque(maxlen=_KEPT_STDERR_LINES)
         self._process: Process | None = None
 
@@ -205,8 +207,11 @@ class _Child:
         assert process.stderr is not None
         try:
             # Read to the end: a full pipe would stop the child.
-            async for line in process.stderr:
-                self.last_lines.append(line.decode(errors="replace").rstrip())
+            async for raw in process.stderr:
+                line = raw.decode(errors="replace").rstrip()
+                self.last_lines.append(line)
+                if _is_error(line):
+                    self.last_errors.append(line)
             return await process.wait()
         finally:
             # Cancelled before `stop` knew of the process, or in spite of it.
@@ -232,8 +237,15 @@ class _Child:
 
 def _start_failure(child: _Child, status: int) -> BatchError:
     kind = UsageError if status == _USAGE_STATUS else ReplicasLostError
-    said = "\n  ".join(child.last_lines)
+    # Where it logged no error, as with a traceback, the end of its output has to do.
+    said = "\n  ".join(child.last_errors or child.last_lines)
     return kind(f"own replica {child.spec.index} ended with status {status} at start:\n  {said}")
+
+
+def _is_error(line: str) -> bool:
+    """Tell whether a line of the service's log is an error: date, time, level, then the rest."""
+    words = line.split(maxsplit=3)
+    return len(words) > 2 and words[2] in _ERROR_LEVELS
 
 
 def _free_ports(count: int) -> list[int]:

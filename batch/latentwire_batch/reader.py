@@ -25,6 +25,8 @@ _PARQUET_BATCH_ROWS = 256
 _CHUNK_CHARS = 1 << 16
 # One object of a JSON list is held whole; a broken one must not pull the rest of the file in.
 _MAX_OBJECT_CHARS = 1 << 28
+# No token but a string is longer than this: an error that far from the window's end is no cut.
+_MAX_TOKEN_CHARS = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,22 @@ def _json_lines_records(path: Path) -> Iterator[Any]:
             if not line.strip():
                 continue
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except json.JSONDecodeError as error:
                 raise InputError(
                     f"line {number} is not JSON ({error.msg} at column {error.colno}); "
                     "a file holds either a list of objects or one object per line"
                 ) from error
+            except (RecursionError, ValueError) as error:
+                raise InputError(f"line {number}: {_over_limit(error)}") from error
+            yield record
+
+
+def _over_limit(error: Exception) -> str:
+    """Say which of Python's limits valid JSON went over; the error's own words speak of Python."""
+    if isinstance(error, RecursionError):
+        return "lists or objects are nested too deeply"
+    return "a number has too many digits"
 
 
 def _json_list_records(path: Path) -> Iterator[Any]:
@@ -145,11 +157,21 @@ class _TextWindow:
             try:
                 value, self._position = self._decoder.raw_decode(self._text, self._position)
             except json.JSONDecodeError as error:
-                # Cut off by the window's end or broken: only more text can tell.
-                if len(self._text) > _MAX_OBJECT_CHARS or not self._read_more():
+                if not self._may_be_cut_off(error) or not self._read_more():
                     raise InputError(f"row {index}: not JSON ({error.msg})") from error
+            except (RecursionError, ValueError) as error:
+                # No further text makes it any better.
+                raise InputError(f"row {index}: {_over_limit(error)}") from error
             else:
                 return value
+
+    def _may_be_cut_off(self, error: json.JSONDecodeError) -> bool:
+        """Tell whether the window's end, and not the file, may be what is wrong."""
+        if len(self._text) > _MAX_OBJECT_CHARS:
+            return False
+        # An unfinished string is reported where it begins.
+        is_string = self._text[error.pos : error.pos + 1] == '"'
+        return is_string or error.pos + _MAX_TOKEN_CHARS > len(self._text)
 
     def _read_more(self) -> bool:
         # Reading as much again as is held keeps the re-decoding of a long element linear overall.
@@ -169,12 +191,11 @@ def _parquet_records(path: Path, fields: RowFields) -> Iterator[dict[str, Any]]:
 def _saved_dataset_records(path: Path, fields: RowFields) -> Iterator[dict[str, Any]]:
     """Read the Arrow streams that `Dataset.save_to_disk` wrote, without loading `datasets`."""
     if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text()).get("splits", [])
-        raise InputError(f"holds several splits; give the folder of one of: {', '.join(splits)}")
+        raise InputError(f"holds several splits; give the folder of one of: {_split_names(path)}")
     try:
         state = json.loads((path / "state.json").read_text())
         shard_names = [shard["filename"] for shard in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError("not a directory written by Dataset.save_to_disk") from error
     for name in shard_names:
         with pa.memory_map(str(path / name)) as source, pa.ipc.open_stream(source) as stream:
@@ -183,6 +204,13 @@ def _saved_dataset_records(path: Path, fields: RowFields) -> Iterator[dict[str, 
                 table = batch.select(_present_columns(batch.schema, fields))
                 for start in range(0, table.num_rows, _PARQUET_BATCH_ROWS):
                     yield from table.slice(start, _PARQUET_BATCH_ROWS).to_pylist()
+
+
+def _split_names(path: Path) -> str:
+    try:
+        return ", ".join(json.loads((path / "dataset_dict.json").read_text())["splits"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError("not a directory written by Dataset.save_to_disk") from error
 
 
 def _present_columns(schema: pa.Schema, fields: RowFields) -> list[str]:

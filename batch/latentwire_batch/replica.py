@@ -60,10 +60,10 @@ class Replica:
 
 
 def default_window(info: InfoResponse) -> int:
-    """Rows in flight that keep a replica's slots full.
+    """Rows in flight when no number is asked for: as many as the replica has slots.
 
-    A few more than it has slots, so that the next row already waits there when a slot becomes free
-    and no slot idles for a round trip.
+    A slot then idles from an answer's end until the next row is there: 20-40 ms for 0.9 MB latents
+    on two busy cores. One row more than slots won 4 % of the time of half-second rows and 1.5 % of
+    two-second ones; real rows take longer, and never wait in a queue that others use too.
     """
-    slots = info.limits.max_slots
-    return max(1, min(slots + max(1, slots // 8), slots + info.limits.max_queue))
+    return info.limits.max_slots

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from latentwire_batch.errors import InputError
+
+# Above this, different whole numbers become the same float.
+_MAX_EXACT_FLOAT = 2.0**53 - 1
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,11 @@ def _turn_value(record: dict[str, Any], turn_index: int, index: int) -> Any:
 
 
 def _task_id(value: Any, index: int, name: str) -> str:
-    if value is None:
+    # A table that has ids for some rows only holds whole numbers as floats, and NaN for none.
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return str(index)
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT_FLOAT:
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise InputError(f"row {index}: field {name!r} is neither text nor a whole number")
     return _checked_text(str(value), f"row {index}: field {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -127,6 +128,8 @@ def _plan(
     }
     # What was not given is left to the service; what was is checked by the request's own model.
     given = cast(PlanOptions, {name: value for name, value in options.items() if value is not None})
+    if output is not None:
+        _check_output(output)
     try:
         with Client(url, timeout_s=timeout, api_key=api_key) as client:
             plan = client.plan_latent(task, k=k, **given)
@@ -148,6 +151,18 @@ def _print_plan(plan: PlanLatent) -> None:
         f"usage: {usage.prompt_tokens} prompt tokens, {usage.completion_tokens} completion tokens, "
         f"{usage.latent_steps} latent steps; finish_reason {plan.finish_reason}, seed {plan.seed}"
     )
+
+
+def _check_output(path: Path) -> None:
+    """Exit where a file cannot be made: not only after minutes of generation."""
+    try:
+        # Whether a file that is there can be written, typer has checked.
+        if not path.exists():
+            # Made and gone: permissions alone do not tell, not to root nor on a read-only disk.
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        typer.echo(f"latentwire: --output: {path}: {error.strerror}", err=True)
+        raise typer.Exit(EXIT_USAGE) from error
 
 
 def _save(hidden_state: npt.NDArray[np.float32], path: Path) -> None:

@@ -33,6 +33,14 @@ _CODES = {
 }
 
 
+_REFUSAL = (
+    "2026-01-01 10:00:00,000 INFO latentwire_service.server: listening\n"
+    "2026-01-01 10:00:00,001 ERROR latentwire_service.serving: cannot serve the model: none there\n"
+    + "2026-01-01 10:00:00,002 INFO uvicorn.error: an ERROR in the text only\n"
+    * 20
+)
+
+
 def num_tokens(task: str, seed: int, max_new_tokens: int) -> int:
     """Tokens the stub generates: 1..max_new_tokens."""
     return 1 + zlib.crc32(f"{task}/{seed}".encode()) % max_new_tokens
@@ -332,7 +340,11 @@ def main() -> None:
     parser.add_argument("--die-after", type=int, default=None, help="answers before it dies")
     parser.add_argument("--record", type=Path, default=None, help="append each asked task id here")
     parser.add_argument("--not-ready", action="store_true", help="never become ready")
+    parser.add_argument("--refuse-model", action="store_true", help="log like a failed load, exit")
     args = parser.parse_args()
+    if args.refuse_model:
+        sys.stderr.write(_REFUSAL)
+        sys.exit(2)
     behaviour = Behaviour(
         model=args.model,
         hidden_size=args.hidden_size,

@@ -108,6 +108,19 @@ def test_an_own_replica_that_cannot_start_says_why(
     assert not output.exists()
 
 
+def test_of_an_own_replica_without_a_model_only_the_error_is_shown(
+    as_children: Callable[..., None], collect: Collect
+) -> None:
+    as_children("--refuse-model")
+    ended = collect()
+    assert ended.status == 2
+    assert ended.stderr.endswith(
+        "own replica 0 ended with status 2 at start:\n"
+        "  2026-01-01 10:00:00,001 ERROR latentwire_service.serving: "
+        "cannot serve the model: none there\n"
+    )
+
+
 def test_an_interrupt_while_replicas_start_leaves_nothing(
     as_children: Callable[..., None], collect: Collect, stderr: WatchedStream, output: Path
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,10 @@ def test_a_missing_task_field_is_named(write: Callable[[Path], Path], tmp_path: 
         ({"task": 3}, "row 1: field 'task' is not text but int"),
         ({"task": "\ud800"}, "row 1: field 'task' is not valid Unicode"),
         ({"task": "x", "id": [1]}, "row 1: field 'id' is neither text nor a whole number"),
+        ({"task": "x", "id": True}, "row 1: field 'id' is neither text nor a whole number"),
+        ({"task": "x", "id": 3.5}, "row 1: field 'id' is neither text nor a whole number"),
+        ({"task": "x", "id": 2.0**53}, "row 1: field 'id' is neither text nor a whole number"),
+        ({"task": "x", "id": math.inf}, "row 1: field 'id' is neither text nor a whole number"),
         ([1], "row 1: not an object with fields but list"),
     ],
 )
@@ -110,6 +115,14 @@ def test_an_unusable_row_is_named(
         ('[{"task": "a"}] []', "more text after the end"),
         ("PAR1 not really", "cannot be decoded"),
         ('{"task": "\udcff"}', "cannot be decoded"),
+        ("[" * 100_000, "^row 0: lists or objects are nested too deeply"),
+        (
+            '[{"task": "a"}, ' + '{"task":' * 100_000,
+            "^row 1: lists or objects are nested too deeply",
+        ),
+        ('\n{"task":' + "[" * 100_000, "^line 2: lists or objects are nested too deeply"),
+        (f'{{"task": "a", "id": {"9" * 5000}}}', "^line 1: a number has too many digits"),
+        (f'[{{"task": "a", "id": {"9" * 5000}}}]', "^row 0: a number has too many digits"),
     ],
 )
 def test_broken_files_are_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -119,10 +132,63 @@ def test_broken_files_are_refused(text: str, message: str, tmp_path: Path) -> No
         list(TaskSource(path, FIELDS).rows())
 
 
+@pytest.mark.parametrize(
+    ("element", "max_decodes"),
+    [
+        # Broken where it stands: the rest of the file cannot mend it.
+        ('{"task": ?' + " " * 100_000, 1),
+        # Cut off by the file's end: what is held doubles, so decoding it again stays linear.
+        ('{"task": [' + "1, " * 30_000, 12),
+        ('{"task": "' + "a" * 100_000, 12),
+    ],
+)
+def test_a_broken_element_is_not_decoded_over_and_over(
+    element: str, max_decodes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("latentwire_batch.reader._CHUNK_CHARS", 100)
+    monkeypatch.setattr("latentwire_batch.reader._MAX_TOKEN_CHARS", 20)
+    sizes: list[int] = []
+
+    class CountingDecoder(json.JSONDecoder):
+        def raw_decode(self, text: str, idx: int = 0) -> tuple[Any, int]:
+            sizes.append(len(text))
+            return super().raw_decode(text, idx)
+
+    monkeypatch.setattr("latentwire_batch.reader.json.JSONDecoder", CountingDecoder)
+    path = tmp_path / "data.json"
+    path.write_text("[" + element)
+    with pytest.raises(InputError, match="row 0: not JSON"):
+        list(TaskSource(path, FIELDS).rows())
+    assert len(sizes) <= max_decodes
+    assert sum(sizes) <= 4 * len(element)
+
+
+@pytest.mark.parametrize("value", [1, 1.0, "1"])
+def test_an_id_that_is_a_whole_number_is_written_without_a_fraction(
+    value: object, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"task": "a", "id": value}))
+    assert list(TaskSource(path, FIELDS).rows()) == [Row(0, "1", "a")]
+
+
+def test_ids_that_pandas_made_floats_are_numbers_with_gaps(tmp_path: Path) -> None:
+    ids = pa.array([7.0, math.nan, None, -3.0], type=pa.float64())
+    pq.write_table(pa.table({"task": ["a", "b", "c", "d"], "id": ids}), tmp_path / "data")
+    rows = TaskSource(tmp_path / "data", FIELDS).rows()
+    assert [row.task_id for row in rows] == ["7", "1", "2", "-3"]
+
+
 def test_a_json_list_is_read_in_windows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("latentwire_batch.reader._CHUNK_CHARS", 7)
     rows = list(TaskSource(as_json(tmp_path / "data"), FIELDS, limit=60).rows())
     assert [row.task for row in rows] == [record["task"] for record in RECORDS[:60]]
+
+
+def test_a_damaged_list_of_splits_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="not a directory written by"):
+        list(TaskSource(tmp_path, FIELDS).rows())
 
 
 def test_a_dataset_of_splits_says_which_folders_to_give(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import pytest
 from batch.dataset_oracle import assert_complete, tasks_of
 from batch.harness import Collect, WatchedStream
 from batch.stub_replica import Behaviour, StubReplica
+from latentwire.protocol import InfoResponse, Limits
 from latentwire_batch.dispatcher import MAX_REPLICAS_LOST_PER_ROW
 from latentwire_batch.endpoints import discover, resolve_endpoints
 from latentwire_batch.errors import UsageError
+from latentwire_batch.replica import default_window
 
 
 def test_a_replica_that_dies_loses_and_doubles_no_row(
@@ -197,15 +199,21 @@ def test_a_slow_replica_gets_less(collect: Collect, stub: StubReplica) -> None:
     with StubReplica(Behaviour(gate=gate, max_slots=2)) as slow:
 
         def open_when_the_other_has_done_the_rest() -> None:
-            stub.wait_answered(40 - 3)
+            stub.wait_answered(40 - 2)
             gate.set()
 
         helper = threading.Thread(target=open_when_the_other_has_done_the_rest)
         helper.start()
         assert collect(replicas=[stub, slow]).status == 0
         helper.join()
-    # Its window, two slots and one row waiting, was all it was given while it stood still.
-    assert len(slow.asked) == 3
+    # Its window, its two slots, was all it was given while it stood still.
+    assert len(slow.asked) == 2
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 9, 64])
+def test_as_many_rows_as_slots_are_in_flight(num_slots: int) -> None:
+    limits = Limits(max_slots=num_slots, max_model_len=1, max_queue=8, max_body_bytes=1)
+    assert default_window(InfoResponse.model_construct(limits=limits)) == num_slots
 
 
 def test_endpoints_that_a_name_gains_are_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,13 +100,29 @@ def test_output_has_exactly_the_name_given(
     np.testing.assert_array_equal(saved, wire.hidden_rows(2))
 
 
-def test_unwritable_output_fails_after_the_plan_is_printed(answered: Any, tmp_path: Path) -> None:
-    path = tmp_path / "absent" / "x.npy"
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("absent/x.npy", "No such file or directory"), ("file/x.npy", "Not a directory")],
+)
+def test_unwritable_output_is_bad_usage_before_anything_is_asked(
+    answered: Any, tmp_path: Path, name: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / name
     result = run("plan", "t", "--url", answered.url, "--k", "2", "--output", str(path))
-    assert result.exit_code == 1
-    assert result.stdout.startswith("1. Fill it.\n")
-    assert result.stderr.count("\n") == 1
-    assert "No such file" in result.stderr
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"latentwire: --output: {path}: {reason}\n"
+    assert answered.received == []
+
+
+def test_checking_the_output_leaves_what_is_there(server: Any, wire: Any, tmp_path: Path) -> None:
+    server.script = [wire.json_answer(wire.problem(500, "internal"), 500)] * 9
+    kept, absent = tmp_path / "kept.npy", tmp_path / "absent.npy"
+    kept.write_bytes(b"earlier")
+    for path in (kept, absent):
+        assert run("plan", "t", "--url", server.url, "--output", str(path)).exit_code == 1
+    assert kept.read_bytes() == b"earlier"
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 @pytest.mark.usefixtures("impatient")
