@@ -25,11 +25,13 @@ from latentwire.errors import (
 from latentwire.exchange import PlanOptions
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import InfoResponse, LatentInfo, Limits, Timings, Usage
+from latentwire.streaming import AsyncPlanStream, PlanStep, PlanStream
 from latentwire.version import VERSION as __version__
 
 __all__ = [
     "ApiError",
     "AsyncClient",
+    "AsyncPlanStream",
     "Client",
     "ConnectionFailedError",
     "DeadlineExceededError",
@@ -46,6 +48,8 @@ __all__ = [
     "PayloadTooLargeError",
     "PlanLatent",
     "PlanOptions",
+    "PlanStep",
+    "PlanStream",
     "PromptTooLongError",
     "ProtocolError",
     "QueueFullError",

@@ -18,11 +18,12 @@ from latentwire.constants import (
     DEFAULT_TIMEOUT_S,
     PROBE_TIMEOUT_S,
 )
-from latentwire.exchange import Call, PlanOptions
+from latentwire.exchange import Call, PlanOptions, Wire
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import InfoResponse
 from latentwire.ready_wait import ReadyWait
 from latentwire.retry import Outcome, retry_after_of, retry_delay, should_retry
+from latentwire.streaming import AsyncPlanStream
 
 
 class AsyncClient:
@@ -33,6 +34,8 @@ class AsyncClient:
         timeout_s: longest silence while waiting for an answer, in seconds.
         max_retries: exchanges after the first one; `latentwire.retry` says for which failures.
         api_key: sent as ``Authorization: Bearer``.
+        wire: form of the answers to ask for; "safetensors" is smaller and faster for large latents,
+            and a service that does not offer it answers with JSON.
         transport: replaces httpx's own.
         rng: source of the retry jitter.
         sleep: awaited; waits for a number of seconds.
@@ -49,12 +52,14 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_retries: int = DEFAULT_MAX_RETRIES,
         api_key: str | None = None,
+        wire: Wire = "json",
         transport: httpx.AsyncBaseTransport | None = None,
         rng: random.Random | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._timeout_s = exchange.check_timeout(timeout_s)
+        self._wire = exchange.check_wire(wire)
         self._max_retries = exchange.check_max_retries(max_retries)
         self._rng = rng or random.Random()
         self._sleep = sleep
@@ -85,8 +90,29 @@ class AsyncClient:
             TransportError: when no whole answer comes.
             ProtocolError: when the answer breaks the wire contract.
         """
-        call = exchange.plan_latent_call(task, k, task_id, options)
+        call = exchange.plan_latent_call(task, k, task_id, options, wire=self._wire)
         return exchange.read_plan_latent(await self._exchange(call), call)
+
+    def stream_plan_latent(
+        self,
+        task: str,
+        *,
+        k: int | None = None,
+        task_id: str | None = None,
+        **options: Unpack[PlanOptions],
+    ) -> AsyncPlanStream:
+        """Plan one task, and get each token and its hidden row when it is made.
+
+        Iterate the stream for its steps; afterwards its `plan` is what `plan_latent` returns. Leave
+        its `with` block, or close it, to give the request up. Arguments and errors are those of
+        `plan_latent`; all but InvalidArgumentError come while iterating.
+        """
+        call = exchange.plan_latent_call(task, k, task_id, options, stream=True)
+
+        async def opened() -> httpx.Response:
+            return exchange.read_stream(await self._exchange(call, is_stream=True))
+
+        return AsyncPlanStream(call, opened)
 
     async def info(self) -> InfoResponse:
         """Ask what the service serves; raises like `plan_latent`."""
@@ -127,10 +153,10 @@ class AsyncClient:
         """Close the connections."""
         await self.aclose()
 
-    async def _exchange(self, call: Call) -> Outcome:
+    async def _exchange(self, call: Call, *, is_stream: bool = False) -> Outcome:
         attempt = 0
         while True:
-            outcome = await self._attempt(call, self._timeout_s)
+            outcome = await self._attempt(call, self._timeout_s, is_stream=is_stream)
             if not should_retry(outcome, attempt, self._max_retries):
                 return outcome
             asked_s = retry_after_of(outcome, now_s=time.time())
@@ -140,14 +166,20 @@ class AsyncClient:
     async def _unready_reason(self, call: Call, timeout_s: float) -> str | None:
         return exchange.unready_reason(await self._attempt(call, min(timeout_s, self._timeout_s)))
 
-    async def _attempt(self, call: Call, timeout_s: float) -> Outcome:
+    async def _attempt(self, call: Call, timeout_s: float, *, is_stream: bool = False) -> Outcome:
+        request = self._http.build_request(
+            call.method,
+            call.path,
+            params=call.params,
+            json=call.body,
+            headers=call.headers,
+            timeout=exchange.http_timeout(timeout_s),
+        )
         try:
-            return await self._http.request(
-                call.method,
-                call.path,
-                params=call.params,
-                json=call.body,
-                timeout=exchange.http_timeout(timeout_s),
-            )
+            response = await self._http.send(request, stream=is_stream)
+            if not response.is_success:
+                # An error is read whole, and its connection given back.
+                await response.aread()
         except httpx.RequestError as error:
             return error
+        return response

@@ -23,6 +23,10 @@ MAX_RETRY_AFTER_S = 60.0
 MAX_QUOTED_CHARS = 200
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+EVENT_STREAM_MEDIA_TYPE = "text/event-stream"
+JSON_MEDIA_TYPE = "application/json"
+SAFETENSORS_MEDIA_TYPE = "application/x-safetensors"
+ARROW_STREAM_MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 
 DEFAULT_PROMPT_TEMPLATE = "Please provide a general plan to solve this task.\nThe task is: {task}"
 DEFAULT_MAX_NEW_TOKENS = 512

@@ -14,7 +14,13 @@ from typing import Literal, TypedDict, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from latentwire.constants import DEFAULT_CONNECT_TIMEOUT_S, MAX_QUOTED_CHARS
+from latentwire.constants import (
+    DEFAULT_CONNECT_TIMEOUT_S,
+    EVENT_STREAM_MEDIA_TYPE,
+    JSON_MEDIA_TYPE,
+    MAX_QUOTED_CHARS,
+    SAFETENSORS_MEDIA_TYPE,
+)
 from latentwire.errors import (
     ApiError,
     ConnectionFailedError,
@@ -34,10 +40,19 @@ from latentwire.protocol import (
     StatusResponse,
 )
 from latentwire.retry import Outcome, retry_after_of
+from latentwire.safetensors_wire import unpack
 from latentwire.version import VERSION
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
+Wire = Literal["json", "safetensors"]
+"""Form of an answer: base64 in JSON, or the bytes themselves, which are smaller and faster."""
+
+# A service that knows no other form answers with JSON.
+_ACCEPT: Mapping[Wire, str | None] = {
+    "json": None,
+    "safetensors": f"{SAFETENSORS_MEDIA_TYPE}, {JSON_MEDIA_TYPE};q=0.5",
+}
 # What the service, or a gateway before it, answers while it cannot take work.
 _UNREADY_STATUSES = frozenset({502, 503, 504})
 
@@ -72,6 +87,17 @@ class Call:
     path: str
     params: Mapping[str, int] | None = None
     body: Mapping[str, object] | None = None
+    accept: str | None = None
+
+    @property
+    def asked_k(self) -> int | None:
+        """Hidden rows that the call asks for; None: all."""
+        return self.params["k"] if self.params else None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of this call beside those of the client."""
+        return {} if self.accept is None else {"Accept": self.accept}
 
 
 HEALTH = Call("GET", "/health")
@@ -109,6 +135,13 @@ def check_timeout(timeout_s: float) -> float:
     return timeout_s
 
 
+def check_wire(wire: Wire) -> Wire:
+    """Return a form of answers, or raise InvalidArgumentError when there is none of that name."""
+    if wire not in _ACCEPT:
+        raise InvalidArgumentError("wire", f"wire: must be one of {', '.join(_ACCEPT)}")
+    return wire
+
+
 def check_max_retries(max_retries: int) -> int:
     """Return a number of retries, or raise InvalidArgumentError when it is negative."""
     if max_retries < 0:
@@ -121,13 +154,31 @@ def http_timeout(timeout_s: float) -> httpx.Timeout:
     return httpx.Timeout(timeout_s, connect=min(timeout_s, DEFAULT_CONNECT_TIMEOUT_S))
 
 
-def plan_latent_call(task: str, k: int | None, task_id: str | None, options: PlanOptions) -> Call:
+def plan_latent_call(
+    task: str,
+    k: int | None,
+    task_id: str | None,
+    options: PlanOptions,
+    *,
+    stream: bool = False,
+    wire: Wire = "json",
+) -> Call:
     """Build ``POST /plan_latent``. The task travels in the body: URLs end up in access logs.
+
+    Args:
+        task: in words.
+        k: hidden rows to keep.
+        task_id: returned as given.
+        options: the other fields.
+        stream: whether to ask for events.
+        wire: the form of the answer to ask for.
 
     Raises:
         InvalidArgumentError: when an argument is out of its limits, or unknown.
     """
-    fields = {"task": task, "task_id": task_id, "k": k, **options}
+    fields: dict[str, object] = {"task": task, "task_id": task_id, "k": k, **options}
+    if stream:
+        fields["stream"] = True
     try:
         query = PlanLatentQuery.model_validate(fields)
     except ValidationError as error:
@@ -138,16 +189,33 @@ def plan_latent_call(task: str, k: int | None, task_id: str | None, options: Pla
         params=None if query.k is None else {"k": query.k},
         # Unset fields stay out: their defaults are the service's.
         body=query.model_dump(mode="json", exclude={"k"}, exclude_unset=True),
+        accept=EVENT_STREAM_MEDIA_TYPE if stream else _ACCEPT[wire],
     )
 
 
 def read_plan_latent(outcome: Outcome, call: Call) -> PlanLatent:
     """Read the outcome of ``POST /plan_latent``; raises what `error_of` says, or ProtocolError."""
-    response = _parse(outcome, PlanLatentResponse)
-    asked_k = call.params["k"] if call.params else None
-    if response.k != asked_k:
-        raise ProtocolError(f"asked for k {asked_k}, answer {response.id} is for k {response.k}")
-    return PlanLatent.from_response(response)
+    if isinstance(outcome, httpx.Response) and outcome.is_success and _is_safetensors(outcome):
+        return check_k(PlanLatent.from_parts(*unpack(outcome.content)), call)
+    return check_k(PlanLatent.from_response(_parse(outcome, PlanLatentResponse)), call)
+
+
+def check_k(plan: PlanLatent, call: Call) -> PlanLatent:
+    """Return a plan, or raise ProtocolError when it is for another k than was asked for."""
+    if plan.k != call.asked_k:
+        raise ProtocolError(f"asked for k {call.asked_k}, answer {plan.id} is for k {plan.k}")
+    return plan
+
+
+def read_stream(outcome: Outcome) -> httpx.Response:
+    """Return the open answer whose events are to be read; raises like `read_plan_latent`."""
+    if isinstance(outcome, httpx.RequestError) or not outcome.is_success:
+        error = error_of(outcome)
+        raise error from (outcome if isinstance(outcome, httpx.RequestError) else None)
+    media_type = outcome.headers.get("content-type", "").partition(";")[0]
+    if media_type != EVENT_STREAM_MEDIA_TYPE:
+        raise ProtocolError(f"{_where(outcome.request)} answered {media_type!r}, no event stream")
+    return outcome
 
 
 def read_info(outcome: Outcome) -> InfoResponse:
@@ -210,6 +278,11 @@ def _parse(outcome: Outcome, model: type[ModelT]) -> ModelT:
         raise ProtocolError(
             f"{_where(outcome.request)} did not answer with a {model.__name__}: {_describe(error)}"
         ) from error
+
+
+def _is_safetensors(response: httpx.Response) -> bool:
+    media_type: str = response.headers.get("content-type", "")
+    return media_type.partition(";")[0] == SAFETENSORS_MEDIA_TYPE
 
 
 def _where(request: httpx.Request) -> str:

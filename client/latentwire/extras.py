@@ -36,6 +36,7 @@ SERVE = ExtraCommand(
             "fastapi",
             "gguf",
             "prometheus_client",
+            "pyarrow",
             "pydantic_settings",
             "safetensors",
             "torch",

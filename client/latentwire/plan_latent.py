@@ -58,9 +58,18 @@ class PlanLatent:
         Raises:
             ProtocolError: when its hidden state cannot be decoded or its counts disagree.
         """
-        hidden_state = decode_hidden_state(response.hidden_state)
-        _check_counts(response, num_rows=hidden_state.shape[0])
-        return cls(
+        return cls.from_parts(response, decode_hidden_state(response.hidden_state))
+
+    @classmethod
+    def from_parts(
+        cls, response: PlanLatentResponse, hidden_state: npt.NDArray[np.float32]
+    ) -> PlanLatent:
+        """Join a response and its hidden state, wherever that came from.
+
+        Raises:
+            ProtocolError: when the counts disagree.
+        """
+        plan = cls(
             id=response.id,
             model=response.model,
             task=response.task,
@@ -75,6 +84,29 @@ class PlanLatent:
             usage=response.usage,
             timings=response.timings,
         )
+        plan.check_counts()
+        return plan
+
+    def check_counts(self) -> None:
+        """Hold the answer to the latent's invariant: rows == min(k, L), counted alike everywhere.
+
+        Raises:
+            ProtocolError: it does not hold.
+        """
+        usage, num_rows = self.usage, len(self.hidden_state)
+        num_tokens = usage.completion_tokens
+        num_expected = num_tokens if self.k is None else min(self.k, num_tokens)
+        if not num_rows == usage.latent_steps == num_expected:
+            raise ProtocolError(
+                f"answer {self.id} has {num_rows} hidden rows and latent_steps "
+                f"{usage.latent_steps}; k {self.k} and {num_tokens} completion tokens "
+                f"make {num_expected}"
+            )
+        if len(self.token_ids) != num_tokens:
+            raise ProtocolError(
+                f"answer {self.id} has {len(self.token_ids)} token_ids for "
+                f"{num_tokens} completion tokens"
+            )
 
     def to_torch(self) -> torch.Tensor:
         """Copy the hidden state into a tensor of its own.
@@ -92,20 +124,3 @@ class PlanLatent:
                 raise
             raise MissingDependencyError("to_torch() needs torch: pip install torch") from error
         return torch.from_numpy(np.array(self.hidden_state, dtype=np.float32))
-
-
-def _check_counts(response: PlanLatentResponse, num_rows: int) -> None:
-    """Hold an answer to the latent's invariant: rows == min(k, L), counted alike everywhere."""
-    usage, k = response.usage, response.k
-    num_expected = usage.completion_tokens if k is None else min(k, usage.completion_tokens)
-    if not num_rows == usage.latent_steps == num_expected:
-        raise ProtocolError(
-            f"answer {response.id} has {num_rows} hidden rows and latent_steps "
-            f"{usage.latent_steps}; k {k} and {usage.completion_tokens} completion tokens "
-            f"make {num_expected}"
-        )
-    if len(response.token_ids) != usage.completion_tokens:
-        raise ProtocolError(
-            f"answer {response.id} has {len(response.token_ids)} token_ids for "
-            f"{usage.completion_tokens} completion tokens"
-        )

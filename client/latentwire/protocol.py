@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from latentwire.constants import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -33,13 +33,34 @@ ErrorCode = Literal[
     "not-found",
     "method-not-allowed",
     "unauthorized",
+    "body-timeout",
     "payload-too-large",
+    "misdirected",
     "queue-full",
     "not-ready",
     "deadline-exceeded",
     "internal",
     "latent-invalid",
 ]
+
+
+def _must_be_unicode(text: str) -> str:
+    """Refuse half of a surrogate pair: Python and JSON can hold one, but no text does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be Unicode text") from None
+    return text
+
+
+def _integral(value: object) -> object:
+    """Take 2.0 for 2: to JSON, and to JSON Schema, they are the same number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Text = Annotated[str, AfterValidator(_must_be_unicode)]
+JsonInt = Annotated[int, BeforeValidator(_integral)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_integral)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
@@ -59,11 +80,16 @@ class ResponseModel(BaseModel):
 
 
 class PlanLatentRequest(RequestModel):
-    """Body of ``POST /plan_latent``; each field is also a query parameter of the GET form."""
+    """Body of ``POST /plan_latent``; each field is also a query parameter of the GET form.
 
-    task: str = Field(min_length=1, description="The task to plan, in words.")
-    task_id: str | None = Field(default=None, description="Returned as given; not interpreted.")
-    prompt_template: str = Field(
+    JSON has types, so nothing is converted: `true` and `"3"` are no number of tokens.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    task: Text = Field(min_length=1, description="The task to plan, in words.")
+    task_id: Text | None = Field(default=None, description="Returned as given; not interpreted.")
+    prompt_template: Text = Field(
         default=DEFAULT_PROMPT_TEMPLATE,
         description="Each `{task}` is replaced by the task, literally; other braces stay.",
     )
@@ -72,22 +98,22 @@ class PlanLatentRequest(RequestModel):
         description="auto: the tokenizer's own if it has one, else none. none: the bare prompt. "
         "qwen: ChatML with one user turn and an opened assistant turn.",
     )
-    max_new_tokens: int = Field(
+    max_new_tokens: JsonInt = Field(
         default=DEFAULT_MAX_NEW_TOKENS, ge=1, description="Most tokens to generate."
     )
     do_sample: bool = Field(default=True, description="False: greedy decoding.")
     temperature: float = Field(default=1.0, ge=0, le=100, description="0 means greedy decoding.")
     top_p: float = Field(default=0.9, gt=0, le=1, description="Nucleus mass; 1 keeps all tokens.")
-    top_k: int = Field(default=0, ge=0, description="Most tokens kept; 0 keeps all tokens.")
-    seed: int | None = Field(
-        default=None, ge=0, le=MAX_SEED, description="Drawn when absent; the answer states it."
-    )
+    top_k: JsonInt = Field(default=0, ge=0, description="Most tokens kept; 0 keeps all tokens.")
+    seed: Seed | None = Field(default=None, description="Drawn when absent; the answer states it.")
     stop: list[StopString] = Field(
         default=[],
         max_length=MAX_STOP_STRINGS,
         description="Generation ends when one of these is in the text; the plan ends before it.",
     )
-    stream: bool = Field(default=False, description="Not offered: true is refused.")
+    stream: bool = Field(
+        default=False, description="True: answered with an event per token (text/event-stream)."
+    )
 
 
 class PlanLatentParams(RequestModel):
@@ -99,7 +125,9 @@ class PlanLatentParams(RequestModel):
 
 
 class PlanLatentQuery(PlanLatentRequest, PlanLatentParams):
-    """Query of ``GET /plan_latent``: the body's fields and `k`."""
+    """Query of ``GET /plan_latent``: the body's fields and `k`, from text."""
+
+    model_config = ConfigDict(strict=False)
 
 
 class HiddenState(ResponseModel):
@@ -158,6 +186,39 @@ class PlanLatentResponse(ResponseModel):
     timings: Timings
 
 
+class StreamStep(ResponseModel):
+    """Data of a `step` event: one generated token."""
+
+    index: int = Field(description="Position among the generated tokens, from 0.")
+    token_id: int
+    text: str = Field(description="What the plan grew by; empty while a character is unfinished.")
+    row: str | None = Field(
+        default=None,
+        description="The hidden row that predicted the token, while index < k: base64 of its "
+        "little-endian float32 bytes.",
+    )
+
+
+class StreamDone(ResponseModel):
+    """Data of the `done` event, the last one: what the steps have not said."""
+
+    id: str
+    model: str
+    task_id: str | None
+    k: int | None
+    shape: tuple[int, int] = Field(description="[rows sent, hidden size]")
+    latent: LatentInfo
+    finish_reason: FinishReason
+    seed: int
+    usage: Usage
+    timings: Timings
+    plan: str | None = Field(
+        default=None,
+        description="Only where the steps' texts do not join to the plan: the tokenizer reads "
+        "invalid bytes otherwise once others follow them.",
+    )
+
+
 class Limits(ResponseModel):
     """What one replica takes at most."""
 
@@ -165,6 +226,12 @@ class Limits(ResponseModel):
     max_model_len: int = Field(description="Prompt and generated tokens of one sequence.")
     max_queue: int = Field(description="Requests waiting for a slot before 429.")
     max_body_bytes: int = Field(description="Size of one request body.")
+    max_new_tokens: int | None = Field(
+        default=None, description="Most max_new_tokens of a request; null: what a sequence holds."
+    )
+    request_timeout_s: float | None = Field(
+        default=None, description="Seconds a request may take before 504; null: no limit."
+    )
 
 
 class InfoResponse(ResponseModel):

@@ -35,6 +35,18 @@ def encode_base64(matrix: npt.NDArray[np.float32]) -> bytes:
     return b"".join(pieces)
 
 
+def decode_row(data: str) -> npt.NDArray[np.float32]:
+    """Decode base64 into a read-only `[hidden_size]` float32 view of its bytes.
+
+    Raises:
+        ProtocolError: when the data is not base64, or not whole values.
+    """
+    raw = _decode_base64("row", data)
+    if len(raw) % WIRE_DTYPE.itemsize:
+        raise ProtocolError(f"row holds {len(raw)} bytes, which are not whole float32 values")
+    return np.frombuffer(raw, dtype=WIRE_DTYPE)
+
+
 def decode_hidden_state(hidden_state: HiddenState) -> npt.NDArray[np.float32]:
     """Decode a wire tensor into a read-only `[rows, hidden_size]` float32 view of its bytes.
 
@@ -42,13 +54,17 @@ def decode_hidden_state(hidden_state: HiddenState) -> npt.NDArray[np.float32]:
         ProtocolError: when the data is not base64, or is not the size that the shape says.
     """
     rows, width = hidden_state.shape
-    try:
-        raw = binascii.a2b_base64(hidden_state.data, strict_mode=True)
-    except (binascii.Error, ValueError) as error:
-        raise ProtocolError(f"hidden_state.data is not base64: {error}") from error
+    raw = _decode_base64("hidden_state.data", hidden_state.data)
     if rows < 0 or width < 0 or len(raw) != rows * width * WIRE_DTYPE.itemsize:
         raise ProtocolError(
             f"hidden_state.data holds {len(raw)} bytes; shape [{rows}, {width}] float32 needs "
             f"{rows * width * WIRE_DTYPE.itemsize}"
         )
     return np.frombuffer(raw, dtype=WIRE_DTYPE).reshape(rows, width)
+
+
+def _decode_base64(name: str, data: str) -> bytes:
+    try:
+        return binascii.a2b_base64(data, strict_mode=True)
+    except (binascii.Error, ValueError) as error:
+        raise ProtocolError(f"{name} is not base64: {error}") from error

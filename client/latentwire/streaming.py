@@ -1,0 +1,225 @@
+"""A streamed plan: events decoded, steps typed, the whole put together. Sends nothing itself.
+
+The two streams differ in their `await`s only: what an event means is `PlanAssembly`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Self
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from latentwire.errors import ConnectionFailedError, ProtocolError, api_error
+from latentwire.exchange import Call, check_k, error_of
+from latentwire.plan_latent import PlanLatent
+from latentwire.protocol import ErrorBody, StreamDone, StreamStep
+from latentwire.sse import Event, EventDecoder
+from latentwire.tensors import decode_row
+
+
+@dataclass(frozen=True, eq=False)
+class PlanStep:
+    """One generated token.
+
+    Attributes:
+        index: position among the generated tokens, from 0.
+        token_id: the token.
+        text: what the plan grew by; empty while a character is unfinished.
+        hidden_row: `[hidden_size]` float32, read-only: the row that predicted the token; None past
+            the first k.
+    """
+
+    index: int
+    token_id: int
+    text: str
+    hidden_row: npt.NDArray[np.float32] | None = field(repr=False)
+
+
+class PlanAssembly:
+    """Reads the events of one plan and puts the plan together.
+
+    Args:
+        call: the request, whose task and k the answer does not repeat.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._decoder = EventDecoder()
+        self._steps: list[PlanStep] = []
+        self._plan: PlanLatent | None = None
+
+    @property
+    def plan(self) -> PlanLatent:
+        """The whole plan, once its last event is read.
+
+        Raises:
+            ProtocolError: it is not.
+        """
+        if self._plan is None:
+            raise ProtocolError("the stream has not come to its `done` event")
+        return self._plan
+
+    def check_is_whole(self) -> None:
+        """Raise when the stream is over without its last event: the connection was cut."""
+        if self._plan is None:
+            raise ConnectionFailedError("the stream ended before its `done` event")
+
+    def feed(self, chunk: bytes) -> Iterator[PlanStep]:
+        """Yield the steps that a piece of the stream completes.
+
+        Raises:
+            ApiError: for an `error` event.
+            ProtocolError: when an event breaks the contract.
+        """
+        for event in self._decoder.feed(chunk):
+            step = self._read(event)
+            if step is not None:
+                yield step
+
+    def _read(self, event: Event) -> PlanStep | None:
+        try:
+            match event.name:
+                case "step":
+                    return self._take(StreamStep.model_validate_json(event.data))
+                case "done":
+                    self._plan = self._finish(StreamDone.model_validate_json(event.data))
+                case "error":
+                    raise api_error(ErrorBody.model_validate_json(event.data))
+        except ValidationError as error:
+            raise ProtocolError(f"a `{event.name}` event is not as agreed: {error}") from error
+        return None
+
+    def _take(self, sent: StreamStep) -> PlanStep:
+        if sent.index != len(self._steps):
+            raise ProtocolError(f"step {sent.index} came where step {len(self._steps)} was due")
+        row = None if sent.row is None else decode_row(sent.row)
+        step = PlanStep(sent.index, sent.token_id, sent.text, row)
+        self._steps.append(step)
+        return step
+
+    def _finish(self, done: StreamDone) -> PlanLatent:
+        rows = [step.hidden_row for step in self._steps if step.hidden_row is not None]
+        num_rows, width = done.shape
+        if len(rows) != num_rows or any(row.shape != (width,) for row in rows):
+            raise ProtocolError(f"answer {done.id} has not the rows of shape {list(done.shape)}")
+        matrix = np.array(rows, np.float32).reshape(num_rows, width)
+        matrix.flags.writeable = False
+        joined = "".join(step.text for step in self._steps)
+        body = self._call.body or {}
+        plan = PlanLatent(
+            id=done.id,
+            model=done.model,
+            task=str(body.get("task", "")),
+            task_id=done.task_id,
+            plan=joined if done.plan is None else done.plan,
+            k=done.k,
+            hidden_state=matrix,
+            latent=done.latent,
+            token_ids=tuple(step.token_id for step in self._steps),
+            finish_reason=done.finish_reason,
+            seed=done.seed,
+            usage=done.usage,
+            timings=done.timings,
+        )
+        plan.check_counts()
+        return check_k(plan, self._call)
+
+
+class PlanStream:
+    """The steps of one plan, as they are made. Iterate it once; close it to give the plan up.
+
+    Nothing is sent before the first step is asked for. Iterating raises what `plan_latent` raises;
+    the call is sent again, as there, only until an answer begins.
+    """
+
+    def __init__(self, call: Call, opened: Callable[[], httpx.Response]) -> None:
+        self._assembly = PlanAssembly(call)
+        self._steps = self._run(opened)
+
+    @property
+    def plan(self) -> PlanLatent:
+        """The whole plan, as `plan_latent` returns it, once all steps are read.
+
+        Raises:
+            ProtocolError: they are not.
+        """
+        return self._assembly.plan
+
+    def __iter__(self) -> Generator[PlanStep, None, None]:
+        """Return the steps."""
+        return self._steps
+
+    def close(self) -> None:
+        """Close the connection: the service gives the request up."""
+        self._steps.close()
+
+    def __enter__(self) -> Self:
+        """Return the stream itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self.close()
+
+    def _run(self, opened: Callable[[], httpx.Response]) -> Generator[PlanStep, None, None]:
+        response = opened()
+        try:
+            for chunk in response.iter_bytes():
+                yield from self._assembly.feed(chunk)
+        except httpx.RequestError as error:
+            raise error_of(error) from error
+        finally:
+            response.close()
+        self._assembly.check_is_whole()
+
+
+class AsyncPlanStream:
+    """`PlanStream` with awaits."""
+
+    def __init__(self, call: Call, opened: Callable[[], Awaitable[httpx.Response]]) -> None:
+        self._assembly = PlanAssembly(call)
+        self._steps = self._run(opened)
+
+    @property
+    def plan(self) -> PlanLatent:
+        """The whole plan, as `plan_latent` returns it, once all steps are read.
+
+        Raises:
+            ProtocolError: they are not.
+        """
+        return self._assembly.plan
+
+    def __aiter__(self) -> AsyncGenerator[PlanStep, None]:
+        """Return the steps."""
+        return self._steps
+
+    async def aclose(self) -> None:
+        """Close the connection: the service gives the request up."""
+        await self._steps.aclose()
+
+    async def __aenter__(self) -> Self:
+        """Return the stream itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connection."""
+        await self.aclose()
+
+    async def _run(
+        self, opened: Callable[[], Awaitable[httpx.Response]]
+    ) -> AsyncGenerator[PlanStep, None]:
+        response = await opened()
+        try:
+            async for chunk in response.aiter_bytes():
+                for step in self._assembly.feed(chunk):
+                    yield step
+        except httpx.RequestError as error:
+            raise error_of(error) from error
+        finally:
+            await response.aclose()
+        self._assembly.check_is_whole()
