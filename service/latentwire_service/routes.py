@@ -6,30 +6,40 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.openapi.models import Example
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from latentwire.constants import (
+    ARROW_STREAM_MEDIA_TYPE,
+    EVENT_STREAM_MEDIA_TYPE,
+    SAFETENSORS_MEDIA_TYPE,
+)
 from latentwire.protocol import (
-    HiddenState,
     InfoResponse,
-    LatentInfo,
     PlanLatentParams,
     PlanLatentQuery,
     PlanLatentRequest,
     PlanLatentResponse,
     StatusResponse,
-    Timings,
-    Usage,
 )
-from latentwire.tensors import encode_base64
-from latentwire_service.engine.errors import EngineUnavailableError, InvalidParamsError
+from latentwire_service.engine.errors import EngineUnavailableError
 from latentwire_service.error_handlers import documented_responses
+from latentwire_service.event_stream import EventStream, PlanEvents
+from latentwire_service.guards import caller_of
+from latentwire_service.intake import Ask
 from latentwire_service.metrics import Metrics
-from latentwire_service.serving import Plan, Serving, State
+from latentwire_service.rendering import Asked
+from latentwire_service.serving import Serving, State
+from latentwire_service.wire_formats import negotiate, render
 
 # The caller is gone and reads no status; this one (nginx's) is for the metrics.
 _CLIENT_CLOSED_REQUEST = 499
+
+RequestTimeout = Annotated[
+    float | None,
+    Header(gt=0, allow_inf_nan=False, description="Seconds after which the answer is of no use."),
+]
 
 _REQUEST_EXAMPLES: dict[str, Example] = {
     "defaults": {"summary": "A task and nothing else", "value": {"task": "Clean the kettle"}},
@@ -64,17 +74,51 @@ _RESPONSE_EXAMPLE: dict[str, Any] = {
     "usage": {"prompt_tokens": 41, "completion_tokens": 6, "latent_steps": 1},
     "timings": {"queue_ms": 0.1, "prefill_ms": 20.4, "decode_ms": 81.2},
 }
+# Of one event: its data is the JSON of a StreamStep, a StreamDone or an ErrorBody.
+_STREAM_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["step", "done", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
+_STREAM_EXAMPLE = (
+    'event: step\ndata: {"index":0,"token_id":33,"text":"1","row":"AACAPwAAAMA="}\n\n'
+    'event: step\ndata: {"index":1,"token_id":30,"text":".","row":null}\n\n'
+    'event: done\ndata: {"id":"plan-3e2602731dac088d4ce2575e","model":"demo","task_id":null,'
+    '"k":1,"shape":[1,2],"latent":{"layer":"last","normed":true,"alignment":"predicts",'
+    '"model":"demo","revision":null},"finish_reason":"length","seed":7,"usage":'
+    '{"prompt_tokens":41,"completion_tokens":2,"latent_steps":1},"timings":{"queue_ms":0.1,'
+    '"prefill_ms":20.4,"decode_ms":81.2},"plan":null}\n\n'
+)
 
 
-def create_router(serving: Serving, metrics: Metrics) -> APIRouter:
-    """Build the routes over one serving layer."""
+def create_router(
+    serving: Serving, metrics: Metrics, request_timeout_s: float | None = None
+) -> APIRouter:
+    """Build the routes over one serving layer.
+
+    Args:
+        serving: the model's life.
+        metrics: where answers are counted.
+        request_timeout_s: most that a request may take; None: as long as it needs.
+    """
     router = APIRouter()
     plan_responses: dict[int | str, dict[str, Any]] = {
         200: {
             "model": PlanLatentResponse,
-            "content": {"application/json": {"example": _RESPONSE_EXAMPLE}},
+            "content": {
+                "application/json": {"example": _RESPONSE_EXAMPLE},
+                ARROW_STREAM_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
+                SAFETENSORS_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
+                EVENT_STREAM_MEDIA_TYPE: {
+                    "schema": _STREAM_SCHEMA,
+                    "example": _STREAM_EXAMPLE,
+                },
+            },
         },
-        **documented_responses(413, 422, 429, 500, 503),
+        **documented_responses(401, 408, 413, 421, 422, 429, 500, 503, 504),
     }
 
     @router.post("/plan_latent", responses=plan_responses, response_class=Response)
@@ -82,16 +126,27 @@ def create_router(serving: Serving, metrics: Metrics) -> APIRouter:
         request: Request,
         body: Annotated[PlanLatentRequest, Body(openapi_examples=_REQUEST_EXAMPLES)],
         params: Annotated[PlanLatentParams, Query()],
+        x_request_timeout: RequestTimeout = None,
     ) -> Response:
         """Plan a task; answer the plan's text and its hidden states."""
-        return await _until_disconnect(request, _answer(serving, body, params.k))
+        timeout_s = _shorter(request_timeout_s, x_request_timeout)
+        ask = Ask(body, params.k, caller_of(request.scope), timeout_s)
+        return await _until_disconnect(
+            request, _answer(serving, metrics, ask, request.headers.get("accept"))
+        )
 
     @router.get("/plan_latent", responses=plan_responses, response_class=Response)
     async def get_plan_latent(
-        request: Request, query: Annotated[PlanLatentQuery, Query()]
+        request: Request,
+        query: Annotated[PlanLatentQuery, Query()],
+        x_request_timeout: RequestTimeout = None,
     ) -> Response:
         """Do the same for quick use: every field of the body is a query parameter."""
-        return await _until_disconnect(request, _answer(serving, query, query.k))
+        timeout_s = _shorter(request_timeout_s, x_request_timeout)
+        ask = Ask(query, query.k, caller_of(request.scope), timeout_s)
+        return await _until_disconnect(
+            request, _answer(serving, metrics, ask, request.headers.get("accept"))
+        )
 
     @router.get("/health")
     async def health() -> StatusResponse:
@@ -105,7 +160,7 @@ def create_router(serving: Serving, metrics: Metrics) -> APIRouter:
             raise EngineUnavailableError(f"the service is {serving.state.value}")
         return StatusResponse(status="ready")
 
-    @router.get("/info", responses=documented_responses(503))
+    @router.get("/info", responses=documented_responses(401, 421, 503))
     async def info() -> InfoResponse:
         """Say what is served."""
         return serving.info()
@@ -113,7 +168,10 @@ def create_router(serving: Serving, metrics: Metrics) -> APIRouter:
     @router.get(
         "/metrics",
         response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            **documented_responses(401, 421),
+        },
     )
     async def prometheus() -> Response:
         """Answer Prometheus metrics."""
@@ -123,62 +181,22 @@ def create_router(serving: Serving, metrics: Metrics) -> APIRouter:
     return router
 
 
-async def _answer(serving: Serving, body: PlanLatentRequest, k: int | None) -> Response:
-    if body.stream:
-        raise InvalidParamsError("stream", "streaming is not offered; leave it false")
-    _check_is_unicode(body)
-    plan = await serving.plan(body, k)
+def _shorter(one_s: float | None, other_s: float | None) -> float | None:
+    return min((s for s in (one_s, other_s) if s is not None), default=None)
+
+
+async def _answer(serving: Serving, metrics: Metrics, ask: Ask, accept: str | None) -> Response:
     info = serving.info()
+    asked = Asked(ask.body, ask.k, info.model, info.revision)
+    if ask.body.stream:
+        events = PlanEvents(serving.stream(ask), asked, metrics.observe_stream_error)
+        await events.start()
+        return EventStream(events)
+    plan = await serving.plan(ask)
     # Megabytes of base64 are not the event loop's work.
-    content = await asyncio.to_thread(render_plan, plan, body, k, info.model, info.revision)
-    return Response(content, media_type="application/json")
-
-
-def _check_is_unicode(body: PlanLatentRequest) -> None:
-    """Refuse half of a surrogate pair: JSON can escape one, but no text holds it."""
-    for field in ("task", "task_id", "prompt_template"):
-        try:
-            (getattr(body, field) or "").encode()
-        except UnicodeEncodeError as error:
-            raise InvalidParamsError(field, "must be Unicode text") from error
-
-
-def render_plan(
-    plan: Plan, body: PlanLatentRequest, k: int | None, model: str, revision: str | None
-) -> bytes:
-    """Return the JSON of a `PlanLatentResponse`.
-
-    The base64 text is put in afterwards: passing megabytes through the model would copy and scan
-    them. `"data":""` cannot occur earlier, because quotes inside JSON strings are escaped.
-    """
-    completion = plan.completion
-    rows, width = completion.hidden_state.shape
-    response = PlanLatentResponse(
-        id=plan.request_id,
-        model=model,
-        task=body.task,
-        task_id=body.task_id,
-        plan=completion.text,
-        k=k,
-        hidden_state=HiddenState(data="", shape=(rows, width)),
-        latent=LatentInfo(model=model, revision=revision),
-        token_ids=completion.token_ids,
-        finish_reason=completion.finish_reason.value,
-        seed=plan.seed,
-        usage=Usage(
-            prompt_tokens=completion.prompt_tokens,
-            completion_tokens=len(completion.token_ids),
-            latent_steps=rows,
-        ),
-        timings=Timings(
-            queue_ms=round(completion.queue_s * 1e3, 3),
-            prefill_ms=round(completion.prefill_s * 1e3, 3),
-            decode_ms=round(completion.decode_s * 1e3, 3),
-        ),
-    )
-    before, _, after = response.model_dump_json().encode().partition(b'"data":""')
-    data = encode_base64(completion.hidden_state)
-    return b"".join([before, b'"data":"', data, b'"', after])
+    wire = negotiate(accept or "")
+    content = await asyncio.to_thread(render, wire, plan, asked)
+    return Response(content, media_type=wire.value, headers={"Vary": "Accept"})
 
 
 async def _until_disconnect(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:

@@ -11,17 +11,18 @@ from types import FrameType
 from typing import NoReturn
 
 import uvicorn
-from transformers.utils import logging as transformers_logging
 
 from latentwire_service.app import create_app
 from latentwire_service.engine.errors import ModelError
 from latentwire_service.metrics import Metrics
+from latentwire_service.policy import Policy
 from latentwire_service.serving import Serving
 from latentwire_service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_MODEL = 0, 1, 2
+_SEND_TIMEOUT_S = 5
 
 
 class _DrainingServer(uvicorn.Server):
@@ -30,9 +31,10 @@ class _DrainingServer(uvicorn.Server):
     uvicorn alone would close its sockets first, so that `/ready` could no longer say why.
     """
 
-    def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
+    def __init__(self, config: uvicorn.Config, serving: Serving, drain_timeout_s: float) -> None:
         super().__init__(config)
         self._serving = serving
+        self._drain_timeout_s = drain_timeout_s
         self._is_draining = False
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
@@ -44,33 +46,25 @@ class _DrainingServer(uvicorn.Server):
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
     def _drain(self) -> None:
-        self._serving.drain()
+        if not self._serving.drain(self._drain_timeout_s):
+            logger.warning("not drained within %g s", self._drain_timeout_s)
         self.should_exit = True
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, policy: Policy) -> int:
     """Serve until a signal or a failure.
 
     Returns:
         the exit status of the process.
     """
-    _quieten_transformers()
     try:
         listening = _listen(settings.host, settings.port)
     except OSError as error:
         reason = error.strerror or error
-        logger.error("cannot listen on %s:%d: %s", settings.host, settings.port, reason)
+        logger.error("cannot listen on port %d of --host: %s", settings.port, reason)
         return EXIT_FAILED
     with listening:
-        return _serve(settings, listening)
-
-
-def _quieten_transformers() -> None:
-    """Send its records the way of ours, which keeps paths out, and show no progress bars."""
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_default_handler()
-    transformers_logging.enable_propagation()
+        return _serve(settings, policy, listening)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -90,7 +84,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _serve(settings: Settings, listening: socket.socket) -> int:
+def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
     metrics = Metrics()
     package_version = version("latentwire")
 
@@ -98,10 +92,18 @@ def _serve(settings: Settings, listening: socket.socket) -> int:
         server.should_exit = True
 
     serving = Serving(settings, metrics, package_version, on_failed)
-    app = create_app(serving, metrics, settings.max_body_bytes, package_version)
-    server = _DrainingServer(uvicorn.Config(app, log_config=None, access_log=False), serving)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    logger.info("listening on http://%s:%d", host, listening.getsockname()[1])
+    app = create_app(serving, metrics, policy, package_version)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        # For what is still being sent once the engine is done: some readers stand still.
+        timeout_graceful_shutdown=_SEND_TIMEOUT_S,
+    )
+    server = _DrainingServer(config, serving, settings.drain_timeout)
+    logger.info("listening on port %d", listening.getsockname()[1])
     server.run([listening])
     status = _exit_status(server, serving)
     if serving.is_at_work:

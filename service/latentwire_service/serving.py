@@ -8,40 +8,31 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from latentwire.protocol import DtypeName, InfoResponse, Limits, PlanLatentRequest
-from latentwire_service.engine.build import build_runner, probe
-from latentwire_service.engine.detokenizer import Detokenizer
-from latentwire_service.engine.engine import Engine
-from latentwire_service.engine.engine_thread import EngineThread
-from latentwire_service.engine.errors import (
-    EngineUnavailableError,
-    InvalidParamsError,
-    ModelError,
-    PromptTooLongError,
-)
-from latentwire_service.engine.loader import LoadedModel, load_model, pick_device, pick_dtype
-from latentwire_service.engine.memory import Capacity, available_bytes, plan_capacity
-from latentwire_service.engine.prompt import encode_prompt, fill_template
-from latentwire_service.engine.request import Completion, HiddenRows, Request
-from latentwire_service.engine.sampling_params import SamplingParams
+from latentwire.protocol import DtypeName, InfoResponse, Limits
+from latentwire_service.deadline import Deadline
+from latentwire_service.engine.errors import EngineUnavailableError, ModelError
+from latentwire_service.engine.request import Completion, Request, Step
+from latentwire_service.intake import Ask, build_request
 from latentwire_service.metrics import Metrics
 from latentwire_service.settings import Settings
+from latentwire_service.step_channel import StepChannel
+
+if TYPE_CHECKING:
+    from latentwire_service.loading import Served
 
 logger = logging.getLogger(__name__)
 
-
-_DTYPE_NAMES: Mapping[torch.dtype, DtypeName] = {
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-    torch.float32: "float32",
+_ABORT_PATIENCE_S = 5.0
+_DTYPE_NAMES: Mapping[str, DtypeName] = {
+    "torch.bfloat16": "bfloat16",
+    "torch.float16": "float16",
+    "torch.float32": "float32",
 }
 
 
@@ -61,17 +52,6 @@ class Plan:
     request_id: str
     seed: int
     completion: Completion
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A loaded model and the thread that runs it."""
-
-    loaded: LoadedModel
-    capacity: Capacity
-    hidden_size: int
-    vocab_size: int
-    thread: EngineThread
 
 
 class Serving:
@@ -117,13 +97,24 @@ class Serving:
         is_computing = self._served is not None and self._served.thread.is_alive()
         return is_computing or self._loader.is_alive()
 
-    def drain(self) -> None:
-        """Refuse new requests, finish those taken. Blocks until they are finished."""
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Refuse new requests, finish those taken. Blocks until they are finished.
+
+        Args:
+            timeout_s: after it, those that still run are failed; None: they may take their time.
+
+        Returns:
+            whether all finished by themselves.
+        """
         with self._state_lock:
             if self._state in (State.LOADING, State.READY):
                 self._state = State.DRAINING
-        if self._served is not None:
-            self._served.thread.stop()
+        if self._served is None or self._served.thread.stop(timeout_s):
+            return True
+        self._served.thread.abort(EngineUnavailableError("the service ended before the request"))
+        # One step more; a step that hangs is not waited for.
+        self._served.thread.stop(_ABORT_PATIENCE_S)
+        return False
 
     def info(self) -> InfoResponse:
         """Describe what is served.
@@ -138,13 +129,15 @@ class Serving:
             revision=served.loaded.revision,
             hidden_size=served.hidden_size,
             vocab_size=served.vocab_size,
-            dtype=_DTYPE_NAMES[model.dtype],
+            dtype=_DTYPE_NAMES[str(model.dtype)],
             device=model.device.type,
             limits=Limits(
                 max_slots=served.capacity.max_slots,
                 max_model_len=served.capacity.max_model_len,
                 max_queue=self._settings.max_queue,
                 max_body_bytes=self._settings.max_body_bytes,
+                max_new_tokens=self._settings.max_new_tokens_limit,
+                request_timeout_s=self._settings.request_timeout,
             ),
             version=self._version,
             compressors=[],
@@ -154,54 +147,60 @@ class Serving:
         """Bring the load gauges up to date."""
         if self._served is not None:
             load = self._served.thread.load
-            self._metrics.observe_load(load.num_running, load.num_waiting)
+            max_slots = self._served.capacity.max_slots
+            self._metrics.observe_load(load.num_running, load.num_waiting, max_slots)
 
-    async def plan(self, body: PlanLatentRequest, k: int | None) -> Plan:
+    async def plan(self, ask: Ask) -> Plan:
         """Run one request to its end; when the awaiting task is cancelled, so is the request.
 
         Raises:
             EngineError: whatever the engine has to say against it.
         """
         served = self._require(State.READY)
-        request = await asyncio.to_thread(self._build_request, served, body, k)
+        async with Deadline(ask.timeout_s).enforced():
+            request = await asyncio.to_thread(
+                build_request, served, ask, self._settings.max_new_tokens_limit, None
+            )
+            served.thread.submit(request)
+            try:
+                completion = await asyncio.wrap_future(request.future)
+            except asyncio.CancelledError:
+                served.thread.cancel(request)
+                raise
+        return self._finished(request, completion)
+
+    async def stream(self, ask: Ask) -> AsyncIterator[list[Step] | Plan]:
+        """Run one request; yield its steps as they come, several where the reader is behind.
+
+        The last item is the plan. Closing the iterator early cancels the request.
+
+        Raises:
+            EngineError: as `plan`, before the first item or after any.
+        """
+        served = self._require(State.READY)
+        channel = StepChannel()
+        deadline = Deadline(ask.timeout_s)
+        async with deadline.enforced():
+            request = await asyncio.to_thread(
+                build_request, served, ask, self._settings.max_new_tokens_limit, channel.put
+            )
+        request.future.add_done_callback(lambda _: channel.ring())
         served.thread.submit(request)
         try:
-            completion = await asyncio.wrap_future(request.future)
-        except asyncio.CancelledError:
+            while True:
+                # Only the wait for the engine is timed, not the reader's own pace.
+                async with deadline.enforced():
+                    steps = await channel.read(request.future)
+                if not steps:
+                    break
+                yield steps
+        finally:
             served.thread.cancel(request)
-            raise
+        yield self._finished(request, request.future.result())
+
+    def _finished(self, request: Request, completion: Completion) -> Plan:
         self._metrics.observe_completion(completion)
         return Plan(request.request_id, request.params.seed, completion)
-
-    def _build_request(self, served: Served, body: PlanLatentRequest, k: int | None) -> Request:
-        """Tokenize and check; off the event loop, because a long prompt takes milliseconds."""
-        tokenizer = served.loaded.tokenizer
-        prompt = fill_template(body.prompt_template, body.task)
-        token_ids = encode_prompt(tokenizer, prompt, body.chat_template)
-        max_model_len = served.capacity.max_model_len
-        if not token_ids:
-            raise InvalidParamsError("prompt_template", "the prompt has no tokens")
-        if len(token_ids) + body.max_new_tokens > max_model_len:
-            raise PromptTooLongError(len(token_ids), body.max_new_tokens, max_model_len)
-        params = SamplingParams(
-            max_new_tokens=body.max_new_tokens,
-            seed=secrets.randbits(63) if body.seed is None else body.seed,
-            do_sample=body.do_sample,
-            temperature=body.temperature,
-            top_p=body.top_p,
-            # No vocabulary is larger than itself, and the sampler's integers are 64 bits wide.
-            top_k=min(body.top_k, served.vocab_size),
-            stop=tuple(body.stop),
-        )
-        max_rows = body.max_new_tokens if k is None else min(k, body.max_new_tokens)
-        return Request(
-            request_id=f"plan-{secrets.token_hex(12)}",
-            prompt_token_ids=token_ids,
-            params=params,
-            rows=HiddenRows(max_rows, served.hidden_size),
-            detokenizer=Detokenizer(tokenizer, params.stop),
-            submitted_at=time.monotonic(),
-        )
 
     def _require(self, *states: State) -> Served:
         if self._served is None or (states and self._state not in states):
@@ -211,7 +210,10 @@ class Serving:
     def _load(self) -> None:
         started = time.monotonic()
         try:
-            served = self._build()
+            # Importing torch takes seconds: here, while `/health` answers already.
+            from latentwire_service.loading import load_served
+
+            served = load_served(self._settings, self._metrics.observe_step, self._fail)
         except ModelError as error:
             logger.error("cannot serve the model: %s", " ".join(str(error).split()))
             logger.debug("the reason", exc_info=error.__cause__)
@@ -226,58 +228,6 @@ class Serving:
                 if self._state is State.LOADING:
                     self._state = State.READY
             logger.info("ready after %.1f s", time.monotonic() - started)
-
-    def _build(self) -> Served:
-        settings = self._settings
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
-        device = pick_device(settings.device)
-        loaded = load_model(
-            settings.model,
-            device=device,
-            dtype=pick_dtype(settings.dtype, device),
-            cache_dir=settings.cache_dir.expanduser(),
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        probed = probe(loaded.model)
-        capacity = plan_capacity(
-            max_slots=None if settings.max_slots == "auto" else settings.max_slots,
-            max_model_len=None if settings.max_model_len == "auto" else settings.max_model_len,
-            model_max_len=loaded.max_positions,
-            bytes_per_position=probed.values_per_position * loaded.model.dtype.itemsize,
-            row_bytes=probed.hidden_size * 4,
-            available=available_bytes(device),
-            memory_fraction=settings.memory_fraction,
-        )
-        logger.info(
-            "%s, %s on %s: %d slots of %d positions, KV cache %.0f MiB of %.0f MiB allowed",
-            loaded.model_id,
-            loaded.model.dtype,
-            device.type,
-            capacity.max_slots,
-            capacity.max_model_len,
-            capacity.cache_bytes / 2**20,
-            capacity.budget_bytes / 2**20,
-        )
-        runner = build_runner(
-            loaded.model,
-            probed,
-            capacity.max_slots,
-            capacity.max_model_len,
-            compile_decode=settings.compile,
-        )
-        engine = Engine(runner, loaded.eos_token_ids, settings.prefill_chunk, time.monotonic)
-        thread = EngineThread(
-            engine,
-            capacity.max_slots,
-            settings.max_queue,
-            self._metrics.observe_step,
-            self._fail,
-        )
-        thread.start()
-        vocab_size = loaded.model.config.get_text_config().vocab_size
-        return Served(loaded, capacity, probed.hidden_size, vocab_size, thread)
 
     def _fail(self, error: Exception) -> None:
         with self._state_lock:

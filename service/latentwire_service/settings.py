@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # "auto", or a number of at least 1.
 AutoInt = Literal["auto"] | Annotated[int, Field(ge=1)]
@@ -20,6 +20,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="LATENTWIRE_",
+        env_ignore_empty=True,
         frozen=True,
         extra="ignore",
         cli_prog_name="latentwire serve",
@@ -32,6 +33,7 @@ class Settings(BaseSettings):
 
     model: str = Field(
         default="demo",
+        min_length=1,
         description="Hub id, local directory, .gguf file, or `demo` (SmolLM2-135M-Instruct).",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model.")
@@ -82,6 +84,46 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=1_048_576, ge=1024, description="Size of one request body before 413."
     )
+    request_timeout: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds a request may take before 504; its X-Request-Timeout may be less.",
+    )
+    max_new_tokens_limit: int | None = Field(
+        default=None, ge=1, description="Most max_new_tokens of a request; default: what fits."
+    )
+    max_header_bytes: int = Field(
+        default=16_384, ge=1024, description="Size of one request's head before 400."
+    )
+    body_timeout: float = Field(
+        default=60.0, gt=0, description="Seconds in which a request's body has to arrive, else 408."
+    )
+    drain_timeout: float = Field(
+        default=100.0,
+        gt=0,
+        description="Seconds that running requests have after SIGTERM before they are failed.",
+    )
+    api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Key that callers must send; may be repeated. With none, all may call.",
+    )
+    api_key_file: Path | None = Field(
+        default=None,
+        description="File with further keys, one per line: other users cannot see it in a list of "
+        "processes.",
+    )
+    metrics_public: bool = Field(
+        default=False, description="Answer /metrics without a key, where keys are set."
+    )
+    allowed_host: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Host header to answer; may be repeated. Default: any, but on a loopback "
+        "address only its own names.",
+    )
+    cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Web origin whose pages may call; may be repeated. Default: none.",
+    )
     cache_dir: Path = Field(
         default=Path("~/.cache/latentwire"), description="Where converted GGUF files are kept."
     )
@@ -91,3 +133,20 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log records to write."
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="text: a line per record; json: an object per line."
+    )
+
+    @field_validator("api_key", "allowed_host", "cors_origin", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Take several values from one variable, divided by commas."""
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list | tuple):
+            return values
+        # A flag that is repeated comes as a list.
+        return tuple(
+            part.strip() if isinstance(part, str) else part
+            for item in values
+            for part in (item.split(",") if isinstance(item, str) else [item])
+        )

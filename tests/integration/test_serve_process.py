@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
+from integration.child import TIMEOUT_S, Child
 from latentwire import (
     AsyncClient,
     Client,
@@ -25,10 +22,9 @@ from latentwire import (
     NotReadyError,
     PlanLatent,
     PromptTooLongError,
+    UnauthorizedError,
 )
 from tiny_models import HIDDEN_SIZE, llama_config, save_model
-
-TIMEOUT_S = 90
 
 
 @pytest.fixture(scope="module")
@@ -36,80 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Many positions, so that a request runs as long as a test needs it to.
     config = llama_config(max_position_embeddings=40_000, eos_token_id=None)
     return save_model(tmp_path_factory.mktemp("models") / "tiny", config)
-
-
-class Child:
-    """A service process whose standard error is read as it is written."""
-
-    def __init__(
-        self,
-        *args: str,
-        command: Sequence[str] = ("-m", "latentwire_service"),
-        **environment: str,
-    ) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, *command, *args],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | environment,
-        )
-        self.lines: list[str] = []
-        self._changed = threading.Condition()
-        self._is_over = False
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._changed:
-                self.lines.append(line)
-                self._changed.notify_all()
-        with self._changed:
-            self._is_over = True
-            self._changed.notify_all()
-
-    def wait_line(self, part: str) -> str:
-        """Wait for a line that holds `part`, and return it."""
-
-        def found() -> str | None:
-            return next((line for line in self.lines if part in line), None)
-
-        with self._changed:
-            assert self._changed.wait_for(lambda: found() or self._is_over, TIMEOUT_S)
-            line = found()
-        assert line is not None, self.output
-        return line
-
-    @property
-    def url(self) -> str:
-        return self.wait_line("listening on ").split()[-1]
-
-    @property
-    def output(self) -> str:
-        return "".join(self.lines)
-
-    def tell(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n")
-        self.process.stdin.flush()
-
-    def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-
-    def wait(self) -> int:
-        status = self.process.wait(TIMEOUT_S)
-        self._reader.join(TIMEOUT_S)
-        return status
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.wait()
-        for stream in (self.process.stdin, self.process.stderr):
-            assert stream is not None
-            stream.close()
 
 
 @pytest.fixture
@@ -204,15 +126,15 @@ def test_info_and_errors_reach_the_client(service: Client) -> None:
 
 HELD_MAIN = """
 import sys
-from latentwire_service import __main__, serving
+from latentwire_service import __main__, loading
 
-load = serving.load_model
+load = loading.load_model
 
 def load_when_told(*args, **kwargs):
     sys.stdin.readline()
     return load(*args, **kwargs)
 
-serving.load_model = load_when_told
+loading.load_model = load_when_told
 sys.exit(__main__.main(sys.argv[1:]))
 """
 
@@ -296,6 +218,72 @@ def test_a_second_signal_ends_it_at_once(folder: Path, serve: Callable[..., Chil
         assert isinstance(running.exception(TIMEOUT_S), httpx.TransportError)
 
 
+def read_stream(url: str, number: int, max_new_tokens: int) -> str:
+    """Read a stream to its end; tell how it ended."""
+    with Client(url, max_retries=0) as client:
+        stream = client.stream_plan_latent(
+            f"Task {number}", k=1, max_new_tokens=max_new_tokens, do_sample=False
+        )
+        try:
+            list(stream)
+        except NotReadyError as error:
+            return error.code
+        return stream.plan.finish_reason
+
+
+@pytest.mark.parametrize(
+    ("drain_timeout", "max_new_tokens", "ends"),
+    [("60", 400, {"length", "stop"}), ("0.2", 3000, {"not-ready", "stop"})],
+)
+def test_sigterm_with_20_streams_ends_each_in_good_order(
+    folder: Path,
+    serve: Callable[..., Child],
+    drain_timeout: str,
+    max_new_tokens: int,
+    ends: set[str],
+) -> None:
+    child = serve(
+        *("--model", str(folder), "--port", "0", "--threads", "1", "--max-slots", "16"),
+        *("--drain-timeout", drain_timeout),
+    )
+    url = child.url
+    with Client(url) as client:
+        client.wait_ready(TIMEOUT_S)
+    with ThreadPoolExecutor(20) as pool:
+        running = [pool.submit(read_stream, url, n, max_new_tokens) for n in range(20)]
+        wait_load(url, num_running=16, num_waiting=4)
+        child.signal()
+        assert {future.result(TIMEOUT_S) for future in running} <= ends
+    assert child.wait() == 0, child.output
+    assert "Traceback" not in child.output
+
+
+BREAKING_MAIN = """
+import sys
+from latentwire_service import __main__
+from latentwire_service.engine.engine import Engine
+
+def break_down(*_args, **_kwargs):
+    raise RuntimeError("CUDA error: device lost")
+
+Engine._decode = break_down
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+def test_a_lost_device_is_503_to_all_and_exit_status_1(
+    folder: Path, serve: Callable[..., Child]
+) -> None:
+    child = serve("--model", str(folder), "--port", "0", command=("-c", BREAKING_MAIN))
+    url = child.url
+    with Client(url, max_retries=0) as client:
+        client.wait_ready(TIMEOUT_S)
+        with pytest.raises(NotReadyError, match="the engine failed"):
+            client.plan_latent("x", max_new_tokens=3)
+    assert child.wait() == 1, child.output
+    assert "device lost" in child.output
+
+
 def test_a_bad_model_is_exit_status_2_and_one_clear_line(
     tmp_path: Path, serve: Callable[..., Child]
 ) -> None:
@@ -329,9 +317,11 @@ def test_settings_come_from_the_environment_and_flags_win(
         LATENTWIRE_MAX_MODEL_LEN="77",
         LATENTWIRE_MAX_QUEUE="9",
         LATENTWIRE_LOG_LEVEL="info",
-        LATENTWIRE_API_KEY="meant for a client",
+        LATENTWIRE_API_KEY="one-key,another",
     )
-    with Client(child.url) as client:
+    with Client(child.url) as stranger, pytest.raises(UnauthorizedError):
+        stranger.info()
+    with Client(child.url, api_key="another") as client:
         client.wait_ready(TIMEOUT_S)
         limits = client.info().limits
     assert (limits.max_slots, limits.max_model_len, limits.max_queue) == (3, 77, 9)
@@ -344,5 +334,5 @@ def test_a_port_in_use_is_said_and_not_exit_status_0(
         port = taken.getsockname()[1]
         child = serve("--model", str(folder), "--port", str(port))
         assert child.wait() == 1
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in child.output
+    assert f"cannot listen on port {port} of --host: Address already in use" in child.output
     assert "Traceback" not in child.output

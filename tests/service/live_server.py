@@ -16,6 +16,7 @@ from latentwire import Client
 from latentwire_service.app import create_app
 from latentwire_service.engine.model_runner import StepOutput
 from latentwire_service.metrics import Metrics
+from latentwire_service.policy import policy_of
 from latentwire_service.serving import Serving
 from latentwire_service.settings import Settings
 
@@ -27,12 +28,20 @@ class LiveServer:
         self.failed = threading.Event()
         metrics = Metrics()
         self.serving = Serving(settings, metrics, "0.0.0", self.failed.set)
-        app = create_app(self.serving, metrics, settings.max_body_bytes, "0.0.0")
-        self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        app = create_app(self.serving, metrics, policy_of(settings), "0.0.0")
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            h11_max_incomplete_event_size=settings.max_header_bytes,
+        )
+        self._server = uvicorn.Server(config)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S)
+        keys = [key.get_secret_value() for key in settings.api_key]
+        self.headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+        self.http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, headers=self.headers)
         self.thread = threading.Thread(target=self._server.run, args=([self._socket],))
         self.thread.start()
 

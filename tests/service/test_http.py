@@ -19,7 +19,7 @@ import pytest
 
 from latentwire.protocol import ErrorBody, InfoResponse, PlanLatentResponse
 from latentwire.tensors import decode_hidden_state
-from latentwire_service import routes, serving
+from latentwire_service import intake, loading, rendering, wire_formats
 from latentwire_service.engine.engine_thread import EngineThread
 from latentwire_service.engine.prompt import fill_template
 from latentwire_service.logs import PathlessFormatter
@@ -73,9 +73,9 @@ def start(folder: Path) -> Iterator[Callable[..., LiveServer]]:
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Holds every decode step of servers that are started afterwards."""
     held = Gate()
-    build = serving.build_runner
+    build = loading.build_runner
     monkeypatch.setattr(
-        serving, "build_runner", lambda *args, **kw: GatedRunner(build(*args, **kw), before=held)
+        loading, "build_runner", lambda *args, **kw: GatedRunner(build(*args, **kw), before=held)
     )
     yield held
     held.may_pass.set()
@@ -205,6 +205,8 @@ def test_health_ready_info(server: LiveServer) -> None:
             "max_model_len": 512,
             "max_queue": 1024,
             "max_body_bytes": MAX_BODY_BYTES,
+            "max_new_tokens": None,
+            "request_timeout_s": None,
         },
         "version": "0.0.0",
         "compressors": [],
@@ -229,7 +231,8 @@ def test_metrics_count_answers_tokens_and_bytes(server: LiveServer) -> None:
         ]
 
     before = counts()
-    answer = plan_of(post(server, GREEDY, k=2))
+    # A prompt that begins like no other: none of it is in the cache.
+    answer = plan_of(post(server, GREEDY | {"prompt_template": "~ {task}"}, k=2))
     post(server, {})
     server.http.get("/secret-in-a-path")
     prompt_tokens = answer.usage.prompt_tokens
@@ -250,11 +253,13 @@ def test_openapi_is_3_1_and_lists_every_error(server: LiveServer) -> None:
     codes: set[str] = set()
     for method in ("get", "post"):
         responses = document["paths"]["/plan_latent"][method]["responses"]
-        assert set(responses) == {"200", "413", "422", "429", "500", "503"}
+        assert set(responses) == {
+            *("200", "401", "408", "413", "421", "422", "429", "500", "503", "504")
+        }
         plan = responses["200"]["content"]["application/json"]
         assert plan["schema"]["$ref"].endswith("/PlanLatentResponse")
         PlanLatentResponse.model_validate_json(json.dumps(plan["example"]))
-        for status in ("413", "422", "429", "500", "503"):
+        for status in set(responses) - {"200"}:
             problem = responses[status]["content"]["application/problem+json"]
             assert problem["schema"]["$ref"].endswith("/ErrorBody")
             for example in problem["examples"].values():
@@ -269,6 +274,7 @@ def test_openapi_is_3_1_and_lists_every_error(server: LiveServer) -> None:
         "internal",
         "latent-invalid",
         "not-ready",
+        "deadline-exceeded",
     }
     assert "503" in document["paths"]["/ready"]["get"]["responses"]
     names = {p["name"] for p in document["paths"]["/plan_latent"]["get"]["parameters"]}
@@ -316,7 +322,10 @@ BAD_BODIES: list[tuple[bytes | str, str]] = [
     (TASK % ', "seed": -1', "seed"),
     (TASK % ', "chat_template": "llama"', "chat_template"),
     (TASK % ', "max_new_tokens": 0', "max_new_tokens"),
-    (TASK % ', "stream": true', "stream"),
+    (TASK % ', "max_new_tokens": true', "max_new_tokens"),
+    (TASK % ', "max_new_tokens": "3"', "max_new_tokens"),
+    (TASK % ', "do_sample": 1', "do_sample"),
+    (TASK % ', "stream": 2', "stream"),
     (TASK % ', "k": 3', "k"),
     (TASK % ', "max_tokens": 3', "max_tokens"),
 ]
@@ -358,7 +367,7 @@ def test_a_strange_unknown_field_is_refused(server: LiveServer, name: str) -> No
         ("task=x&top_p=2", "top_p"),
         ("task=x&do_sample=perhaps", "do_sample"),
         ("task=x&seed=1" + "0" * 400, "seed"),
-        ("task=x&stream=true", "stream"),
+        ("task=x&stream=perhaps", "stream"),
         ("task=x&stop=", "stop.0"),
     ],
 )
@@ -426,22 +435,22 @@ def test_unknown_paths_and_methods_are_problems(server: LiveServer) -> None:
 def test_while_loading_the_service_lives_but_is_not_ready(
     start: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loading = Gate()
-    load = serving.load_model
+    held = Gate()
+    load = loading.load_model
 
     def load_slowly(*args: Any, **kwargs: Any) -> Any:
-        loading()
+        held()
         return load(*args, **kwargs)
 
-    monkeypatch.setattr(serving, "load_model", load_slowly)
+    monkeypatch.setattr(loading, "load_model", load_slowly)
     live = start()
-    assert loading.is_reached.wait(TIMEOUT_S)
+    assert held.is_reached.wait(TIMEOUT_S)
     assert live.http.get("/health").status_code == 200
     for answer in (live.http.get("/ready"), live.http.get("/info"), post(live, GREEDY)):
         problem = assert_problem(answer, 503, "not-ready")
         assert problem.detail == "the service is loading"
         assert int(answer.headers["retry-after"]) >= 1
-    loading.may_pass.set()
+    held.may_pass.set()
     assert plan_of(post(live.wait_ready(), GREEDY))
 
 
@@ -511,9 +520,9 @@ def test_a_lost_engine_answers_503_to_all_and_reports_failure(
     def break_down() -> None:
         raise RuntimeError("device lost")
 
-    build = serving.build_runner
+    build = loading.build_runner
     monkeypatch.setattr(
-        serving,
+        loading,
         "build_runner",
         lambda *args, **kw: GatedRunner(build(*args, **kw), before=break_down),
     )
@@ -527,9 +536,9 @@ def test_a_lost_engine_answers_503_to_all_and_reports_failure(
 def test_a_latent_that_is_not_finite_is_an_error_never_a_message(
     start: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = serving.build_runner
+    build = loading.build_runner
     monkeypatch.setattr(
-        serving,
+        loading,
         "build_runner",
         lambda *args, **kw: GatedRunner(build(*args, **kw), change=without_numbers),
     )
@@ -551,7 +560,7 @@ def test_a_client_that_goes_away_frees_its_slot(
     monkeypatch.setattr(EngineThread, "cancel", cancel_and_tell)
     live = start(max_slots=1).wait_ready()
     body = json.dumps(GREEDY | {"max_new_tokens": 300}).encode()
-    head = f"POST /plan_latent HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /plan_latent HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", live.port)) as connection:
         connection.sendall(
             head.replace("\r\n\r\n", "\r\nContent-Type: application/json\r\n\r\n").encode() + body
@@ -602,7 +611,7 @@ def test_the_log_tells_neither_task_nor_query_nor_path(
     def break_down(*_: object) -> bytes:
         raise RuntimeError("cannot open /home/somebody/models/weights.bin")
 
-    monkeypatch.setattr(routes, "render_plan", break_down)
+    monkeypatch.setattr(wire_formats, "render_plan", break_down)
     problem = assert_problem(post(live, secret), 500, "internal")
     assert problem.error_id is not None
     assert "somebody" not in problem.detail
@@ -624,7 +633,7 @@ def test_an_internal_error_leaves_the_connection_usable(
         raise RuntimeError("broken")
 
     with monkeypatch.context() as broken:
-        broken.setattr(routes, "render_plan", break_down)
+        broken.setattr(wire_formats, "render_plan", break_down)
         assert_problem(post(server, GREEDY), 500, "internal")
     assert plan_of(post(server, GREEDY))
 
@@ -643,8 +652,8 @@ def test_rendering_and_tokenizing_run_beside_the_event_loop(
 
         monkeypatch.setattr(module, name, noted)
 
-    note(routes, "encode_base64")
-    note(serving, "encode_prompt")
+    note(rendering, "encode_base64")
+    note(intake, "encode_prompt")
     plan_of(post(server, GREEDY))
     assert set(threads) == {"encode_base64", "encode_prompt"}
     assert server.thread.ident not in threads.values()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from latentwire_service.engine.errors import (
 from latentwire_service.engine.model_runner import ModelRunner, PromptPart, StepOutput
 from latentwire_service.engine.prefix_cache import PrefixCache
 from latentwire_service.engine.request import Completion, Request, RequestStatus
+from latentwire_service.engine.row_copy import PendingRows, RowCopier
 from latentwire_service.engine.sampler import SamplingBatch, sample
 from latentwire_service.engine.scheduler import PrefillChunk, Scheduler
 
@@ -51,6 +52,7 @@ class Engine:
         self._runner = runner
         self._eos_token_ids = eos_token_ids
         self._clock = clock
+        self._copier = RowCopier(runner.device, runner.max_slots, runner.hidden_size)
         self._prefixes = PrefixCache()
         self._scheduler = Scheduler(runner.max_slots, prefill_chunk, self._prefixes)
 
@@ -63,6 +65,15 @@ class Engine:
     def num_running(self) -> int:
         """Requests that hold a slot."""
         return self._scheduler.num_running
+
+    @property
+    def num_waiting_by_caller(self) -> Mapping[str, int]:
+        """Requests that have no slot yet, of each caller that has any."""
+        return self._scheduler.waiting.counts
+
+    def shed(self, error: EngineError) -> None:
+        """Fail the newest waiting request of the caller that has the most waiting."""
+        self._fail(self._scheduler.waiting.newest_of_the_greediest(), error)
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -138,10 +149,15 @@ class Engine:
             [len(request.token_ids) for request in requests],
             logits.device,
         )
+        # Begun before sampling and awaited after it: on a GPU the two run side by side.
+        wanting = [row for row, request in enumerate(requests) if not request.rows.is_full]
+        pending = self._start_copy(wanting, hidden)
         sampled = torch.stack(
             [sample(logits, batch), torch.isfinite(hidden).all(dim=-1).long()]
         ).tolist()
-        self._store_rows(requests, hidden)
+        if pending is not None:
+            for row, values in zip(wanting, pending.wait(), strict=True):
+                requests[row].rows.append(values)
         now = self._clock()
         for request, token_id, is_finite in zip(requests, *sampled, strict=True):
             is_first = request.status is RequestStatus.PREFILL
@@ -162,16 +178,13 @@ class Engine:
             if request.finish_reason is not None:
                 self._finish(request, now)
 
-    def _store_rows(self, requests: Sequence[Request], hidden: torch.Tensor) -> None:
+    def _start_copy(self, wanting: Sequence[int], hidden: torch.Tensor) -> PendingRows | None:
         """Move hidden rows off the device: one copy for all, none for requests that have theirs."""
-        wanting = [row for row, request in enumerate(requests) if not request.rows.is_full]
         if not wanting:
-            return
-        if len(wanting) != len(requests):
+            return None
+        if len(wanting) != len(hidden):
             hidden = hidden[torch.tensor(wanting, device=hidden.device)]
-        rows = hidden.to("cpu", torch.float32).numpy()
-        for row, values in zip(wanting, rows, strict=True):
-            requests[row].rows.append(values)
+        return self._copier.start(hidden)
 
     def _finish(self, request: Request, now: float) -> None:
         self._scheduler.remove(request)

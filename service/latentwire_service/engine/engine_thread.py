@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from latentwire_service.engine.engine import Engine, StepStats
-from latentwire_service.engine.errors import EngineUnavailableError, QueueFullError
+from latentwire_service.engine.errors import EngineError, EngineUnavailableError, QueueFullError
 from latentwire_service.engine.request import Request
+from latentwire_service.engine.wait_estimate import WaitEstimate
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class EngineThread:
     Args:
         engine: owned by this thread from `start` on.
         max_slots: requests that the engine runs together.
-        max_queue: requests that may wait for a slot.
+        max_queue: requests that may wait for a slot. Where that many wait, a caller with fewer of
+            them than another still gets in, and the newest of the other's gives way.
         on_step: called on the engine's thread after each step.
         on_failure: called on the engine's thread once the engine is lost.
     """
@@ -54,6 +56,9 @@ class EngineThread:
         self._inbox: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
         self._num_in_engine = 0
+        self._num_waiting_by_caller: Counter[str] = Counter()
+        self._wait = WaitEstimate(max_slots)
+        self._abort_error: EngineError | None = None
         self._is_stopping = False
         self._is_open = True
         # A daemon: a step that hangs in a driver must not keep a dying process alive.
@@ -87,8 +92,11 @@ class EngineThread:
                 raise EngineUnavailableError("the engine takes no more requests")
             # What waits for the next step only will have its slot then, and is not in the queue.
             num_unfinished = self._num_in_engine + len(self._inbox)
-            if num_unfinished >= self._max_slots + self._max_queue:
-                raise QueueFullError(self._max_queue, retry_after_s=1.0)
+            num_over = num_unfinished - self._max_slots - self._max_queue
+            if num_over >= 0 and not self._may_displace(request.caller, num_over):
+                raise self._queue_full()
+            request.future.add_done_callback(self._wait.note)
+            self._num_waiting_by_caller[request.caller] += 1
             self._inbox.append(request)
             self._condition.notify()
 
@@ -96,6 +104,13 @@ class EngineThread:
         """Give a request up: its slot is free from the next step on."""
         with self._condition:
             self._cancelled.append(request)
+            self._condition.notify()
+
+    def abort(self, error: EngineError) -> None:
+        """Take no more requests and fail those taken, from the next step on."""
+        with self._condition:
+            self._is_open = False
+            self._abort_error = error
             self._condition.notify()
 
     def stop(self, timeout_s: float | None = None) -> bool:
@@ -127,7 +142,7 @@ class EngineThread:
         """Hand queued commands to the engine, sleeping while there is no work; False at the end."""
         with self._condition:
             self._note_load()
-            while not self._inbox and not self._cancelled and not self._has_work():
+            while not (self._inbox or self._cancelled or self._abort_error or self._has_work()):
                 if self._is_stopping:
                     return False
                 self._condition.wait()
@@ -135,14 +150,40 @@ class EngineThread:
                 self._engine.add(self._inbox.popleft())
             while self._cancelled:
                 self._engine.cancel(self._cancelled.popleft())
+            if self._abort_error is not None:
+                self._engine.fail_all(self._abort_error)
+                self._abort_error = None
+            self._shed()
             self._note_load()
         return True
+
+    def _may_displace(self, caller: str, num_over: int) -> bool:
+        """Whether a caller is owed a place in a full queue, at the expense of a greedier one."""
+        # What gives way does so in the next step; until then the inbox is over its limit by no more
+        # than the slots.
+        if num_over >= self._max_slots:
+            return False
+        counts = self._num_waiting_by_caller
+        return counts[caller] + 1 < max(counts.values(), default=0)
+
+    def _shed(self) -> None:
+        """Keep the queue to its limit. What has a slot from the next step on does not wait."""
+        while (
+            self._engine.num_running + self._engine.num_waiting > self._max_slots + self._max_queue
+        ):
+            self._engine.shed(self._queue_full())
+
+    def _queue_full(self) -> QueueFullError:
+        num_waiting = self._num_in_engine + len(self._inbox) - self._max_slots
+        return QueueFullError(self._max_queue, self._wait.seconds(max(num_waiting, 0)))
 
     def _has_work(self) -> bool:
         return self._engine.num_running + self._engine.num_waiting > 0
 
     def _note_load(self) -> None:
         self._num_in_engine = self._engine.num_running + self._engine.num_waiting
+        self._num_waiting_by_caller = Counter(self._engine.num_waiting_by_caller)
+        self._num_waiting_by_caller.update(request.caller for request in self._inbox)
 
     def _fail(self, error: Exception) -> None:
         with self._condition:

@@ -6,7 +6,9 @@ EngineError
 ├── QueueFullError           as many requests wait as are allowed to
 ├── EngineUnavailableError   loading, draining, stopped or failed
 ├── RequestCancelledError    the caller gave the request up
+├── DeadlineExceededError    the request's time is up
 ├── LatentInvalidError       a hidden row is missing, of another width, or not finite
+├── DetokenizationError      the tokenizer could not make text of the tokens
 └── ModelError               the model cannot be served
     ├── ModelNotFoundError       nothing loadable under that name
     └── UnsupportedModelError    loaded, but not a decoder with a standard KV cache
@@ -56,6 +58,18 @@ class EngineUnavailableError(EngineError):
 
 class RequestCancelledError(EngineError):
     """The caller gave the request up before it finished."""
+
+
+class DeadlineExceededError(EngineError):
+    """The request's time ran out before it finished."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"the request did not finish within {timeout_s:g} s")
+        self.timeout_s = timeout_s
+
+
+class DetokenizationError(EngineError):
+    """The tokenizer could not make text of the tokens; the cause is its own exception."""
 
 
 class LatentInvalidError(EngineError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -52,6 +53,23 @@ class Completion:
     decode_s: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One generated token, as a streaming caller gets it.
+
+    Attributes:
+        index: position among the generated tokens, from 0.
+        text: what the plan grew by; empty while a character is unfinished, or while the text's end
+            may be the beginning of a stop string.
+        row: `[hidden_size]` float32, a view of the request's own rows; None past its first k.
+    """
+
+    index: int
+    token_id: int
+    text: str
+    row: npt.NDArray[np.float32] | None
+
+
 class HiddenRows:
     """The hidden rows of one request: float32 on the CPU, never more than it asked for."""
 
@@ -59,6 +77,7 @@ class HiddenRows:
         # np.empty touches no page: memory is taken by the rows that are written, not by the limit.
         self._rows = np.empty((max_rows, hidden_size), dtype=np.float32)
         self._num_rows = 0
+        self._has_other_width = False
 
     @property
     def is_full(self) -> bool:
@@ -67,8 +86,17 @@ class HiddenRows:
 
     def append(self, row: npt.NDArray[np.float32]) -> None:
         """Store the next row, `[hidden_size]` float32."""
+        if row.shape != self._rows.shape[1:]:
+            # Noted, not raised: one request's answer is wrong, the others in the step are not.
+            self._has_other_width = True
+            return
         self._rows[self._num_rows] = row
         self._num_rows += 1
+
+    def row(self, index: int) -> npt.NDArray[np.float32] | None:
+        """Return a stored row, which nothing writes to again; None when there is none."""
+        row: npt.NDArray[np.float32] | None = self._rows[index] if index < self._num_rows else None
+        return row
 
     def checked(self, num_tokens: int) -> npt.NDArray[np.float32]:
         """Return the rows once the latent's invariant holds for `num_tokens` generated tokens.
@@ -76,6 +104,8 @@ class HiddenRows:
         Raises:
             LatentInvalidError: rows are missing, or a value is not finite.
         """
+        if self._has_other_width:
+            raise LatentInvalidError(f"a hidden row is not {self._rows.shape[1]} wide")
         rows = self._rows[: self._num_rows]
         expected = min(len(self._rows), num_tokens)
         if len(rows) != expected:
@@ -91,7 +121,10 @@ class Request:
 
     Attributes:
         prompt_token_ids: at least one token.
+        caller: who shares the queue's turns with others; "" where callers are not told apart.
         future: resolved with the `Completion`, or with an `EngineError`.
+        on_step: called on the engine's thread with each token, before the future is resolved; must
+            not block. None: nobody streams.
         submitted_at, admitted_at, first_token_at: seconds on the engine's clock.
     """
 
@@ -101,7 +134,9 @@ class Request:
     rows: HiddenRows
     detokenizer: Detokenizer
     submitted_at: float
+    caller: str = ""
     future: Future[Completion] = field(default_factory=Future)
+    on_step: Callable[[Step], None] | None = None
     status: RequestStatus = RequestStatus.WAITING
     slot: int | None = None
     num_prefilled: int = 0
@@ -126,19 +161,29 @@ class Request:
         return self.num_prefilled + max(0, len(self.token_ids) - 1)
 
     def append_token(self, token_id: int, eos_token_ids: frozenset[int]) -> None:
-        """Take the next generated token and decide whether it was the last one."""
+        """Take the next generated token, decide whether it was the last one, and pass it on.
+
+        Raises:
+            DetokenizationError: the tokenizer cannot make text of the tokens.
+        """
         self.token_ids.append(token_id)
         stopped = token_id in eos_token_ids or self.detokenizer.append(token_id)
         if stopped:
             self.finish_reason = FinishReason.STOP
         elif len(self.token_ids) == self.params.max_new_tokens:
             self.finish_reason = FinishReason.LENGTH
+        if self.on_step is not None:
+            is_last = self.finish_reason is not None
+            text = self.detokenizer.take_text(self.token_ids if is_last else None)
+            index = len(self.token_ids) - 1
+            self.on_step(Step(index, token_id, text, self.rows.row(index)))
 
     def completion(self, finished_at: float) -> Completion:
         """Build the caller's answer.
 
         Raises:
             LatentInvalidError: the hidden rows break the latent's invariant.
+            DetokenizationError: the tokenizer cannot make text of the tokens.
         """
         assert self.finish_reason is not None
         return Completion(

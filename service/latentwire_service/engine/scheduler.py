@@ -7,12 +7,12 @@ request in the last slot moves into it.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from latentwire_service.engine.prefix_cache import PrefixCache, PrefixMatch
 from latentwire_service.engine.request import Request, RequestStatus
+from latentwire_service.engine.waiting_queue import WaitingQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Scheduler:
         self._prefixes = prefixes
         self._max_slots = max_slots
         self._prefill_chunk = prefill_chunk
-        self._waiting: deque[Request] = deque()
+        self._waiting = WaitingQueue()
         self._slots: list[Request | None] = []
 
     @property
@@ -100,8 +100,13 @@ class Scheduler:
         yield from (request for request in self._slots if request is not None)
         yield from self._waiting
 
+    @property
+    def waiting(self) -> WaitingQueue:
+        """Requests that have no slot yet; changed by this class only."""
+        return self._waiting
+
     def add(self, request: Request) -> None:
-        """Queue a request behind those already waiting."""
+        """Queue a request behind those of its caller; callers take turns."""
         self._waiting.append(request)
 
     def remove(self, request: Request) -> None:

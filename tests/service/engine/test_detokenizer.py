@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from latentwire_service.engine.detokenizer import Detokenizer
+from latentwire_service.engine.errors import DetokenizationError
 from latentwire_service.engine.loader import load_model
 from tiny_models import EOS, build_tokenizer
 
@@ -91,3 +94,102 @@ def test_the_final_text_leaves_special_tokens_out(tokenizer: Any) -> None:
     token_ids = [*tokenizer.encode("done"), EOS]
     assert Detokenizer(tokenizer, []).final_text(token_ids) == "done"
     assert feed(tokenizer, token_ids, "<eos>") is None
+
+
+class PieceTokenizer:
+    """Token n reads `pieces[n]`, as bytes: some vocabularies join a space and half a character."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = pieces
+        self.longest_decode = 0
+
+    def decode(self, token_ids: Sequence[int], /, **_options: bool) -> str:
+        self.longest_decode = max(self.longest_decode, len(token_ids))
+        return b"".join(self.pieces[token_id] for token_id in token_ids).decode(errors="replace")
+
+
+def test_a_stop_string_is_seen_in_a_token_that_also_begins_a_character() -> None:
+    tokenizer = PieceTokenizer(b"word", b" \xc3")
+    detokenizer = Detokenizer(tokenizer, [" "])
+    assert not detokenizer.append(0)
+    assert detokenizer.append(1)
+    assert detokenizer.final_text([0, 1]) == "word"
+
+
+def test_bytes_that_never_make_a_character_are_not_decoded_again_and_again() -> None:
+    tokenizer = PieceTokenizer(b"\xc3", b"END")
+    detokenizer = Detokenizer(tokenizer, ["END"])
+    assert not any(detokenizer.append(0) for _ in range(500))
+    assert detokenizer.append(1)
+    assert tokenizer.longest_decode < 20
+
+
+def streamed(tokenizer: Any, token_ids: list[int], stop: tuple[str, ...] = ()) -> list[str]:
+    """What each token adds to the text, up to the one that stops it."""
+    detokenizer = Detokenizer(tokenizer, stop, is_streaming=True)
+    texts = []
+    for position, token_id in enumerate(token_ids, start=1):
+        is_last = detokenizer.append(token_id) or position == len(token_ids)
+        texts.append(detokenizer.take_text(token_ids[:position] if is_last else None))
+        if is_last:
+            break
+    return texts
+
+
+@pytest.mark.parametrize("text", ["plain", "é 你好 🫖!", "a\u2028b", "🫖", " x  y "])
+def test_a_character_is_said_with_its_last_token(text: str) -> None:
+    tokenizer = build_tokenizer()
+    texts = streamed(tokenizer, tokenizer.encode(text))
+    assert "".join(texts) == text
+    assert not any("\ufffd" in part for part in texts)
+    assert len(texts) == len(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("one END two", ("END",), "one "),
+        ("one EN two", ("END",), "one EN two"),
+        ("aaab", ("aab",), "a"),
+        ("x\n\ny", ("\n\n", "zzz"), "x"),
+        ("no end E", ("END",), "no end E"),
+        ("é🫖é", ("🫖",), "é"),
+        ("abcabd", ("abd", "bcx"), "abc"),
+    ],
+)
+def test_no_part_of_a_stop_string_is_ever_said(
+    text: str, stop: tuple[str, ...], expected: str
+) -> None:
+    tokenizer = build_tokenizer()
+    assert "".join(streamed(tokenizer, tokenizer.encode(text), stop)) == expected
+
+
+def test_random_bytes_join_to_the_final_text() -> None:
+    tokenizer = build_tokenizer()
+    rng = random.Random(0)
+    for _ in range(50):
+        token_ids = [rng.randrange(2, 258) for _ in range(40)]
+        stop = tuple(chr(rng.randrange(32, 127)) * rng.randint(1, 2) for _ in range(2))
+        texts = streamed(tokenizer, token_ids, stop)
+        final = Detokenizer(tokenizer, stop).final_text(token_ids[: len(texts)])
+        assert "".join(texts) == final
+
+
+class Contrary:
+    """Reads a run of bytes otherwise once an invalid one follows, as byte-fallback decoders do."""
+
+    def decode(self, token_ids: Sequence[int], /, **_options: bool) -> str:
+        return "\ufffd" * len(token_ids) + "!" if 9 in token_ids else "a" * len(token_ids)
+
+
+def test_a_text_that_changes_its_beginning_is_not_patched_up() -> None:
+    assert "".join(streamed(Contrary(), [1, 2, 9])) == "aa"
+
+
+def test_a_tokenizer_that_fails_is_named() -> None:
+    class Broken:
+        def decode(self, _ids: Sequence[int], /, **_options: bool) -> str:
+            raise KeyError("x")
+
+    with pytest.raises(DetokenizationError):
+        Detokenizer(Broken(), ("x",)).append(1)

@@ -258,3 +258,59 @@ def test_a_stop_string_and_an_end_token_free_the_slot(start: Callable[..., Runni
     assert by_string.future.result(TIMEOUT_S).token_ids == [6, 7, 8, 9]
     assert by_string.future.result(0).text == "6 7 "
     assert by_token.future.result(TIMEOUT_S).token_ids == [48, 49, 0]
+
+
+def test_a_full_queue_makes_room_for_a_caller_with_fewer(
+    start: Callable[..., Running], gate: Gate
+) -> None:
+    running = start(max_queue=3, max_slots=1, before_step=gate)
+    greedy = [make_request([n]) for n in range(1, 5)]
+    for request in greedy:
+        request.caller = "greedy"
+        running.thread.submit(request)
+        assert gate.is_reached.wait(TIMEOUT_S)
+    modest = make_request([20])
+    modest.caller = "modest"
+    running.thread.submit(modest)
+    with pytest.raises(QueueFullError):
+        running.thread.submit(make_request([9]))
+    gate.may_pass.set()
+    assert modest.future.result(TIMEOUT_S).token_ids == [21, 22, 23, 24]
+    # The newest of the greedy one's gave way; the others are answered.
+    assert isinstance(greedy[-1].future.exception(TIMEOUT_S), QueueFullError)
+    for request in greedy[:-1]:
+        assert len(request.future.result(TIMEOUT_S).token_ids) == 4
+
+
+def test_a_caller_with_as_many_as_the_greediest_is_refused(
+    start: Callable[..., Running], gate: Gate
+) -> None:
+    running = start(max_queue=2, max_slots=1, before_step=gate)
+    for n, caller in enumerate("xab"):
+        request = make_request([n + 1])
+        request.caller = caller
+        running.thread.submit(request)
+        assert gate.is_reached.wait(TIMEOUT_S)
+    late = make_request([9])
+    late.caller = "c"
+    with pytest.raises(QueueFullError):
+        running.thread.submit(late)
+    gate.may_pass.set()
+
+
+def test_abort_fails_what_was_taken_and_refuses_the_rest(
+    start: Callable[..., Running], gate: Gate
+) -> None:
+    running = start(max_slots=1, before_step=gate)
+    requests = [make_request([n], max_new_tokens=40) for n in (1, 2)]
+    for request in requests:
+        running.thread.submit(request)
+    assert gate.is_reached.wait(TIMEOUT_S)
+    running.thread.abort(EngineUnavailableError("out of time"))
+    with pytest.raises(EngineUnavailableError):
+        running.thread.submit(make_request([3]))
+    gate.may_pass.set()
+    for request in requests:
+        with pytest.raises(EngineUnavailableError, match="out of time"):
+            request.future.result(TIMEOUT_S)
+    assert not running.failures.errors

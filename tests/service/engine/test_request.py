@@ -93,3 +93,12 @@ def test_a_parameter_out_of_range_is_refused_by_name(field: str, value: object) 
 def test_what_is_greedy(changes: dict[str, float], is_greedy: bool) -> None:
     params = SamplingParams(max_new_tokens=1, seed=0, **changes)  # type: ignore[arg-type]
     assert params.is_greedy is is_greedy
+
+
+@pytest.mark.parametrize("width", [1, 3, 5])
+def test_a_row_of_another_width_is_no_latent(width: int) -> None:
+    rows = HiddenRows(2, 4)
+    rows.append(np.ones(4, dtype=np.float32))
+    rows.append(np.ones(width, dtype=np.float32))
+    with pytest.raises(LatentInvalidError, match="not 4 wide"):
+        rows.checked(2)

@@ -1,0 +1,94 @@
+"""The forms of an answer beside each other: time to encode and to decode, and size.
+
+    python -m benchmarks.wire_formats
+
+One latent of [512, 896] random float32 values, the median of several rounds, one thread. Nested
+lists are what a service without a tensor codec would send.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from latentwire.plan_latent import PlanLatent
+from latentwire.protocol import PlanLatentRequest, PlanLatentResponse
+from latentwire.safetensors_wire import unpack
+from latentwire_service.engine.request import Completion, FinishReason
+from latentwire_service.rendering import Asked, plan_response
+from latentwire_service.serving import Plan
+from latentwire_service.wire_formats import WireFormat, render
+
+SHAPE = (512, 896)
+NUM_ROUNDS = 7
+
+
+def main() -> None:
+    hidden_state = np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
+    completion = Completion(
+        "A plan. " * 200, list(range(SHAPE[0])), hidden_state, FinishReason.STOP, 40, 0.0, 0.0, 0.0
+    )
+    plan = Plan("plan-0", 1, completion)
+    asked = Asked(PlanLatentRequest(task="A task"), None, "model", None)
+
+    def nested() -> bytes:
+        body = plan_response(plan, asked).model_dump()
+        return json.dumps(body | {"hidden_state": hidden_state.tolist()}).encode()
+
+    def read_nested(content: bytes) -> Any:
+        return np.array(json.loads(content)["hidden_state"], np.float32)
+
+    def read_json(content: bytes) -> Any:
+        return PlanLatent.from_response(PlanLatentResponse.model_validate_json(content))
+
+    def read_arrow(content: bytes) -> Any:
+        with pa.ipc.open_stream(content) as reader:
+            (batch,) = reader
+        return batch["hidden_state"].values.values.to_numpy().reshape(SHAPE)
+
+    forms: list[tuple[str, Callable[[], bytes], Callable[[bytes], Any]]] = [
+        ("nested lists", nested, read_nested),
+        ("JSON, base64", lambda: render(WireFormat.JSON, plan, asked), read_json),
+        ("Arrow", lambda: render(WireFormat.ARROW, plan, asked), read_arrow),
+        ("safetensors", lambda: render(WireFormat.SAFETENSORS, plan, asked), unpack),
+    ]
+    results = [measure(*form) for form in forms]
+    print("| Form | Encode, ms | Decode, ms | Size, MB | gzip -6: size, MB | and ms |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, result in zip((form[0] for form in forms), results, strict=True):
+        print(f"| {name} | {' | '.join(f'{value:.2f}' for value in result.values())} |")
+    print(json.dumps({form[0]: result for form, result in zip(forms, results, strict=True)}))
+
+
+def measure(
+    _name: str, encode: Callable[[], bytes], decode: Callable[[bytes], Any]
+) -> dict[str, float]:
+    content = encode()
+    packed = gzip.compress(content, 6)
+    return {
+        "encode_ms": median_ms(encode, NUM_ROUNDS),
+        "decode_ms": median_ms(lambda: decode(content), NUM_ROUNDS),
+        "size_mb": len(content) / 1e6,
+        "gzip_mb": len(packed) / 1e6,
+        "gzip_ms": median_ms(lambda: gzip.compress(content, 6), 1),
+    }
+
+
+def median_ms(work: Callable[[], Any], num_rounds: int) -> float:
+    times = []
+    for _ in range(num_rounds):
+        started = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - started) * 1e3)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()

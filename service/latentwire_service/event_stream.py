@@ -1,0 +1,125 @@
+"""A plan as `text/event-stream`: sent while it is made, given up when its reader goes or stalls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from latentwire.constants import EVENT_STREAM_MEDIA_TYPE
+from latentwire.protocol import ErrorBody
+from latentwire_service.engine.request import Step
+from latentwire_service.error_handlers import error_body
+from latentwire_service.rendering import Asked, render_done, render_error, render_steps
+from latentwire_service.serving import Plan
+
+logger = logging.getLogger(__name__)
+
+# How long a reader may take nothing before its connection is closed.
+MAX_STALL_S = 60.0
+
+
+class PlanEvents:
+    """The events of one plan.
+
+    Args:
+        items: of `Serving.stream`.
+        asked: what the answer repeats of its request.
+        on_error: told about an error that becomes an `error` event.
+    """
+
+    def __init__(
+        self,
+        items: AsyncIterator[list[Step] | Plan],
+        asked: Asked,
+        on_error: Callable[[ErrorBody], None],
+    ) -> None:
+        self._items = items
+        self._asked = asked
+        self._on_error = on_error
+        self._first: list[Step] | Plan = []
+
+    async def start(self) -> None:
+        """Wait for the first item, so that a request which never runs has an error's status.
+
+        Raises:
+            EngineError: as `Serving.stream`.
+        """
+        self._first = await anext(self._items)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield what is sent; an error is the last event."""
+        texts: list[str] = []
+        try:
+            yield self._render(self._first, texts)
+            async for item in self._items:
+                yield self._render(item, texts)
+        except Exception as error:
+            # The boundary: the status is sent, so this reader is told in the stream.
+            body, _ = error_body(error)
+            self._on_error(body)
+            yield render_error(body)
+
+    async def aclose(self) -> None:
+        """Cancel the request unless it is finished."""
+        aclose = getattr(self._items, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+    def _render(self, item: list[Step] | Plan, texts: list[str]) -> bytes:
+        if isinstance(item, Plan):
+            return render_done(item, self._asked, "".join(texts))
+        texts += (step.text for step in item)
+        return render_steps(item)
+
+
+class EventStream(Response):
+    """Sends the events of a plan whose first item is there."""
+
+    media_type = EVENT_STREAM_MEDIA_TYPE
+    # Gateways that collect answers before they pass them on are asked not to.
+    _HEADERS = (("cache-control", "no-store"), ("x-accel-buffering", "no"))
+
+    def __init__(self, events: PlanEvents, max_stall_s: float = MAX_STALL_S) -> None:
+        super().__init__(headers=dict(self._HEADERS))
+        del self.headers["content-length"]
+        self._events = events
+        self._max_stall_s = max_stall_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send events until the last one, the reader's going, or its standing still."""
+        del scope
+        sending = asyncio.create_task(self._send(send))
+        watching = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watching.cancel()
+            sending.cancel()
+            try:
+                with suppress(asyncio.CancelledError):
+                    await sending
+            finally:
+                await self._events.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": self.raw_headers},
+        )
+        async for chunk in self._events.chunks():
+            try:
+                async with asyncio.timeout(self._max_stall_s):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            except TimeoutError:
+                logger.warning("a reader took nothing for %g s", self._max_stall_s)
+                raise
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,163 @@
+"""The gateway's own configuration, in nginx, before two replicas."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from integration.child import TIMEOUT_S, Child
+from latentwire import Client
+from tiny_models import llama_config, save_model
+
+GATEWAY = Path(__file__).parents[2] / "deploy" / "gateway"
+NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+
+pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port: int = held.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = llama_config(max_position_embeddings=8000, eos_token_id=None)
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", config)
+
+
+@dataclass
+class Site:
+    url: str
+    replicas: list[Child]
+
+
+@pytest.fixture
+def site(model: Path, tmp_path: Path) -> Iterator[Site]:
+    replicas = [
+        Child("--model", str(model), "--port", "0", "--threads", "1", "--max-slots", "8")
+        for _ in range(2)
+    ]
+    port = free_port()
+    nginx = None
+    try:
+        addresses = [replica.url.removeprefix("http://") for replica in replicas]
+        for replica in replicas:
+            with Client(replica.url) as client:
+                client.wait_ready(TIMEOUT_S)
+        nginx = subprocess.Popen(configured(tmp_path, port, addresses), stderr=subprocess.PIPE)
+        url = f"http://127.0.0.1:{port}"
+        with Client(url) as client:
+            client.wait_ready(TIMEOUT_S)
+        yield Site(url, replicas)
+    finally:
+        if nginx is not None:
+            nginx.terminate()
+            nginx.communicate(timeout=TIMEOUT_S)
+        for replica in replicas:
+            replica.close()
+
+
+def configured(folder: Path, port: int, addresses: list[str]) -> list[str]:
+    """The shipped file, with its own port and folder, and these replicas."""
+    text = (GATEWAY / "nginx.conf").read_text()
+    assert text.count("listen 8080;") == 1
+    text = text.replace("listen 8080;", f"listen 127.0.0.1:{port};").replace("/tmp/", f"{folder}/")
+    text = text.replace("/dev/stdout", f"{folder}/access.log")
+    shipped = (GATEWAY / "upstream.conf").read_text()
+    # A name that is resolved again and again is newer than the nginx of some distributions.
+    line = next(line for line in shipped.splitlines() if "server replicas" in line)
+    own = [line.replace("replicas:8000 resolve", address) for address in addresses]
+    shipped = shipped.replace(line, "\n".join(own)).replace("resolver 127.0.0.11 valid=5s;", "")
+    (folder / "nginx.conf").write_text(text)
+    (folder / "upstream.conf").write_text(shipped)
+    assert NGINX is not None
+    return [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
+
+
+def test_a_replica_killed_under_load_fails_no_request(site: Site) -> None:
+    counted = threading.Semaphore(0)
+
+    def ask(number: int) -> tuple[int, list[int]]:
+        body = {"task": f"Task {number}", "max_new_tokens": 60, "seed": number}
+        answer = httpx.post(f"{site.url}/plan_latent?k=1", json=body, timeout=TIMEOUT_S)
+        counted.release()
+        return answer.status_code, answer.json().get("token_ids", [])
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(ask, number) for number in range(60)]
+        for _ in range(10):
+            assert counted.acquire(timeout=TIMEOUT_S)
+        site.replicas[0].signal(signal.SIGKILL)
+        results = [answer.result(TIMEOUT_S) for answer in answers]
+        again = list(pool.map(ask, range(60)))
+    assert [status for status, _ in results] == [200] * 60
+    # The answers are those that the replica which is left gives, too.
+    assert results == again
+
+
+def test_a_draining_replica_fails_no_request(site: Site) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        body = {"task": "x", "max_new_tokens": 400}
+        running = [
+            pool.submit(httpx.post, f"{site.url}/plan_latent?k=1", json=body, timeout=TIMEOUT_S)
+            for _ in range(4)
+        ]
+        site.replicas[1].signal()
+        site.replicas[1].wait_line("draining")
+        with Client(site.url, max_retries=0) as client:
+            for number in range(10):
+                client.plan_latent(f"Task {number}", max_new_tokens=3)
+        assert [answer.result(TIMEOUT_S).status_code for answer in running] == [200] * 4
+    assert site.replicas[1].wait() == 0
+
+
+def test_events_pass_as_they_are_made(site: Site) -> None:
+    with Client(site.url) as client:
+        stream = client.stream_plan_latent("x", k=2, max_new_tokens=3000, do_sample=False)
+        with stream:
+            steps = iter(stream)
+            first = next(steps)
+        # Closed after the first step: the replica has nothing running soon after.
+        assert first.index == 0
+    urls = [replica.url for replica in site.replicas]
+    for _ in range(2000):
+        texts = [httpx.get(f"{url}/metrics").text for url in urls]
+        if all("latentwire_requests_running 0.0" in text for text in texts):
+            break
+    made = sum(
+        float(line.split()[-1])
+        for text in texts
+        for line in text.splitlines()
+        if line.startswith("latentwire_generation_tokens_total ")
+    )
+    assert made < 3000
+
+
+def test_what_the_gateway_says_itself(site: Site, tmp_path: Path) -> None:
+    answer = httpx.get(f"{site.url}/info", headers={"X-Request-Id": "agent-1"})
+    assert answer.headers["x-request-id"] == "agent-1"
+    assert httpx.get(f"{site.url}/metrics").status_code == 404
+    httpx.get(f"{site.url}/plan_latent", params={"task": "SECRET", "max_new_tokens": 1})
+    for replica in site.replicas:
+        replica.signal(signal.SIGKILL)
+        replica.wait()
+    gone = httpx.get(f"{site.url}/info")
+    assert (gone.status_code, gone.json()["code"]) == (503, "not-ready")
+    assert gone.headers["content-type"] == "application/problem+json"
+    assert gone.headers["retry-after"] == "2"
+    log = (tmp_path / "access.log").read_text()
+    assert "agent-1 GET /info 200" in log
+    assert "SECRET" not in log
