@@ -125,7 +125,7 @@ def test_flags_are_those_of_help(
 
 def test_commands_use_flags_that_exist() -> None:
     used = [command for command in shell_commands() if command[0] == "latentwire"]
-    assert {command[1] for command in used} == {"serve", "plan", "collect"}
+    assert {command[1] for command in used} == {"serve", "plan", "collect", "inspect"}
     for command in used:
         table = section(f"### `latentwire {command[1]}`")
         assert flags_in(" ".join(command)) <= flags_in(table)

@@ -1,0 +1,95 @@
+"""What is under deploy/: valid for those who read it, and true of the service."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from latentwire_service.metrics import Metrics
+from latentwire_service.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+MANIFESTS: list[dict[str, Any]] = list(
+    yaml.safe_load_all((ROOT / "deploy/kubernetes/latentwire.yaml").read_text())
+)
+BY_KIND = {manifest["kind"]: manifest for manifest in MANIFESTS}
+POD = BY_KIND["Deployment"]["spec"]["template"]["spec"]
+(SERVE,) = POD["containers"]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=BY_KIND)
+def test_a_manifest_keeps_to_the_schema_of_kubernetes(manifest: dict[str, Any]) -> None:
+    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_all_that_a_deployment_needs_is_there() -> None:
+    assert set(BY_KIND) == {
+        "Deployment",
+        "Service",
+        "PodDisruptionBudget",
+        "HorizontalPodAutoscaler",
+    }
+
+
+def test_the_pod_is_run_without_rights() -> None:
+    assert POD["securityContext"]["runAsNonRoot"] is True
+    assert SERVE["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert POD["automountServiceAccountToken"] is False
+
+
+def test_the_pod_has_more_time_to_end_than_the_service_takes() -> None:
+    drain_s = Settings.model_fields["drain_timeout"].default
+    assert POD["terminationGracePeriodSeconds"] > drain_s + 5 + 5
+    grace = COMPOSE["services"]["replica-0"]["stop_grace_period"]
+    assert int(grace.removesuffix("m")) * 60 > drain_s + 5
+
+
+def test_flags_and_variables_exist() -> None:
+    flags = {word[2:].replace("-", "_") for word in SERVE["args"] if word.startswith("--")}
+    names = {variable["name"].removeprefix("LATENTWIRE_").lower() for variable in SERVE["env"]}
+    assert flags | names <= set(Settings.model_fields)
+
+
+def metrics_of(text: str) -> set[str]:
+    return {
+        re.sub(r"_(bucket|count|sum)$", "", name)
+        for name in re.findall(r"latentwire_[a-z0-9_]+", text)
+    }
+
+
+def test_dashboard_and_autoscaler_ask_for_metrics_that_exist() -> None:
+    shown = Metrics().render().decode()
+    known = set(re.findall(r"^# TYPE (\S+)", shown, re.MULTILINE))
+    dashboard = (ROOT / "deploy/grafana/latentwire.json").read_text()
+    queries = " ".join(
+        target["expr"] for panel in json.loads(dashboard)["panels"] for target in panel["targets"]
+    )
+    (metric,) = BY_KIND["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    asked = metrics_of(queries) | {metric["pods"]["metric"]["name"]}
+    assert asked <= known
+    assert len(asked) > 8
+
+
+def test_prometheus_scrapes_the_replicas_of_the_compose_file() -> None:
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    aliases = COMPOSE["services"]["replica-0"]["networks"]["default"]["aliases"]
+    assert job["dns_sd_configs"][0]["names"] == aliases
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_no_container_can_write_to_its_own_file_system(name: str) -> None:
+    spec = COMPOSE["services"][name]
+    assert spec["read_only"] is True
+    assert any(str(entry).startswith("/tmp") for entry in spec["tmpfs"])
