@@ -8,6 +8,10 @@ import pytest
 
 # Read by Hugging Face's libraries when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Read by torch, here and in child processes: tiny models are slower on two threads than on one, and
+# threads that spin at the end of a parallel region keep the others from the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(autouse=True)
