@@ -60,7 +60,7 @@ def test_hidden_states_has_the_known_defaults(tasks: Path, output: Path) -> None
         "top_k": 0,
         "stop": [],
     }
-    assert settings["prompt"]["chat_template"] == "none"  # type: ignore[index]
+    assert settings["prompt"]["chat_template"] == "none"
     assert settings["k"] is None
 
 
@@ -91,7 +91,7 @@ def test_the_dataset_is_that_of_collect(tasks: Path, output: Path) -> None:
 def test_compressed_keeps_the_first_steps(tasks: Path, output: Path) -> None:
     assert compressed(tasks, output, "--c", "3", "--seed", "7") == 0
     assert_complete(output, tasks_of(tasks), k=3, max_new_tokens=1500)
-    assert manifest_of(output)["settings"]["sampling"]["temperature"] == 1.2  # type: ignore[index]
+    assert manifest_of(output)["settings"]["sampling"]["temperature"] == 1.2
 
 
 def test_conversations_are_read_where_the_task_field_is_empty(tmp_path: Path, output: Path) -> None:

@@ -236,7 +236,7 @@ def test_a_deadline_ends_a_request_and_frees_its_slot(
     with Client(live.url) as client:
         plan = client.stream_plan_latent if is_stream else client.plan_latent
         with pytest.raises(DeadlineExceededError, match=r"within 0\.2 s"):
-            list(plan(**body))  # type: ignore[call-overload]
+            list(plan(**body))
     gate.may_pass.set()
     # One slot: it is free again, or this is never answered.
     answer = live.http.post("/plan_latent", json=GREEDY | {"max_new_tokens": 1})

@@ -89,7 +89,7 @@ def test_the_client_reads_both_forms_alike(server: LiveServer) -> None:
     for name in set(PlanLatent.__dataclass_fields__) - OWN:
         assert getattr(plan, name) == getattr(expected, name), name
     with pytest.raises(InvalidArgumentError):
-        Client(server.url, wire="protobuf")  # type: ignore[arg-type]
+        Client(server.url, wire="protobuf")
 
 
 @pytest.mark.parametrize(

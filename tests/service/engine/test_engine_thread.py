@@ -62,7 +62,7 @@ def start() -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
     def start_one(max_queue: int = 8, **runner: object) -> Running:
-        started.append(Running(max_queue, FakeModelRunner(**runner)))  # type: ignore[arg-type]
+        started.append(Running(max_queue, FakeModelRunner(**runner)))
         return started[-1]
 
     yield start_one
