@@ -16,7 +16,8 @@ from pathlib import Path
 from benchmarks.peers import has_vllm
 from benchmarks.report import Measurement, print_table
 from benchmarks.step_account import account_of_a_step
-from benchmarks.worker import CONTENDERS
+from benchmarks.worker import CONTENDERS, OURS
+from latentwire_service.engine.process import thread_environment
 
 
 class Worker:
@@ -31,6 +32,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=None if args.verbose else subprocess.DEVNULL,
             text=True,
+            # As the service does for itself; peers run as their users run them.
+            env=os.environ | (thread_environment(os.environ) if contender in OURS else {}),
         )
         self._read()
 

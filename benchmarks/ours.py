@@ -16,6 +16,7 @@ from latentwire_service.engine.build import build_runner, probe
 from latentwire_service.engine.detokenizer import Detokenizer
 from latentwire_service.engine.engine import Engine
 from latentwire_service.engine.loader import LoadedModel
+from latentwire_service.engine.process import keep_freed_memory
 from latentwire_service.engine.request import Completion, HiddenRows, Request
 from latentwire_service.engine.sampling_params import SamplingParams
 
@@ -28,6 +29,7 @@ class InProcess:
     """The engine, stepped in this thread; all hidden rows kept."""
 
     def __init__(self, loaded: LoadedModel, compile_decode: bool = False) -> None:
+        keep_freed_memory()
         self._loaded = loaded
         probed = probe(loaded.model)
         self._hidden_size = probed.hidden_size

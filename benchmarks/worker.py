@@ -22,7 +22,8 @@ PEERS: dict[str, Callable[..., Sample]] = {
     "batched-generate-hidden": peers.batched_generate_hidden,
     "continuous-batching": peers.continuous_batching,
 }
-CONTENDERS = ["latentwire", "latentwire-compiled", "latentwire-http", *PEERS, "vllm"]
+OURS = ["latentwire", "latentwire-compiled", "latentwire-http"]
+CONTENDERS = [*OURS, *PEERS, "vllm"]
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
+from latentwire_service.engine.process import keep_freed_memory, thread_environment
 from latentwire_service.logs import configure_logging
 from latentwire_service.policy import PolicyError, policy_of
 from latentwire_service.settings import Settings
@@ -41,9 +42,8 @@ def main(args: Sequence[str]) -> int:
         return EXIT_BAD_SETTINGS
     # Until the server has its own handler: there is nothing to drain yet.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    # A busy wait at the end of every parallel region takes the core from the thread it waits for:
-    # on two cores with other work, one decode step took 38 ms without it and 1,200 ms with it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.update(thread_environment(os.environ))
+    keep_freed_memory()
     from latentwire_service.server import serve
 
     return serve(settings, policy)

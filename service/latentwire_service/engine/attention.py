@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from latentwire_service.engine.decode_attention import decode_attention, packed_attention
 from latentwire_service.engine.errors import UnsupportedModelError
 
 SLOT_ATTENTION = "latentwire_slots"
@@ -94,18 +94,19 @@ def slot_attention(
     if attention_mask is None:
         raise _refusal(module, "attention without a mask")
     _check_options(module, options)
-    batch, num_heads, num_queries, _ = query.shape
+    batch, num_heads, num_queries, head_dim = query.shape
     num_kv_heads = key.shape[1]
     group = num_heads // num_kv_heads
-    packed = query.reshape(batch, num_kv_heads, group * num_queries, -1)
+    packed = query.reshape(batch, num_kv_heads, group * num_queries, head_dim)
     mask = attention_mask
     if num_queries > 1 and group > 1:
         mask = attention_mask.repeat(1, 1, group, 1)
-    if softcap is None and s_aux is None:
-        output = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
-    else:
-        sinks = None if s_aux is None else _packed_sinks(s_aux, num_kv_heads, num_queries)
-        output = _step_by_step(packed, key, value, mask, scaling, softcap, sinks)
+    scale = head_dim**-0.5 if scaling is None else scaling
+    sinks = None if s_aux is None else _packed_sinks(s_aux, num_kv_heads, num_queries)
+    attend = packed_attention
+    if num_queries == 1 and query.device.type == "cpu":
+        attend = decode_attention
+    output = attend(packed, key, value, mask, scale, softcap or 0.0, sinks)
     output = output.reshape(batch, num_heads, num_queries, -1)
     return output.transpose(1, 2), None
 
@@ -125,30 +126,8 @@ def _refusal(module: torch.nn.Module, feature: str) -> UnsupportedModelError:
 
 
 def _packed_sinks(sinks: torch.Tensor, num_kv_heads: int, num_queries: int) -> torch.Tensor:
-    """Lay `[num_heads]` out like the rows of the packed product, `[1, KV, H / KV * Q, 1]`."""
-    return sinks.view(num_kv_heads, -1).repeat_interleave(num_queries, dim=1)[None, :, :, None]
-
-
-def _step_by_step(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    """Attention for what the fused kernel does not know."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = query @ key.transpose(-1, -2) * scale
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores + mask
-    if sinks is not None:
-        column = sinks.to(scores.dtype).expand(scores.shape[0], -1, -1, -1)
-        scores = torch.cat([scores, column], dim=-1)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return weights[..., : key.shape[2]] @ value
+    """Lay `[num_heads]` out like the rows of the packed product, `[KV, H / KV * Q, 1]`."""
+    return sinks.view(num_kv_heads, -1).repeat_interleave(num_queries, dim=1)[..., None]
 
 
 def register() -> None:

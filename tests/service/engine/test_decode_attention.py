@@ -1,0 +1,174 @@
+"""Decode attention in C against the formula in double precision, and without a compiler."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from latentwire_service.engine import native
+from latentwire_service.engine.decode_attention import decode_attention, packed_attention
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler"
+)
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+@pytest.fixture
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    native.load.cache_clear()
+    monkeypatch.setenv("CC", "a-compiler-that-is-not-there")
+    yield
+    native.load.cache_clear()
+
+
+class Case:
+    """Slots of a cache longer than what is read, each of its own length."""
+
+    def __init__(
+        self,
+        lengths: list[int],
+        dtype: torch.dtype = torch.float32,
+        num_kv_heads: int = 2,
+        group: int = 3,
+        key_dim: int = 64,
+        value_dim: int = 64,
+        window: int | None = None,
+    ) -> None:
+        torch.manual_seed(len(lengths) + key_dim)
+        batch, longest = len(lengths), max(lengths)
+        self.query = torch.randn(batch, num_kv_heads, group, key_dim).to(dtype)
+        cache = torch.randn(batch + 1, num_kv_heads, longest + 9, key_dim).to(dtype)
+        self.key = cache[:batch, :, : longest + 3]
+        cache = torch.randn(batch + 1, num_kv_heads, longest + 9, value_dim).to(dtype)
+        self.value = cache[:batch, :, : longest + 3]
+        self.mask = torch.full((batch, 1, 1, longest + 3), -torch.inf, dtype=dtype)
+        for row, length in enumerate(lengths):
+            self.mask[row, :, :, max(0, length - (window or length)) : length] = 0
+
+    def expected(self, scale: float, softcap: float, sinks: torch.Tensor | None) -> torch.Tensor:
+        """The formula, as each function's documentation states it, in float64."""
+        scores = self.query.double() @ self.key.double().transpose(-1, -2) * scale
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores + self.mask.double()
+        weights = scores.exp()
+        total = weights.sum(-1, keepdim=True)
+        if sinks is not None:
+            total = total + sinks.double().exp()
+        return (weights / total) @ self.value.double()
+
+    def check(
+        self, scale: float = 0.1, softcap: float = 0.0, sinks: torch.Tensor | None = None
+    ) -> None:
+        actual = decode_attention(
+            self.query, self.key, self.value, self.mask, scale, softcap, sinks
+        )
+        assert actual.dtype == self.query.dtype
+        difference = (actual.double() - self.expected(scale, softcap, sinks)).abs().max()
+        assert difference < TOLERANCE[self.query.dtype]
+
+
+@needs_compiler
+def test_the_compiler_at_hand_compiles_it() -> None:
+    assert native.load("decode_attention.c") is not None
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("lengths", [[1], [7], [130, 1, 64, 65, 3], [200] * 40])
+def test_slots_of_any_length(dtype: torch.dtype, lengths: list[int]) -> None:
+    Case(lengths, dtype).check()
+
+
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(64, 64), (128, 128), (16, 16), (20, 12)])
+@pytest.mark.parametrize(("num_kv_heads", "group"), [(1, 1), (6, 1), (1, 5)])
+def test_any_width_and_any_number_of_heads(
+    key_dim: int, value_dim: int, num_kv_heads: int, group: int
+) -> None:
+    Case(
+        [40, 3], num_kv_heads=num_kv_heads, group=group, key_dim=key_dim, value_dim=value_dim
+    ).check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_windows_soft_caps_and_sinks(dtype: torch.dtype) -> None:
+    sinks = torch.tensor([[[0.5], [-2.0], [4.0]], [[1.0], [0.0], [9.0]]])
+    case = Case([50, 20, 7], dtype, window=12)
+    case.check()
+    case.check(scale=1.0, softcap=3.0)
+    case.check(sinks=sinks)
+    case.check(scale=0.5, softcap=2.0, sinks=sinks)
+
+
+def test_scores_of_hundreds_do_not_overflow() -> None:
+    case = Case([30, 9])
+    case.query *= 40
+    assert (case.query @ case.key.transpose(-1, -2)).abs().max() > 500
+    weights = (case.query @ case.key.transpose(-1, -2) + case.mask).double().softmax(-1)
+    actual = decode_attention(case.query, case.key, case.value, case.mask, 1.0, 0.0, None)
+    torch.testing.assert_close(actual.double(), weights @ case.value.double(), atol=1e-3, rtol=0)
+
+
+@needs_compiler
+def test_what_the_mask_hides_at_the_ends_is_not_read() -> None:
+    case = Case([5, 9])
+    case.key[0, :, 5:] = math.nan
+    case.value[0, :, 5:] = math.nan
+    actual = decode_attention(case.query, case.key, case.value, case.mask, 0.1, 0.0, None)
+    assert actual.isfinite().all()
+
+
+def test_a_nan_reaches_its_own_slot_only() -> None:
+    case = Case([5, 9])
+    case.value[1, 0, 2] = math.nan
+    actual = decode_attention(case.query, case.key, case.value, case.mask, 0.1, 0.0, None)
+    assert actual[1, 0].isnan().all()
+    assert actual[0].isfinite().all()
+
+
+@needs_compiler
+def test_a_slot_is_computed_alike_in_any_company() -> None:
+    alone, together = Case([33]), Case([33] * 70)
+    for name in ("query", "key", "value"):
+        getattr(together, name)[41] = getattr(alone, name)[0]
+    first = decode_attention(alone.query, alone.key, alone.value, alone.mask, 0.1, 0.0, None)
+    second = decode_attention(
+        together.query, together.key, together.value, together.mask, 0.1, 0.0, None
+    )
+    assert torch.equal(first[0], second[41])
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_without_a_compiler_torch_does_the_work() -> None:
+    assert native.load("decode_attention.c") is None
+    case = Case([40, 3], torch.bfloat16)
+    arguments = (case.query, case.key, case.value, case.mask, 0.1, 0.0, None)
+    assert torch.equal(decode_attention(*arguments), packed_attention(*arguments))
+    case.check(softcap=2.0)
+
+
+def test_a_library_that_does_not_load_is_done_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    native.load.cache_clear()
+    # It succeeds, and writes nothing.
+    monkeypatch.setenv("CC", "true")
+    assert native.load("decode_attention.c") is None
+    native.load.cache_clear()
+
+
+def test_compiled_code_says_nothing_on_its_output_and_leaves_nothing(tmp_path: os.PathLike) -> None:
+    script = "from latentwire_service.engine import native; native.load('decode_attention.c')"
+    environ = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environ, capture_output=True, check=True
+    )
+    assert done.stdout == done.stderr == b""
+    assert not os.listdir(tmp_path)
