@@ -26,16 +26,24 @@ PREFILL_CHUNK = 512
 
 
 class InProcess:
-    """The engine, stepped in this thread; all hidden rows kept."""
+    """The engine, stepped in this thread; all hidden rows kept.
 
-    def __init__(self, loaded: LoadedModel, compile_decode: bool = False) -> None:
+    Args:
+        compile_decode: as `--compile` does.
+        ends_at_eos: as a served model does; else every contender generates the same number of
+            tokens.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, compile_decode: bool = False, ends_at_eos: bool = False
+    ) -> None:
         keep_freed_memory()
         self._loaded = loaded
         probed = probe(loaded.model)
         self._hidden_size = probed.hidden_size
         runner = build_runner(loaded.model, probed, MAX_SLOTS, MAX_MODEL_LEN, compile_decode)
-        # No end-of-sequence token: every contender generates the same number of tokens.
-        self.engine = Engine(runner, frozenset(), PREFILL_CHUNK, time.monotonic)
+        eos = loaded.eos_token_ids if ends_at_eos else frozenset()
+        self.engine = Engine(runner, eos, PREFILL_CHUNK, time.monotonic)
 
     def submit(self, prompt: list[int], new_tokens: int, seed: int) -> Request:
         """Queue one request."""
@@ -61,20 +69,22 @@ class InProcess:
             pass
         seconds = time.perf_counter() - started
         completions: list[Completion] = [request.future.result(0) for request in requests]
-        assert all(len(c.hidden_state) == workload.new_tokens for c in completions)
-        steps = max(workload.new_tokens - 1, 1)
+        assert all(len(c.hidden_state) == len(c.token_ids) for c in completions)
         return Sample(
-            workload.num_tokens,
+            sum(len(c.token_ids) for c in completions),
             seconds,
             ttft_s=statistics.median(c.queue_s + c.prefill_s for c in completions),
-            tpot_s=statistics.median(c.decode_s / steps for c in completions),
+            tpot_s=statistics.median(
+                c.decode_s / max(len(c.token_ids) - 1, 1) for c in completions
+            ),
         )
 
 
 class OverHttp:
     """`latentwire serve` as a child, asked by as many clients as there are prompts.
 
-    A served model ends at its end-of-sequence token, so the rate counts what really came.
+    A served model ends at its end-of-sequence token: compare with `InProcess(ends_at_eos=True)`,
+    which generates the same tokens.
     """
 
     def __init__(self, model: str, dtype: str, threads: int) -> None:

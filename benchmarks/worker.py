@@ -22,7 +22,7 @@ PEERS: dict[str, Callable[..., Sample]] = {
     "batched-generate-hidden": peers.batched_generate_hidden,
     "continuous-batching": peers.continuous_batching,
 }
-OURS = ["latentwire", "latentwire-compiled", "latentwire-http"]
+OURS = ["latentwire", "latentwire-compiled", "latentwire-eos", "latentwire-http"]
 CONTENDERS = [*OURS, *PEERS, "vllm"]
 
 
@@ -38,8 +38,9 @@ def main() -> None:
     service: OverHttp | None = None
     pid = None
     run: Callable[[Workload], Sample]
-    if args.contender in ("latentwire", "latentwire-compiled"):
-        run = InProcess(loaded, args.contender == "latentwire-compiled").run
+    if args.contender in ("latentwire", "latentwire-compiled", "latentwire-eos"):
+        kind = args.contender.removeprefix("latentwire")
+        run = InProcess(loaded, kind == "-compiled", kind == "-eos").run
     elif args.contender == "latentwire-http":
         service = OverHttp(args.model, args.dtype, args.threads)
         run, pid = service.run, service.pid

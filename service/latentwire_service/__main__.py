@@ -44,6 +44,10 @@ def main(args: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     os.environ.update(thread_environment(os.environ))
     keep_freed_memory()
+    if settings.compile:
+        # What inductor compiled for one start is there for the next, after a reboot too.
+        compiled = settings.cache_dir.expanduser() / "inductor"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     from latentwire_service.server import serve
 
     return serve(settings, policy)

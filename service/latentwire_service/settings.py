@@ -72,8 +72,8 @@ class Settings(BaseSettings):
     )
     compile: bool = Field(
         default=False,
-        description="Compile the decode step (inductor; CUDA graphs on a GPU): a start of a minute "
-        "or more, then faster steps.",
+        description="Compile the decode step (inductor; CUDA graphs on a GPU): faster steps, after "
+        "a first start of minutes. Later ones find the result in --cache-dir.",
     )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads for the model; default: torch's choice."
@@ -125,7 +125,8 @@ class Settings(BaseSettings):
         description="Web origin whose pages may call; may be repeated. Default: none.",
     )
     cache_dir: Path = Field(
-        default=Path("~/.cache/latentwire"), description="Where converted GGUF files are kept."
+        default=Path("~/.cache/latentwire"),
+        description="Where converted GGUF files and compiled steps are kept.",
     )
     trust_remote_code: bool = Field(
         default=False, description="Run code that comes with a hub model. Only if you trust it."

@@ -165,7 +165,7 @@ def _build(
     _use_slot_attention(model)
     for rope in _varying_ropes(model):
         rope.fix()
-    optimise_linears(model, probed.linear_calls, pack=not compile_decode)
+    optimise_linears(model, probed.linear_calls)
     runner = HfModelRunner(
         model, probed.shapes, probed.hidden_size, max_slots, max_model_len, compile_decode
     )

@@ -8,6 +8,8 @@ another 5-10 %.
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,15 +32,14 @@ class Product(nn.Module):
 
     Args:
         layers: siblings with one input; their weights are joined and may be freed afterwards.
-        pack: use the blocked layout where it can be had.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear], pack: bool) -> None:
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
         self.out_features = [layer.out_features for layer in layers]
         weight = torch.cat([layer.weight for layer in layers]) if len(layers) > 1 else None
         weight = layers[0].weight.detach() if weight is None else weight
-        self.is_packed = pack and can_pack(weight)
+        self.is_packed = can_pack(weight)
         if self.is_packed:
             # A plain attribute: a blocked layout has no strides, which buffers must have.
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKING_ROWS)
@@ -46,15 +47,40 @@ class Product(nn.Module):
             self.register_buffer("weight", weight, persistent=False)
         self.bias: torch.Tensor | None
         self.register_buffer("bias", _joined_bias(layers), persistent=False)
+        self.handle = next(_handles)
+        _products[self.handle] = self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return `[..., sum(out_features)]`."""
-        if self.is_packed:
-            product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self.weight, self.bias, "none", [], ""
-            )
-            return product
-        return linear(x, self.weight, self.bias)
+        if not self.is_packed:
+            return linear(x, self.weight, self.bias)
+        if torch.compiler.is_compiling():
+            traced: torch.Tensor = packed_product(x, self.handle, sum(self.out_features))
+            return traced
+        return self.multiply(x)
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `[..., sum(out_features)]`, by packed weights."""
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self.weight, self.bias, "none", [], ""
+        )
+        return product
+
+
+# A compiler can trace no tensor in a blocked layout: its graph has the number of the product.
+_handles = itertools.count()
+_products: weakref.WeakValueDictionary[int, Product] = weakref.WeakValueDictionary()
+
+
+@torch.library.custom_op("latentwire::packed_product", mutates_args=(), device_types="cpu")
+def packed_product(x: torch.Tensor, handle: int, _out_features: int) -> torch.Tensor:
+    """`Product.multiply` as an operator of a traced graph."""
+    return _products[handle].multiply(x)
+
+
+@packed_product.register_fake
+def _shape_of(x: torch.Tensor, _handle: int, out_features: int) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
 
 
 class SiblingLinear(nn.Module):
@@ -122,18 +148,17 @@ def watch_linears(model: nn.Module) -> Iterator[list[LinearCall]]:
             hook.remove()
 
 
-def optimise_linears(model: nn.Module, calls: Sequence[LinearCall], pack: bool) -> None:
+def optimise_linears(model: nn.Module, calls: Sequence[LinearCall]) -> None:
     """Replace the model's linear layers by fused and packed ones, in place.
 
     Args:
         model: in eval mode, on its device, in its dtype.
         calls: of one forward pass, from `watch_linears`.
-        pack: use oneDNN's layout on the CPU; a compiler that packs by itself wants plain weights.
     """
     for parent_path, names in _siblings(calls):
         parent = model.get_submodule(parent_path)
         layers: list[nn.Linear] = [getattr(parent, name) for name in names]
-        product = Product(layers, pack)
+        product = Product(layers)
         if len(layers) == 1:
             if product.is_packed:
                 setattr(parent, names[0], product)

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch._inductor import config as inductor_config
 from transformers import PreTrainedModel
 
 from latentwire_service.engine.kv_cache import CacheView, LayerShape, SlotCache
@@ -278,7 +277,4 @@ def _compiled(step: _Step, device: torch.device) -> _Step:
     """
     if device.type == "cuda":
         return torch.compile(step, fullgraph=True, mode="reduce-overhead")
-    # Weights become constants of the graph, so that inductor packs them. The flag is read while
-    # tracing, too, where `torch.compile(options=...)` does not reach.
-    inductor_config.freezing = True
     return torch.compile(step, fullgraph=True)
