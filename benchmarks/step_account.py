@@ -8,14 +8,18 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.ours import MAX_MODEL_LEN
-from benchmarks.workload import TOP_P, load
+from benchmarks.workload import TOP_P, build_workload, load
 from latentwire_service.engine.build import build_runner, probe
+from latentwire_service.engine.linear import Product
+from latentwire_service.engine.model_runner import HfModelRunner, PromptPart, StepOutput
+from latentwire_service.engine.process import keep_freed_memory
 from latentwire_service.engine.sampler import SamplingBatch, sample
 from latentwire_service.engine.sampling_params import SamplingParams
 
@@ -25,23 +29,30 @@ _REPEATS = 9
 # Profiler names by part; what is not named here is element-wise work (norms, rotary, activations).
 _PARTS = {
     "matrix products": ("linear", "mm", "addmm", "bmm", "matmul"),
-    "attention": ("scaled_dot_product", "softmax"),
+    "attention": ("decode_attention", "scaled_dot_product", "softmax"),
     "KV writes and reads": ("index_put", "index_select", "scatter"),
 }
 
 
 def account_of_a_step(model: str, dtype: str, threads: int, batch: int) -> None:
-    """Print the parts of a decode step of `batch` rows at position 120."""
+    """Print the parts of a decode step of `batch` rows at position 120.
+
+    Parallel work is counted on the thread that shares it out.
+    """
+    keep_freed_memory()
     loaded = load(model, dtype, threads)
-    probed = probe(loaded.model)
-    runner = build_runner(loaded.model, probed, batch, MAX_MODEL_LEN)
-    token_ids = np.arange(batch) + 100
-    positions = np.full(batch, _POSITION)
+    # Counted before they are packed, out of the model's sight.
+    num_weights = sum(p.numel() for p in loaded.model.parameters())
+    weights = torch.ones(num_weights, dtype=loaded.model.dtype)
+    runner = build_runner(loaded.model, probe(loaded.model), batch, MAX_MODEL_LEN)
+    # Logits after real text: how many tokens are likely decides what sampling costs.
+    output, positions = _fill(runner, build_workload(loaded.tokenizer, batch, 1).prompts)
+    token_ids = output.logits.argmax(-1).numpy()
 
     def forward() -> object:
         return runner.decode(token_ids, positions)
 
-    output = runner.decode(token_ids, positions)
+    forward()
     params = [SamplingParams(max_new_tokens=1, seed=row, top_p=TOP_P) for row in range(batch)]
     parameters = SamplingBatch.build(params, [0] * batch, runner.device)
     forward_ms = _median_ms(forward)
@@ -57,8 +68,24 @@ def account_of_a_step(model: str, dtype: str, threads: int, batch: int) -> None:
     for part, milliseconds in (*parts.items(), ("sampling", sampling_ms), ("hidden rows", rows_ms)):
         table.add_row(part, f"{milliseconds:.2f}", f"{milliseconds / total:.0%}")
     table.add_row("step", f"{total:.2f}", "100%")
-    table.add_row("limit: weights read once", f"{_weights_ms(loaded.model):.2f}", "")
+    read_ms = _median_ms(lambda: weights.sum())
+    table.add_row("limit: weights read once", f"{read_ms:.2f}", "")
+    arithmetic_ms = 2 * num_weights * batch / _flops_per_ms(loaded.model.dtype)
+    table.add_row("limit: their arithmetic", f"{arithmetic_ms:.2f}", "")
     Console().print(table)
+
+
+def _fill(
+    runner: HfModelRunner, prompts: list[list[int]]
+) -> tuple[StepOutput, npt.NDArray[np.int64]]:
+    """Give each slot a prompt, repeated up to the position of the step."""
+    outputs = [
+        runner.prefill([PromptPart(slot, (prompt * _POSITION)[:_POSITION], 0)])
+        for slot, prompt in enumerate(prompts)
+    ]
+    logits = torch.cat([output.logits for output in outputs])
+    hidden = torch.cat([output.hidden for output in outputs])
+    return StepOutput(logits, hidden), np.full(len(prompts), _POSITION)
 
 
 def _median_ms(function: Callable[[], object]) -> float:
@@ -86,9 +113,9 @@ def _profiled_parts(forward: Callable[[], object]) -> dict[str, float]:
     return dict(parts)
 
 
-def _weights_ms(model: torch.nn.Module) -> float:
-    """Time to read as many bytes as the parameters have, once, with all threads."""
-    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    num_bytes = max(num_bytes, 256 * 2**20)
-    source = torch.zeros(num_bytes // 4)
-    return _median_ms(lambda: source.sum())
+def _flops_per_ms(dtype: torch.dtype) -> float:
+    """Rate of a product that is large in every direction."""
+    side = 2048
+    product = Product([torch.nn.Linear(side, side, bias=False, dtype=dtype)])
+    x = torch.ones(side, side, dtype=dtype)
+    return 2 * side**3 / _median_ms(lambda: product(x))
