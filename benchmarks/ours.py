@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.workload import TOP_P, Sample, Workload
@@ -59,14 +60,17 @@ class InProcess:
         return request
 
     def run(self, workload: Workload) -> Sample:
-        """Generate for all prompts, submitted at once."""
+        """Generate for all prompts, as many at once as may be in flight."""
         started = time.perf_counter()
-        requests = [
-            self.submit(prompt, workload.new_tokens, seed)
-            for seed, prompt in enumerate(workload.prompts)
-        ]
-        while self.engine.step() is not None:
-            pass
+        requests: list[Request] = []
+        waiting = deque(enumerate(workload.prompts))
+        while waiting or self.engine.num_running + self.engine.num_waiting:
+            while (
+                waiting and self.engine.num_running + self.engine.num_waiting < workload.concurrency
+            ):
+                seed, prompt = waiting.popleft()
+                requests.append(self.submit(prompt, workload.new_tokens, seed))
+            self.engine.step()
         seconds = time.perf_counter() - started
         completions: list[Completion] = [request.future.result(0) for request in requests]
         assert all(len(c.hidden_state) == len(c.token_ids) for c in completions)
@@ -114,7 +118,7 @@ class OverHttp:
         return self._child.pid
 
     def run(self, workload: Workload) -> Sample:
-        """Ask for all tasks at once."""
+        """Ask for all tasks, as many at once as may be in flight."""
 
         def ask(numbered: tuple[int, str]) -> int:
             seed, task = numbered
@@ -124,7 +128,7 @@ class OverHttp:
             assert answer.hidden_state.shape[0] == len(answer.token_ids)
             return len(answer.token_ids)
 
-        with ThreadPoolExecutor(len(workload.tasks)) as pool:
+        with ThreadPoolExecutor(workload.concurrency) as pool:
             started = time.perf_counter()
             counts = list(pool.map(ask, enumerate(workload.tasks)))
             return Sample(sum(counts), time.perf_counter() - started)

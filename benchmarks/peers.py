@@ -17,6 +17,8 @@ MAX_LOOP_REQUESTS = 4
 
 
 def _config(loaded: LoadedModel, new_tokens: int, **options: Any) -> GenerationConfig:
+    # `generate` fills what a config leaves open from the model's own: the end of sequence, too.
+    loaded.model.generation_config.eos_token_id = None
     return GenerationConfig(
         max_new_tokens=new_tokens,
         min_new_tokens=None,
@@ -42,6 +44,7 @@ def research_loop(loaded: LoadedModel, workload: Workload) -> Sample:
         out = loaded.model.generate(ids, generation_config=config)
         rows = torch.cat([step[-1][:, -1, :] for step in out.hidden_states])
         rows.float().cpu()
+        assert len(rows) == workload.new_tokens
     return Sample(len(prompts) * workload.new_tokens, time.perf_counter() - started)
 
 
@@ -60,7 +63,8 @@ def batched_generate(loaded: LoadedModel, workload: Workload) -> Sample:
     config = _config(loaded, workload.new_tokens)
     ids, mask = _padded(loaded, workload)
     started = time.perf_counter()
-    loaded.model.generate(ids, attention_mask=mask, generation_config=config)
+    out = loaded.model.generate(ids, attention_mask=mask, generation_config=config)
+    assert out.shape[1] - ids.shape[1] == workload.new_tokens
     return Sample(workload.num_tokens, time.perf_counter() - started)
 
 
@@ -72,7 +76,8 @@ def batched_generate_hidden(loaded: LoadedModel, workload: Workload) -> Sample:
     ids, mask = _padded(loaded, workload)
     started = time.perf_counter()
     out = loaded.model.generate(ids, attention_mask=mask, generation_config=config)
-    torch.stack([step[-1][:, -1, :] for step in out.hidden_states]).float().cpu()
+    rows = torch.stack([step[-1][:, -1, :] for step in out.hidden_states]).float().cpu()
+    assert len(rows) == workload.new_tokens
     return Sample(workload.num_tokens, time.perf_counter() - started)
 
 

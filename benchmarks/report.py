@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+_WIDTH = 100
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -46,7 +48,8 @@ def print_table(title: str, rounds: Mapping[str, Sequence[Measurement]]) -> None
             f"{max(m.peak_rss_bytes for m in measurements) / 2**20:.0f}",
             f"{ours / statistics.median(rates):.2f}",
         )
-    Console().print(table)
+    # As wide when it goes to a file: names are not cut.
+    Console(width=_WIDTH).print(table)
 
 
 def _milliseconds(

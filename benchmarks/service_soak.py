@@ -4,8 +4,9 @@
 
 Start the service first, with `--max-queue` at about its `--max-slots`. One caller in five hangs up
 early, others read slowly or send rubbish. Each answer to a known seed has to be the one that was
-given before the load. Ends non-zero when an answer is wrong, a request stays without one, or slots
-are held at the end. Memory of the service: watch its resident set from outside, or pass `--pid`.
+given before the load. Ends non-zero when an answer is wrong, a request stays without one, slots are
+held at the end, or, with `--pid` of the service, its resident memory has grown since the first
+tenth. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ RUBBISH = [
     b"\xff\xfe",
     b"x" * 300_000,
 ]
+# Growth that is no leak: the allocator's and the interpreter's own reserves.
+_SLACK_MB = 48.0
+_SAMPLES = 20
 
 
 class Soak:
@@ -107,6 +111,18 @@ def resident_mb(pid: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
+async def watch_memory(pid: int | None, seconds: float) -> list[float]:
+    """Sample a process's resident memory, in MB; the first sample is after a tenth of the time."""
+    if pid is None:
+        return []
+    await asyncio.sleep(seconds / 10)
+    samples = [resident_mb(pid)]
+    for _ in range(_SAMPLES):
+        await asyncio.sleep(seconds * 0.9 / _SAMPLES)
+        samples.append(resident_mb(pid))
+    return samples
+
+
 async def slots_held(url: str) -> float:
     async with httpx.AsyncClient(base_url=url) as http:
         for _ in range(100):
@@ -128,10 +144,11 @@ async def run(args: argparse.Namespace) -> int:
     async with AsyncClient(args.url) as client:
         limits = (await client.info()).limits
     num_callers = 2 * (limits.max_slots + limits.max_queue)
-    memory = [resident_mb(args.pid)] if args.pid else []
     end = time.monotonic() + args.seconds
-    await asyncio.gather(*(soak.call(end, random.Random(n)) for n in range(num_callers)))
-    memory += [resident_mb(args.pid)] if args.pid else []
+    memory, *_ = await asyncio.gather(
+        watch_memory(args.pid, args.seconds),
+        *(soak.call(end, random.Random(n)) for n in range(num_callers)),
+    )
     held = await slots_held(args.url)
     bad = sum(n for name, n in soak.outcomes.items() if name.startswith(("wrong", "unanswered")))
     bad += soak.outcomes["internal"] + soak.outcomes["latent-invalid"]
@@ -143,7 +160,8 @@ async def run(args: argparse.Namespace) -> int:
         "resident_mb": [round(value, 1) for value in memory],
     }
     print(json.dumps(result))
-    return 1 if bad or held else 0
+    has_grown = bool(memory) and memory[-1] > memory[0] + _SLACK_MB
+    return 1 if bad or held or has_grown or not soak.outcomes["right"] else 0
 
 
 if __name__ == "__main__":

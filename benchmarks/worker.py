@@ -23,6 +23,9 @@ PEERS: dict[str, Callable[..., Sample]] = {
     "continuous-batching": peers.continuous_batching,
 }
 OURS = ["latentwire", "latentwire-compiled", "latentwire-eos", "latentwire-http"]
+# Compared with each other while a number of requests is in flight, not while it fills and empties.
+STEADY = ["latentwire-eos", "latentwire-http"]
+_STEADY_ROUNDS = 3
 CONTENDERS = [*OURS, *PEERS, "vllm"]
 
 
@@ -52,7 +55,10 @@ def main() -> None:
     sys.stdout.flush()
     for line in sys.stdin:
         round_ = json.loads(line)
-        workload = build_workload(loaded.tokenizer, round_["concurrency"], round_["new_tokens"])
+        concurrency, count = round_["concurrency"], round_["concurrency"]
+        if args.contender in STEADY:
+            count *= _STEADY_ROUNDS
+        workload = build_workload(loaded.tokenizer, count, round_["new_tokens"], concurrency)
         answer = asdict(run(workload)) | {"peak_rss_bytes": peak_rss_bytes(pid)}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()

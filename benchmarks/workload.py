@@ -25,11 +25,13 @@ class Workload:
         tasks: as text, for contenders that speak HTTP.
         prompts: the same as token ids.
         new_tokens: generated for each prompt; end-of-sequence tokens do not end it.
+        concurrency: requests in flight at most.
     """
 
     tasks: list[str]
     prompts: list[list[int]]
     new_tokens: int
+    concurrency: int
 
     @property
     def num_tokens(self) -> int:
@@ -66,10 +68,19 @@ def load(model: str, dtype: str, threads: int) -> LoadedModel:
     )
 
 
-def build_workload(tokenizer: Any, concurrency: int, new_tokens: int) -> Workload:
-    """Prompts from the example tasks, each with its number so that no two are the same."""
+def build_workload(
+    tokenizer: Any, count: int, new_tokens: int, concurrency: int | None = None
+) -> Workload:
+    """Prompts from the example tasks, each with its number so that no two are the same.
+
+    Args:
+        tokenizer: of the model.
+        count: of prompts.
+        new_tokens: of each.
+        concurrency: requests in flight at most; None: all of them.
+    """
     lines = TASKS.read_text(encoding="utf-8").splitlines()
     tasks = [json.loads(line)["task"] for line in lines if line]
-    chosen = [f"{tasks[i % len(tasks)]} (list {i + 1})" for i in range(concurrency)]
+    chosen = [f"{tasks[i % len(tasks)]} (list {i + 1})" for i in range(count)]
     prompts = [encode_prompt(tokenizer, fill_template(TEMPLATE, task), "auto") for task in chosen]
-    return Workload(chosen, prompts, new_tokens)
+    return Workload(chosen, prompts, new_tokens, concurrency or count)

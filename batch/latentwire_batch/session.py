@@ -207,6 +207,7 @@ def _clients(settings: CollectSettings, urls: list[str]) -> list[AsyncClient]:
             timeout_s=settings.timeout,
             max_retries=0,
             api_key=None if key is None else key.get_secret_value(),
+            wire="safetensors",
         )
         for url in urls
     ]

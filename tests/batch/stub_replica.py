@@ -19,10 +19,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
+import safetensors.numpy
 
+_SAFETENSORS = "application/x-safetensors"
 _CODES = {
     401: "unauthorized",
     422: "prompt-too-long",
@@ -71,6 +74,7 @@ class Behaviour:
         gate: plan requests wait for it.
         nan_tasks: tasks whose latent has a NaN.
         drop_tasks: tasks whose connection is dropped without an answer.
+        speaks_json_only: answer with JSON whatever the caller would like.
     """
 
     model: str = "stub"
@@ -89,6 +93,7 @@ class Behaviour:
     gate: threading.Event | None = None
     nan_tasks: set[str] = field(default_factory=set)
     drop_tasks: set[str] = field(default_factory=set)
+    speaks_json_only: bool = False
     record: Path | None = None
 
 
@@ -99,6 +104,7 @@ class StubReplica:
         behaviour: what it does.
         asked: (task_id, seed) of every plan request, in order of arrival.
         answered: task ids answered with a plan.
+        sent_media_types: of the answers with a plan.
         arrived: set at every plan request.
     """
 
@@ -106,6 +112,7 @@ class StubReplica:
         self.behaviour = behaviour or Behaviour()
         self.asked: list[tuple[str | None, int]] = []
         self.answered: list[str | None] = []
+        self.sent_media_types: set[str] = set()
         self.arrived = threading.Event()
         self.num_in_flight = self.most_in_flight = 0
         # After this many answers the stub answers no more until `resume`; then `stalled` is set.
@@ -233,7 +240,17 @@ class _Handler(BaseHTTPRequestHandler):
             is_last = len(stub.answered) == behaviour.die_after
             behaviour.is_dead = behaviour.is_dead or is_last
             stub.lock.notify_all()
-        self._send(200, _answer(behaviour, body, k))
+        answer, matrix = _answer(behaviour, body, k)
+        if not behaviour.speaks_json_only and _SAFETENSORS in self.headers["accept"]:
+            metadata = {"response": json.dumps(answer)}
+            content = safetensors.numpy.save({"hidden_state": matrix}, metadata)
+            stub.sent_media_types.add(_SAFETENSORS)
+            self._send_bytes(200, content, _SAFETENSORS)
+        else:
+            stub.sent_media_types.add("application/json")
+            data = base64.b64encode(matrix.astype("<f4").tobytes()).decode()
+            answer["hidden_state"] |= {"data": data}
+            self._send(200, answer)
         if is_last and behaviour.exit_on_death:
             os._exit(9)
 
@@ -265,7 +282,11 @@ class _Handler(BaseHTTPRequestHandler):
         media_type: str = "application/json",
         headers: dict[str, str] | None = None,
     ) -> None:
-        payload = json.dumps(value).encode()
+        self._send_bytes(status, json.dumps(value).encode(), media_type, headers)
+
+    def _send_bytes(
+        self, status: int, payload: bytes, media_type: str, headers: dict[str, str] | None = None
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", media_type)
         self.send_header("Content-Length", str(len(payload)))
@@ -294,14 +315,17 @@ def _info(behaviour: Behaviour) -> dict[str, object]:
     }
 
 
-def _answer(behaviour: Behaviour, body: dict[str, object], k: int | None) -> dict[str, object]:
+def _answer(
+    behaviour: Behaviour, body: dict[str, object], k: int | None
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The answer's fields, without the latent's data, and the latent."""
     task, seed = str(body["task"]), int(str(body["seed"]))
     count = behaviour.steps or num_tokens(task, seed, int(str(body["max_new_tokens"])))
     rows = count if k is None else min(k, count)
     matrix = latent(task, seed, rows, behaviour.hidden_size)
     if task in behaviour.nan_tasks:
         matrix[0, 0] = np.nan
-    return {
+    answer = {
         "id": f"plan-{zlib.crc32(task.encode())}",
         "model": behaviour.model,
         "task": task,
@@ -309,7 +333,7 @@ def _answer(behaviour: Behaviour, body: dict[str, object], k: int | None) -> dic
         "plan": plan_text(task, seed),
         "k": k,
         "hidden_state": {
-            "data": base64.b64encode(matrix.astype("<f4").tobytes()).decode(),
+            "data": "",
             "dtype": "float32",
             "byteorder": "little",
             "shape": [rows, behaviour.hidden_size],
@@ -327,6 +351,7 @@ def _answer(behaviour: Behaviour, body: dict[str, object], k: int | None) -> dic
         "usage": {"prompt_tokens": 5, "completion_tokens": count, "latent_steps": rows},
         "timings": {"queue_ms": 0.0, "prefill_ms": 0.0, "decode_ms": 0.0},
     }
+    return answer, matrix
 
 
 def main() -> None:

@@ -31,6 +31,17 @@ def test_all_rows_in_input_order(
     assert min(len(stub.asked), len(other_stub.asked)) > 0
 
 
+def test_a_replica_that_speaks_json_only_gives_the_same_rows(
+    collect: Collect, stub: StubReplica, other_stub: StubReplica, output: Path, tasks: Path
+) -> None:
+    other_stub.behaviour.speaks_json_only = True
+    assert collect(replicas=[stub, other_stub]).status == 0
+    assert_complete(output, tasks_of(tasks))
+    assert min(len(stub.asked), len(other_stub.asked)) > 0
+    assert stub.sent_media_types == {"application/x-safetensors"}
+    assert other_stub.sent_media_types == {"application/json"}
+
+
 @pytest.mark.parametrize("k", [0, 3, 100])
 def test_k_keeps_that_many_steps(
     collect: Collect, stub: StubReplica, output: Path, tasks: Path, k: int

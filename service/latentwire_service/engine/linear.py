@@ -86,8 +86,8 @@ def _shape_of(x: torch.Tensor, _handle: int, out_features: int) -> torch.Tensor:
 class SiblingLinear(nn.Module):
     """Stands where one linear layer stood; the first of its siblings computes for all.
 
-    The others take their part when they are called with the same tensor, as `fuse` saw it happen;
-    called with another, each computes its own, so that a model cannot be misled.
+    The others take their part when they are called with the same tensor, as in the pass that was
+    watched; called with another, each computes its own, so that a model cannot be misled.
     """
 
     def __init__(self, shared: _Shared, index: int) -> None:
