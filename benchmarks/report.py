@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 _WIDTH = 100
+# These two generate the same tokens, and keep as many requests in flight.
+_IN_PROCESS, _OVER_HTTP = "latentwire-eos", "latentwire-http"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,16 @@ def print_table(title: str, rounds: Mapping[str, Sequence[Measurement]]) -> None
             f"{ours / statistics.median(rates):.2f}",
         )
     # As wide when it goes to a file: names are not cut.
-    Console(width=_WIDTH).print(table)
+    console = Console(width=_WIDTH)
+    console.print(table)
+    if {_IN_PROCESS, _OVER_HTTP} <= rounds.keys():
+        rates = [
+            statistics.median(m.tokens_per_s for m in rounds[name])
+            for name in (_OVER_HTTP, _IN_PROCESS)
+        ]
+        console.print(
+            f"over HTTP / in process, both to the end of sequence: {rates[0] / rates[1]:.3f}"
+        )
 
 
 def _milliseconds(

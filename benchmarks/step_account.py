@@ -1,8 +1,16 @@
-"""Where one decode step's time goes, against what its matrix products alone would take."""
+"""Where one decode step's time goes, against what its matrix products alone would take.
+
+    python -m benchmarks.step_account --dtype bf16 --batch 64
+
+On a CPU. In a process of its own, so that its threads wait as the service's do.
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,6 +26,7 @@ from benchmarks.ours import MAX_MODEL_LEN
 from benchmarks.workload import TOP_P, build_workload, load
 from latentwire_service.engine.build import build_runner, probe
 from latentwire_service.engine.linear import Product
+from latentwire_service.engine.loader import pick_device
 from latentwire_service.engine.model_runner import HfModelRunner, PromptPart, StepOutput
 from latentwire_service.engine.process import keep_freed_memory
 from latentwire_service.engine.sampler import SamplingBatch, sample
@@ -34,10 +43,23 @@ _PARTS = {
 }
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--dtype", choices=["bf16", "fp32"], required=True)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--batch", type=int, default=64)
+    args = parser.parse_args()
+    if pick_device("auto").type != "cpu":
+        sys.exit("the account is of a step on a CPU")
+    account_of_a_step(args.model, args.dtype, args.threads, args.batch)
+
+
 def account_of_a_step(model: str, dtype: str, threads: int, batch: int) -> None:
     """Print the parts of a decode step of `batch` rows at position 120.
 
-    Parallel work is counted on the thread that shares it out.
+    Parallel work is counted on the thread that shares it out. The profiler slows what it watches:
+    its parts are scaled to what the step takes without it, dispatch being what is left over.
     """
     keep_freed_memory()
     loaded = load(model, dtype, threads)
@@ -59,7 +81,9 @@ def account_of_a_step(model: str, dtype: str, threads: int, batch: int) -> None:
     sampling_ms = _median_ms(lambda: sample(output.logits, parameters))
     rows_ms = _median_ms(lambda: output.hidden.to("cpu", torch.float32).numpy().copy())
     parts = _profiled_parts(forward)
-    parts["Python and dispatch"] = max(forward_ms - sum(parts.values()), 0.0)
+    watched_ms = sum(parts.values())
+    parts = {name: ms * min(1.0, forward_ms / watched_ms) for name, ms in parts.items()}
+    parts["Python and dispatch"] = forward_ms - sum(parts.values())
     total = forward_ms + sampling_ms + rows_ms
     table = Table(title=f"one decode step, {dtype}, {batch} rows at position {_POSITION}")
     table.add_column("part")
@@ -119,3 +143,7 @@ def _flops_per_ms(dtype: torch.dtype) -> float:
     product = Product([torch.nn.Linear(side, side, bias=False, dtype=dtype)])
     x = torch.ones(side, side, dtype=dtype)
     return 2 * side**3 / _median_ms(lambda: product(x))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from latentwire_service.engine.process import keep_freed_memory, thread_environment
+from latentwire_service.engine.process import cpu_name, keep_freed_memory, thread_environment
 from latentwire_service.logs import configure_logging
 from latentwire_service.policy import PolicyError, policy_of
 from latentwire_service.settings import Settings
@@ -46,7 +46,7 @@ def main(args: Sequence[str]) -> int:
     keep_freed_memory()
     if settings.compile:
         # What inductor compiled for one start is there for the next, after a reboot too.
-        compiled = settings.cache_dir.expanduser() / "inductor"
+        compiled = settings.cache_dir.expanduser() / f"inductor-{cpu_name()}"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     from latentwire_service.server import serve
 

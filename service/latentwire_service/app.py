@@ -15,9 +15,16 @@ from latentwire_service.policy import Policy
 from latentwire_service.request_log import REQUEST_ID_HEADER, RequestLog
 from latentwire_service.routes import create_router
 from latentwire_service.serving import Serving
+from latentwire_service.tracing import Tracing
 
 
-def create_app(serving: Serving, metrics: Metrics, policy: Policy, version: str) -> FastAPI:
+def create_app(
+    serving: Serving,
+    metrics: Metrics,
+    policy: Policy,
+    version: str,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """Build the app. Loading starts with it; `/health` answers at once.
 
     Args:
@@ -25,6 +32,7 @@ def create_app(serving: Serving, metrics: Metrics, policy: Policy, version: str)
         metrics: where answers are counted.
         policy: what requests have to keep to.
         version: of the service, for OpenAPI.
+        tracing: makes a span of each request; None: nobody traces.
     """
 
     @asynccontextmanager
@@ -55,5 +63,7 @@ def create_app(serving: Serving, metrics: Metrics, policy: Policy, version: str)
             expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
         )
     app.add_middleware(AllowedHosts, allowed=policy.allowed_hosts)
+    if tracing is not None:
+        app.add_middleware(tracing.middleware)
     app.add_middleware(RequestLog, observe=metrics.observe_response)
     return app

@@ -16,6 +16,7 @@ from latentwire_service.engine.engine import Engine, StepStats
 from latentwire_service.engine.engine_thread import EngineThread
 from latentwire_service.engine.loader import LoadedModel, load_model, pick_device, pick_dtype
 from latentwire_service.engine.memory import Capacity, available_bytes, plan_capacity
+from latentwire_service.engine.prefix_cache import MAX_PREFIX_TOKENS
 from latentwire_service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -73,13 +74,14 @@ def load_served(
     )
     probed = probe(loaded.model)
     limits = (loaded.max_positions, probed.max_positions)
+    bytes_per_position = probed.values_per_position * loaded.model.dtype.itemsize
     capacity = plan_capacity(
         max_slots=None if settings.max_slots == "auto" else settings.max_slots,
         max_model_len=None if settings.max_model_len == "auto" else settings.max_model_len,
         model_max_len=min((limit for limit in limits if limit is not None), default=None),
-        bytes_per_position=probed.values_per_position * loaded.model.dtype.itemsize,
+        bytes_per_position=bytes_per_position,
         row_bytes=probed.hidden_size * 4,
-        available=available_bytes(device),
+        available=available_bytes(device) - MAX_PREFIX_TOKENS * bytes_per_position,
         host_available=None if device.type == "cpu" else available_bytes(torch.device("cpu")),
         memory_fraction=settings.memory_fraction,
     )

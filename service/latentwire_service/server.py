@@ -18,6 +18,7 @@ from latentwire_service.metrics import Metrics
 from latentwire_service.policy import Policy
 from latentwire_service.serving import Serving
 from latentwire_service.settings import Settings
+from latentwire_service.tracing import open_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,9 @@ def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
     def on_failed() -> None:
         server.should_exit = True
 
-    serving = Serving(settings, metrics, package_version, on_failed)
-    app = create_app(serving, metrics, policy, package_version)
+    tracing = open_tracing(os.environ, package_version)
+    serving = Serving(settings, metrics, package_version, on_failed, tracing)
+    app = create_app(serving, metrics, policy, package_version, tracing)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -105,6 +107,8 @@ def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
     server = _DrainingServer(config, serving, settings.drain_timeout)
     logger.info("listening on port %d", listening.getsockname()[1])
     server.run([listening])
+    if tracing is not None:
+        tracing.close()
     status = _exit_status(server, serving)
     if serving.is_at_work:
         # Native code on a daemon thread does not survive the interpreter's end: it would abort.

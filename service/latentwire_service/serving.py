@@ -22,6 +22,7 @@ from latentwire_service.intake import Ask, build_request
 from latentwire_service.metrics import Metrics
 from latentwire_service.settings import Settings
 from latentwire_service.step_channel import StepChannel
+from latentwire_service.tracing import Tracing
 
 if TYPE_CHECKING:
     from latentwire_service.loading import Served
@@ -62,6 +63,7 @@ class Serving:
         metrics: where steps and completions are counted.
         version: shown in `/info`.
         on_failed: called, on any thread, when nothing can be served any more.
+        tracing: told about completions; None: nobody traces.
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class Serving:
         metrics: Metrics,
         version: str,
         on_failed: Callable[[], None],
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._settings = settings
         self._metrics = metrics
         self._version = version
@@ -200,6 +204,8 @@ class Serving:
 
     def _finished(self, request: Request, completion: Completion) -> Plan:
         self._metrics.observe_completion(completion)
+        if self._tracing is not None:
+            self._tracing.note_completion(completion, self._require().loaded.model_id)
         return Plan(request.request_id, request.params.seed, completion)
 
     def _require(self, *states: State) -> Served:

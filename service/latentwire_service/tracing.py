@@ -20,7 +20,7 @@ from latentwire_service.engine.request import Completion
 from latentwire_service.logs import request_id
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace.export import SpanProcessor
+    from opentelemetry.sdk.trace import SpanProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,12 @@ class Tracing:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
 
-        # What `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say goes before these.
-        own = Resource({"service.name": "latentwire", "service.version": version})
-        self._provider = TracerProvider(resource=own.merge(Resource.create()))
+        resource = Resource.create()
+        # Unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says another.
+        if str(resource.attributes["service.name"]).startswith("unknown_service"):
+            own = {"service.name": "latentwire", "service.version": version}
+            resource = resource.merge(Resource(own))
+        self._provider = TracerProvider(resource=resource)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("latentwire", version)
         self._extract = propagate.extract

@@ -176,6 +176,9 @@ int decode_attention(const Call *call, const char *query, const char *key, const
                                (call->group + 1) * call->kv_length;
     /* Below this, waking the other threads takes longer than the work. */
     const int is_worth_threads = num_tasks * num_floats > 32768;
+    /* Some tasks at a time, but never so many that a thread is left without. */
+    const int64_t share = num_tasks / (2 * call->num_threads);
+    const int chunk = share < 1 ? 1 : share > 4 ? 4 : (int)share;
     int has_failed = 0;
 #pragma omp parallel num_threads(call->num_threads) if (is_worth_threads)
     {
@@ -184,7 +187,7 @@ int decode_attention(const Call *call, const char *query, const char *key, const
 #pragma omp atomic write
             has_failed = 1;
         }
-#pragma omp for schedule(dynamic, 4)
+#pragma omp for schedule(dynamic, chunk)
         for (int64_t index = 0; index < num_tasks; index++) {
             if (!scratch) continue;
             const int64_t slot = index / call->kv_heads, head = index % call->kv_heads;

@@ -85,8 +85,10 @@ def decode_attention(
     Positions that the mask hides from a slot, at either end, are not even read: the cost is that of
     each slot's own length, or window.
     """
-    library = native.load(_SOURCE) if query.dtype in _DTYPES else None
-    if library is None or key.stride(-1) != 1 or value.stride(-1) != 1 or mask.stride(-1) != 1:
+    library = None
+    if _is_native(query, key, value, mask, sinks):
+        library = native.load(_SOURCE)
+    if library is None:
         return packed_attention(query, key, value, mask, scale, softcap, sinks).contiguous()
     batch, num_kv_heads, group, key_dim = query.shape
     query = query.contiguous()
@@ -109,6 +111,28 @@ def decode_attention(
     if library.decode_attention(ctypes.byref(call), *pointers):
         raise MemoryError("decode attention found no memory for its scores")
     return out
+
+
+def _is_native(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    sinks: torch.Tensor | None,
+) -> bool:
+    """Whether the tensors are as the C code reads them; it checks nothing itself."""
+    batch, num_kv_heads, group, key_dim = query.shape
+    length = key.shape[2]
+    return (
+        query.dtype in _DTYPES
+        and query.dtype == key.dtype == value.dtype == mask.dtype
+        and key.shape == (batch, num_kv_heads, length, key_dim)
+        and value.shape[:3] == key.shape[:3]
+        and mask.shape[1:] == (1, 1, length)
+        and mask.shape[0] in (1, batch)
+        and (sinks is None or sinks.numel() == num_kv_heads * group)
+        and key.stride(-1) == value.stride(-1) == mask.stride(-1) == 1
+    )
 
 
 @decode_attention.register_fake

@@ -125,8 +125,8 @@ class Engine:
         change = self._prefixes.observe(request.prompt_token_ids)
         if change is None:
             return
-        if change.evicted_id is not None:
-            self._runner.drop_prefix(change.evicted_id)
+        for prefix_id in change.evicted_ids:
+            self._runner.drop_prefix(prefix_id)
         self._runner.keep_prefix(change.prefix_id, _slot(request), change.num_tokens)
 
     def _decode(self, requests: Sequence[Request], num_slots: int) -> None:

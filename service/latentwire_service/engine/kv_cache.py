@@ -80,6 +80,9 @@ class SlotLayer(CacheLayerMixin):
         sizes = (self.num_slots, shape.num_kv_heads, self.num_positions)
         self.keys = _zeros((*sizes, shape.key_dim), dtype, device)
         self.values = _zeros((*sizes, shape.value_dim), dtype, device)
+        for cache in (self.keys, self.values):
+            # CUDA graphs are only made of steps whose changed inputs stay where they are.
+            torch._dynamo.mark_static_address(cache)
         self.is_initialized = True
 
     def lazy_initialization(self, _key_states: torch.Tensor, _value_states: torch.Tensor) -> None:

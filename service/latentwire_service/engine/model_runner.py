@@ -108,6 +108,8 @@ class HfModelRunner:
         hidden_size: width H of a hidden row.
         max_slots, max_model_len: size of the KV cache allocated here.
         compile_decode: compile the decode step: CUDA graphs on a GPU, inductor on the CPU.
+        has_few_shapes: decode with a power of two of rows and of buckets of the KV cache, so that
+            there are few shapes to record; None: where a graph is recorded for each.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class HfModelRunner:
         max_slots: int,
         max_model_len: int,
         compile_decode: bool,
+        has_few_shapes: bool | None = None,
     ) -> None:
         self._model = model
         self._max_slots = max_slots
@@ -134,6 +137,9 @@ class HfModelRunner:
         for module in model.modules():
             if module is not model and isinstance(module, PreTrainedModel):
                 module.register_forward_hook(self._keep_last_hidden)
+        if has_few_shapes is None:
+            has_few_shapes = compile_decode and self._device.type == "cuda"
+        self._has_few_shapes = has_few_shapes
         self._decode_step: _Step = (
             _compiled(self._run, self._device) if compile_decode else self._run
         )
@@ -197,6 +203,10 @@ class HfModelRunner:
             token_ids: `[B]`, the tokens to feed.
             positions: `[B]`, where they go; `max_model_len` idles the row (it writes to scratch).
         """
+        num_rows = len(positions)
+        num_idle = self._padded_rows(num_rows) - num_rows
+        token_ids = np.pad(token_ids, (0, num_idle))
+        positions = np.pad(positions, (0, num_idle), constant_values=self._cache.scratch_position)
         is_idle = positions == self._cache.scratch_position
         query_positions = np.where(is_idle, 0, positions)
         view = CacheView(
@@ -204,20 +214,26 @@ class HfModelRunner:
             is_dense=True,
             write_positions=self._to_device(positions[:, None]),
             query_positions=self._to_device(query_positions[:, None]),
-            kv_length=self._kv_bucket(int(query_positions.max()) + 1),
+            kv_length=self._decode_length(int(query_positions.max()) + 1),
         )
-        return self._decode_step(self._to_device(token_ids[:, None]), view)
+        output = self._decode_step(self._to_device(token_ids[:, None]), view)
+        return StepOutput(output.logits[:num_rows], output.hidden[:num_rows])
 
     def warm_up(self) -> None:
         """Run the decode shapes that a compiler treats apart, on slots that hold nothing.
 
-        One row is a shape of its own; more rows and longer caches become dynamic once they vary.
+        Where there are few, all of them. Else one row, which is a shape of its own, and some more:
+        rows and lengths become dynamic once they vary.
         """
-        for num_rows in sorted({1, min(2, self._max_slots), self._max_slots}):
-            for length in (KV_BUCKET, 3 * KV_BUCKET):
+        rows, lengths = {1, min(2, self._max_slots), self._max_slots}, {KV_BUCKET, 3 * KV_BUCKET}
+        if self._has_few_shapes:
+            rows = {self._padded_rows(n) for n in range(1, self._max_slots + 1)}
+            lengths = {self._decode_length(n) for n in range(1, self._max_model_len + 1)}
+        for num_rows in sorted(rows):
+            for length in sorted(lengths):
                 position = min(length, self._max_model_len) - 1
-                rows = np.zeros(num_rows, dtype=np.int64)
-                self.decode(rows, np.full(num_rows, position, dtype=np.int64))
+                token_ids = np.zeros(num_rows, dtype=np.int64)
+                self.decode(token_ids, np.full(num_rows, position, dtype=np.int64))
 
     @torch.inference_mode()
     def move_slot(self, source: int, target: int, num_tokens: int) -> None:
@@ -256,11 +272,26 @@ class HfModelRunner:
         assert hidden is not None
         return StepOutput(logits=output.logits[:, -1], hidden=hidden[:, -1])
 
+    def _padded_rows(self, num_rows: int) -> int:
+        if not self._has_few_shapes:
+            return num_rows
+        return min(_power_of_two(num_rows), self._max_slots)
+
+    def _decode_length(self, length: int) -> int:
+        if not self._has_few_shapes:
+            return self._kv_bucket(length)
+        return self._kv_bucket(KV_BUCKET * _power_of_two(-(-length // KV_BUCKET)))
+
     def _kv_bucket(self, length: int) -> int:
         return min(_round_up(length, KV_BUCKET), self._max_model_len)
 
     def _to_device(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def _power_of_two(number: int) -> int:
+    """Return the smallest one that is not below a number of at least 1."""
+    return 1 << (number - 1).bit_length()
 
 
 def _round_up(number: int, multiple: int) -> int:
@@ -276,5 +307,7 @@ def _compiled(step: _Step, device: torch.device) -> _Step:
     The CUDA branch is reached on a GPU only.
     """
     if device.type == "cuda":
-        return torch.compile(step, fullgraph=True, mode="reduce-overhead")
+        # A graph per shape: decode has few of them there, and all are recorded in the warm-up.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+        return torch.compile(step, fullgraph=True, dynamic=False, mode="reduce-overhead")
     return torch.compile(step, fullgraph=True)

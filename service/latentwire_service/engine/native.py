@@ -1,7 +1,8 @@
 """C code of this package, compiled for the CPU it runs on when it is first needed.
 
 Owns the compiler and the loading; what a function computes is the business of the module that calls
-it. Without a C compiler there is nothing to load, and callers do without.
+it. Without GCC, or where temporary files may not be executed, nothing is loaded, and callers do
+without. (Clang's OpenMP is not the one that torch's Linux wheels carry.)
 """
 
 from __future__ import annotations
@@ -48,8 +49,18 @@ def load(source: str) -> ctypes.CDLL | None:
             _run(*compiler, "-shared", str(unit), "-o", str(library), "-lm")
             return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError) as error:
-        logger.info("%s is not compiled (%s): torch does its work", source, type(error).__name__)
+        logger.warning("%s is not compiled, torch does its work: %s", source, _reason(error))
         return None
+
+
+def _reason(error: OSError | subprocess.SubprocessError) -> str:
+    """Say in one line why: the loader's or the compiler's own last words."""
+    if isinstance(error, subprocess.CalledProcessError):
+        lines = str(error.stderr).strip().splitlines()
+        return lines[-1] if lines else f"the compiler ended with status {error.returncode}"
+    if isinstance(error, FileNotFoundError):
+        return "there is no C compiler"
+    return str(error)
 
 
 def _vector_flags(compiler: list[str]) -> list[str]:

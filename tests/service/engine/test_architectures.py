@@ -20,7 +20,13 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from latentwire_service.engine.attention import slot_attention
 from latentwire_service.engine.build import build_runner, probe
 from latentwire_service.engine.errors import UnsupportedModelError
-from latentwire_service.engine.linear import optimise_linears, watch_linears
+from latentwire_service.engine.linear import (
+    Product,
+    can_pack,
+    optimise_linears,
+    packed_product,
+    watch_linears,
+)
 from latentwire_service.engine.model_runner import HfModelRunner, PromptPart
 from service.engine.harness import EngineHarness
 from tiny_models import EOS, VOCAB_SIZE, build_model, generate, random_prompts
@@ -463,6 +469,48 @@ def test_the_decode_step_traces_without_a_graph_break(
         torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-2, rtol=1e-3)
 
 
+@pytest.mark.parametrize("max_slots", [3, 5])
+def test_few_shapes_give_what_exact_ones_give(max_slots: int) -> None:
+    model = build_model(SERVED["mistral"]())
+    probed = probe(model)
+    exact = build_runner(model, probed, max_slots, 500)
+    # On what `build_runner` made of the model: only the shapes differ.
+    coarse = HfModelRunner(
+        model, probed.shapes, HIDDEN_SIZE, max_slots, 500, False, has_few_shapes=True
+    )
+    shapes = set()
+
+    def seen(_module: object, _args: object, options: dict[str, Any]) -> None:
+        cache = options["past_key_values"]
+        shapes.add((*options["input_ids"].shape, cache.get_mask_sizes(1, 0)[0]))
+
+    model.register_forward_pre_hook(seen, with_kwargs=True)
+    coarse.warm_up()
+    warm = set(shapes)
+    assert warm == {
+        (rows, 1, length)
+        for rows in {1, 2, min(4, max_slots), max_slots}
+        for length in (64, 128, 256, 500)
+    }
+    for runner in (exact, coarse):
+        fill(runner)
+    shapes.clear()
+    for tokens, positions in (([7, 8, 9], [40, 3, 70]), ([7], [40]), ([7, 8], [40, 3])):
+        ours, theirs = (r.decode(np.array(tokens), np.array(positions)) for r in (coarse, exact))
+        torch.testing.assert_close(ours.hidden, theirs.hidden, atol=1e-4, rtol=0)
+        assert ours.logits.shape == theirs.logits.shape
+        torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
+
+
 def fill(runner: HfModelRunner) -> None:
     for slot, prompt in enumerate(random_prompts([40, 3, 70])):
         runner.prefill([PromptPart(slot, prompt, 0)])
+
+
+def test_packed_products_keep_torchs_rules() -> None:
+    product = Product([torch.nn.Linear(8, 6), torch.nn.Linear(8, 4)])
+    assert product.is_packed == can_pack(torch.zeros(1, 1))
+    if product.is_packed:
+        x = torch.randn(2, 5, 8)
+        with torch.inference_mode():
+            torch.library.opcheck(packed_product, (x, product.handle, 10))

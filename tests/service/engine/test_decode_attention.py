@@ -133,6 +133,60 @@ def test_a_nan_reaches_its_own_slot_only() -> None:
     assert actual[0].isfinite().all()
 
 
+def test_one_mask_may_serve_all_slots() -> None:
+    case = Case([20, 20, 20])
+    case.mask = case.mask[:1]
+    case.check()
+
+
+def test_a_query_need_not_be_contiguous() -> None:
+    case = Case([20, 5])
+    case.query = case.query.transpose(1, 2).contiguous().transpose(1, 2)
+    assert not case.query.is_contiguous()
+    case.check()
+
+
+def test_what_the_c_code_does_not_read_right_is_left_to_torch() -> None:
+    case = Case([20, 5])
+    per_head = torch.zeros(2, 2, 1, case.key.shape[2])
+    per_head[:, 1, :, 3:] = -torch.inf
+    arguments = (case.query, case.key, case.value)
+    actual = decode_attention(*arguments, per_head, 0.1, 0.0, None)
+    expected = packed_attention(*arguments, per_head, 0.1, 0.0, None)
+    torch.testing.assert_close(actual, expected)
+    with pytest.raises(RuntimeError):
+        decode_attention(case.query, case.key.bfloat16(), case.value, case.mask, 0.1, 0.0, None)
+    with pytest.raises(RuntimeError):
+        decode_attention(*arguments, case.mask[..., :9], 0.1, 0.0, None)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("lengths", [[4000], [200] * 40, [3000, 1, 900, 50, 7]])
+def test_threads_share_the_work_and_change_nothing(lengths: list[int]) -> None:
+    case = Case(lengths)
+    arguments = (case.query, case.key, case.value, case.mask, 0.1, 0.0, None)
+    together = decode_attention(*arguments)
+    torch.set_num_threads(1)
+    assert torch.equal(decode_attention(*arguments), together)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operator_keeps_torchs_rules(dtype: torch.dtype) -> None:
+    case = Case([20, 5], dtype, value_dim=32)
+    sinks = torch.zeros(2, 3, 1)
+    for softcap, extra in ((0.0, None), (2.0, sinks)):
+        arguments = (case.query, case.key, case.value, case.mask, 0.1, softcap, extra)
+        torch.library.opcheck(decode_attention, arguments)
+
+
 @needs_compiler
 def test_a_slot_is_computed_alike_in_any_company() -> None:
     alone, together = Case([33]), Case([33] * 70)
@@ -155,17 +209,22 @@ def test_without_a_compiler_torch_does_the_work() -> None:
 
 
 def test_a_library_that_does_not_load_is_done_without(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     native.load.cache_clear()
     # It succeeds, and writes nothing.
     monkeypatch.setenv("CC", "true")
     assert native.load("decode_attention.c") is None
+    assert "decode_attention.c is not compiled, torch does its work:" in caplog.text
     native.load.cache_clear()
 
 
+@needs_compiler
 def test_compiled_code_says_nothing_on_its_output_and_leaves_nothing(tmp_path: os.PathLike) -> None:
-    script = "from latentwire_service.engine import native; native.load('decode_attention.c')"
+    script = (
+        "import torch; from latentwire_service.engine import native; "
+        "assert native.load('decode_attention.c') is not None"
+    )
     environ = os.environ | {"TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environ, capture_output=True, check=True

@@ -12,6 +12,7 @@ from latentwire_service.engine.prefix_cache import (
     MAX_PREFIXES,
     MIN_PREFIX_TOKENS,
     PrefixCache,
+    PrefixChange,
     PrefixMatch,
     num_shared,
 )
@@ -42,7 +43,7 @@ def test_a_prefix_is_learnt_from_two_prompts_that_share_it() -> None:
     assert cache.observe([*TEMPLATE, 1, 2]) is None
     change = cache.observe([*TEMPLATE, 3, 4])
     assert change is not None
-    assert (change.num_tokens, change.evicted_id) == (len(TEMPLATE), None)
+    assert (change.num_tokens, change.evicted_ids) == (len(TEMPLATE), [])
     assert cache.match([*TEMPLATE, 9]) == PrefixMatch(change.prefix_id, len(TEMPLATE))
     assert cache.observe([*TEMPLATE, 5]) is None
 
@@ -76,8 +77,31 @@ def test_the_least_recently_used_prefix_makes_room() -> None:
     last = cache.observe([*templates[-1], 8])
     assert last is not None
     assert changes[1] is not None
-    assert last.evicted_id == changes[1].prefix_id
+    assert last.evicted_ids == [changes[1].prefix_id]
     assert cache.match([*templates[1], 9]) is None
+
+
+def test_kept_prefixes_have_a_bounded_number_of_positions() -> None:
+    cache = PrefixCache(max_tokens=50)
+
+    def learn(start: int, length: int) -> PrefixChange | None:
+        template = [start] * length
+        cache.observe([*template, 7])
+        return cache.observe([*template, 8])
+
+    first, second = learn(1, 20), learn(2, 25)
+    assert first is not None
+    assert second is not None
+    assert second.evicted_ids == []
+    both = learn(3, 40)
+    assert both is not None
+    assert both.evicted_ids == [first.prefix_id, second.prefix_id]
+    # Of a longer one, the first positions are kept, once.
+    longest = learn(4, 90)
+    assert longest is not None
+    assert (longest.num_tokens, longest.evicted_ids) == (50, [both.prefix_id])
+    assert cache.match([4] * 90) == PrefixMatch(longest.prefix_id, 50)
+    assert learn(4, 90) is None
 
 
 @pytest.mark.parametrize("max_slots", [1, 3, 8])

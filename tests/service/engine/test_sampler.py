@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import (
 )
 
 from latentwire_service.engine import sampler
+from latentwire_service.engine.loader import load_model
 from latentwire_service.engine.sampler import SamplingBatch, keep_candidates, sample
 from latentwire_service.engine.sampling_params import SamplingParams
 
@@ -113,6 +115,83 @@ def test_few_candidates_give_the_same_tokens_as_all_of_them(
     usual = sample(logits, batch)
     monkeypatch.setattr(sampler, "NUM_CANDIDATES", ())
     assert torch.equal(sample(logits, batch), usual)
+
+
+@pytest.fixture(scope="module")
+def real_logits() -> torch.Tensor:
+    """`[R, 49152]`: what the demo model predicts after each token of a text."""
+    cache = Path.home() / ".cache/latentwire"
+    loaded = load_model("demo", device=CPU, dtype=torch.float32, cache_dir=cache)
+    text = "Please provide a plan. First, fill the kettle with vinegar and water; then boil it"
+    with torch.inference_mode():
+        ids = torch.tensor([loaded.tokenizer.encode(text)])
+        logits: torch.Tensor = loaded.model(input_ids=ids).logits[0]
+    return logits
+
+
+@pytest.mark.demo_model
+@pytest.mark.parametrize("count", [*sampler.NUM_CANDIDATES, None])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_p": 0.9},
+        {"top_p": 0.5},
+        {"top_k": 50},
+        {"temperature": 1.4, "top_k": 400, "top_p": 0.8},
+    ],
+    ids=str,
+)
+def test_candidates_of_real_logits_are_hugging_faces_where_they_say_so(
+    real_logits: torch.Tensor, settings: dict[str, Any], count: int | None
+) -> None:
+    expected = reference(real_logits, settings)
+    rows = [params(**settings)] * len(real_logits)
+    scaled = real_logits / settings.get("temperature", 1.0)
+    found = keep_candidates(scaled, batch_of(rows), count or real_logits.shape[-1])
+    probabilities = torch.softmax(found.logits, dim=-1)
+    actual = torch.zeros_like(real_logits).scatter(1, found.token_ids, probabilities)
+    complete = found.is_complete
+    assert ((actual > 0) == (expected > 0))[complete].all()
+    torch.testing.assert_close(actual[complete], expected[complete], rtol=1e-4, atol=1e-7)
+    if count is None:
+        assert complete.all()
+        return
+    # Those that do not say so are those for which there are too few, bar equals at the edge; top-p
+    # counts its mass over what top-k keeps.
+    num_needed = (expected > 0).sum(-1).clamp(min=settings.get("top_k", 0))
+    assert (num_needed[~complete] >= count - 1).all()
+
+
+@pytest.mark.demo_model
+def test_tokens_of_real_logits_are_drawn_as_often_as_their_probabilities_say(
+    real_logits: torch.Tensor,
+) -> None:
+    """Rows whose nuclei need the first, the second and the third number of candidates."""
+    expected = reference(real_logits, {"top_p": 0.9})
+    num_kept = (expected > 0).sum(-1)
+    first, second, *_ = sampler.NUM_CANDIDATES
+    num_draws = 3000
+    for low, high in ((3, first), (first, second), (second, real_logits.shape[-1])):
+        (rows,) = ((num_kept > low) & (num_kept <= high)).nonzero(as_tuple=True)
+        row = int(rows[0])
+        seeds = [params(seed=seed, top_p=0.9) for seed in range(num_draws)]
+        drawn = torch.cat(
+            [
+                sample(real_logits[row].expand(len(part), -1), batch_of(part))
+                for part in (seeds[i : i + 250] for i in range(0, num_draws, 250))
+            ]
+        )
+        counts = drawn.bincount(minlength=real_logits.shape[-1]).double()
+        # Tokens that are expected often enough each for itself, the others together.
+        is_own = expected[row] * num_draws >= 10
+        observed = torch.cat([counts[is_own], counts[~is_own].sum()[None]])
+        weights = torch.cat([expected[row][is_own], expected[row][~is_own].sum()[None]]).double()
+        kept = weights > 0
+        assert observed[~kept].sum() == 0
+        means = weights[kept] * num_draws
+        statistic = ((observed[kept] - means) ** 2 / means).sum()
+        assert statistic < chi_square_bound(int(kept.sum()) - 1)
+        assert counts[expected[row] == 0].sum() == 0
 
 
 def chi_square_bound(degrees: int) -> float:
