@@ -27,7 +27,9 @@ def _loaded(path: Path) -> ModuleType:
 
 
 def test_killed_runs_end_with_the_undisturbed_dataset(kills: ModuleType, tmp_path: Path) -> None:
-    args = argparse.Namespace(kills=8, rows=150, replicas=2, seed=4, delay=0.05, longest=1.4)
+    args = argparse.Namespace(
+        kills=8, rows=150, replicas=2, seed=4, delay=0.05, longest=1.4, model=None
+    )
     found = kills.run(args, tmp_path)
     assert found["equal"]
     assert found["kills"] == 8
