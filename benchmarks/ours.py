@@ -109,8 +109,8 @@ class OverHttp:
         self._child = subprocess.Popen(
             [sys.executable, "-m", "latentwire_service", *arguments], stdout=subprocess.DEVNULL
         )
-        self._client = Client(f"http://127.0.0.1:{port}")
-        self._client.wait_ready(300)
+        self.client = Client(f"http://127.0.0.1:{port}")
+        self.client.wait_ready(300)
 
     @property
     def pid(self) -> int:
@@ -122,7 +122,7 @@ class OverHttp:
 
         def ask(numbered: tuple[int, str]) -> PlanLatent:
             seed, task = numbered
-            answer = self._client.plan_latent(
+            answer = self.client.plan_latent(
                 task, seed=seed, max_new_tokens=workload.new_tokens, top_p=TOP_P
             )
             assert answer.hidden_state.shape[0] == len(answer.token_ids)
@@ -145,7 +145,7 @@ class OverHttp:
 
     def close(self) -> None:
         """Stop the service."""
-        self._client.close()
+        self.client.close()
         self._child.terminate()
         self._child.wait(60)
 

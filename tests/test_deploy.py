@@ -57,7 +57,8 @@ def test_the_pod_has_more_time_to_end_than_the_service_takes() -> None:
 
 def test_flags_and_variables_exist() -> None:
     flags = {word[2:].replace("-", "_") for word in SERVE["args"] if word.startswith("--")}
-    names = {variable["name"].removeprefix("LATENTWIRE_").lower() for variable in SERVE["env"]}
+    variables = {variable["name"] for variable in SERVE["env"]} - {"HOME"}
+    names = {name.removeprefix("LATENTWIRE_").lower() for name in variables}
     assert flags | names <= set(Settings.model_fields)
 
 
@@ -93,3 +94,8 @@ def test_no_container_can_write_to_its_own_file_system(name: str) -> None:
     spec = COMPOSE["services"][name]
     assert spec["read_only"] is True
     assert any(str(entry).startswith("/tmp") for entry in spec["tmpfs"])
+
+
+def test_no_variable_of_the_clusters_own_is_taken_for_a_setting() -> None:
+    """A Service named latentwire would set LATENTWIRE_PORT to an address."""
+    assert POD["enableServiceLinks"] is False

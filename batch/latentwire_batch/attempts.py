@@ -31,10 +31,13 @@ class RetryPolicy:
     Attributes:
         max_retries: further tries for a row that failed.
         patience_s: how long the run waits while no replica is up.
+        max_away: answers that a replica is not ready, after which a row is given up. Most say
+            nothing about the row, but one that ends the replica's engine is answered so, too.
     """
 
     max_retries: int
     patience_s: float
+    max_away: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Attempt:
         row: the row.
         num_failures: tries that failed with a replica that went on living.
         num_lost: replicas that went away with it.
+        num_away: replicas that were not ready for it any more.
         tried: replicas it failed on.
         not_before_s: on the run's clock.
     """
@@ -52,6 +56,7 @@ class Attempt:
     row: Row
     num_failures: int = 0
     num_lost: int = 0
+    num_away: int = 0
     tried: frozenset[int] = frozenset()
     not_before_s: float = 0.0
 

@@ -31,7 +31,9 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 class CollectSettings(BaseSettings):
     """One collection's settings. Never read at import, never written after construction."""
 
-    model_config = SettingsConfigDict(env_prefix="LATENTWIRE_COLLECT_", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="LATENTWIRE_COLLECT_", env_ignore_empty=True, frozen=True
+    )
 
     dataset: Path = Field(
         description="Tasks: JSON (a list), JSON Lines, Parquet, or a save_to_disk directory."

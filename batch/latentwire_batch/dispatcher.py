@@ -180,7 +180,7 @@ class Dispatcher:
                 self._waiting.append(attempt)
             case Verdict.REPLICA_AWAY:
                 self._fleet.lose(replica)
-                self._waiting.append(attempt)
+                await self._retry_away(attempt, failure)
             case Verdict.REPLICA_LOST:
                 self._fleet.lose(replica)
                 await self._retry_lost(attempt, failure)
@@ -190,6 +190,13 @@ class Dispatcher:
     async def _retry_lost(self, attempt: Attempt, failure: Failure) -> None:
         attempt = replace(attempt, num_lost=attempt.num_lost + 1)
         if attempt.num_lost >= MAX_REPLICAS_LOST_PER_ROW:
+            await self._give_up(attempt, failure)
+        else:
+            self._waiting.append(attempt)
+
+    async def _retry_away(self, attempt: Attempt, failure: Failure) -> None:
+        attempt = replace(attempt, num_away=attempt.num_away + 1)
+        if attempt.num_away >= self._policy.max_away:
             await self._give_up(attempt, failure)
         else:
             self._waiting.append(attempt)

@@ -40,27 +40,35 @@ def _parse(address: str) -> httpx.URL:
 
 
 async def discover(
-    addresses: Iterable[str], add: Callable[[str], None], interval_s: float = DISCOVERY_INTERVAL_S
+    addresses: Iterable[str],
+    started: Iterable[str],
+    add: Callable[[str], None],
+    interval_s: float = DISCOVERY_INTERVAL_S,
 ) -> None:
     """Look the names up again and again, and tell of endpoints that were not there before.
 
-    Those of the first look are taken as known. Runs until cancelled.
+    A name that had one address at the start, or none yet, is asked by its name: of those that it
+    has later, the first stands for that one. Runs until cancelled.
 
     Args:
         addresses: as `resolve_endpoints` takes them.
+        started: what `resolve_endpoints` made of them.
         add: called with the base URL of each new endpoint.
         interval_s: between two looks, in seconds.
     """
     urls = [url for url in map(_parse, addresses) if url.scheme == "http"]
-    known: dict[httpx.URL, set[str]] = {}
+    known = set(started)
+    by_name = {url for url in urls if str(url) in known}
     while True:
         for url in urls:
-            hosts = set(await _hosts(url))
-            if hosts and url in known:
-                for host in sorted(hosts - known[url]):
-                    add(str(url.copy_with(host=host)))
-            if hosts:
-                known[url] = known.get(url, set()) | hosts
+            endpoints = [str(url.copy_with(host=host)) for host in await _hosts(url)]
+            if endpoints and url in by_name:
+                by_name.remove(url)
+                known.add(endpoints[0])
+            for endpoint in endpoints:
+                if endpoint not in known:
+                    known.add(endpoint)
+                    add(endpoint)
         await asyncio.sleep(interval_s)
 
 

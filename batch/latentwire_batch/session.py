@@ -33,6 +33,9 @@ from latentwire_batch.store import RowState, RowStore
 # Loading a model takes as long as it takes; that a child died is seen at once.
 _OWN_REPLICAS_PATIENCE_S = 86_400.0
 _PROBE_PATIENCE_S = 2.0
+# A fleet that is replaced refuses a row once per replica; own replicas refuse none while they live,
+# and are not started again without end.
+_MAX_AWAY, _MAX_AWAY_OF_OWN = 30, 3
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,11 @@ async def _ask_rows(
             _pending(plan.rows(), store),
             _asker(plan),
             sink,
-            RetryPolicy(settings.max_retries, settings.replica_timeout),
+            RetryPolicy(
+                settings.max_retries,
+                settings.replica_timeout,
+                _MAX_AWAY if settings.replica else _MAX_AWAY_OF_OWN,
+            ),
             clock,
             random.Random(),
         )
@@ -188,7 +195,9 @@ async def _replicas(
     guard = Guard(plan.watch, local)
     fleet = Fleet(_clients(settings, urls), settings.concurrency, clock, console.say)
     if settings.replica:
-        guard.add(discover(settings.replica, lambda url: fleet.add(*_clients(settings, [url]))))
+        guard.add(
+            discover(settings.replica, urls, lambda url: fleet.add(*_clients(settings, [url])))
+        )
     try:
         yield fleet, guard
     finally:

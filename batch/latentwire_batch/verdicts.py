@@ -27,7 +27,7 @@ class Verdict(Enum):
     REPLICA_LOST = auto()
     """The replica went away with the row, and perhaps because of it."""
     REPLICA_AWAY = auto()
-    """The replica takes no work now; says nothing about the row."""
+    """The replica takes no work now; hardly ever the row's fault."""
     REPLICA_BUSY = auto()
     """The replica is overloaded; says nothing about the row."""
     RUN_IS_BAD = auto()

@@ -100,6 +100,11 @@ def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        # Not whatever is installed: only h11 has a limit for heads.
+        http="h11",
+        ws="none",
+        # A caller must not choose by a header who it is.
+        proxy_headers=False,
         h11_max_incomplete_event_size=settings.max_header_bytes,
         # For what is still being sent once the engine is done: some readers stand still.
         timeout_graceful_shutdown=_SEND_TIMEOUT_S,

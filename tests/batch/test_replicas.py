@@ -143,6 +143,17 @@ def test_a_row_that_takes_replicas_down_with_it_is_given_up(
     assert stub.asked_ids().count(task_id) == MAX_REPLICAS_LOST_PER_ROW
 
 
+def test_a_row_that_ends_the_engine_each_time_is_given_up(
+    collect: Collect, stub: StubReplica, tasks: Path
+) -> None:
+    task_id, task = tasks_of(tasks)[0]
+    stub.behaviour.task_faults = {task: [503] * 100}
+    ended = collect("--concurrency", "1", "--limit", "2", replicas=[stub])
+    assert ended.status == 3
+    assert "row 0 failed: not-ready" in ended.stderr
+    assert stub.asked_ids().count(task_id) == 30
+
+
 def test_a_key_is_sent_and_a_wrong_one_is_bad_usage(
     collect: Collect, stub: StubReplica, output: Path
 ) -> None:
@@ -216,9 +227,27 @@ def test_as_many_rows_as_slots_are_in_flight(num_slots: int) -> None:
     assert default_window(InfoResponse.model_construct(limits=limits)) == num_slots
 
 
-def test_endpoints_that_a_name_gains_are_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [["10.0.0.1"], [], ["10.0.0.1", "10.0.0.2"], ["10.0.0.2"], ["10.0.0.1"]]
+LOOKS = [["10.0.0.1"], [], ["10.0.0.1", "10.0.0.2"], ["10.0.0.2"], ["10.0.0.1"]]
 
+
+@pytest.mark.parametrize(
+    ("looks", "started", "gained"),
+    [
+        (LOOKS, ["http://service:1"], ["10.0.0.2"]),
+        # Known to nobody at the start; the first one is who is asked by the name.
+        (
+            [[], ["10.0.0.1", "10.0.0.2", "10.0.0.3"]],
+            ["http://service:1"],
+            ["10.0.0.2", "10.0.0.3"],
+        ),
+        # More by the first look than at the start.
+        (LOOKS[2:], ["http://10.0.0.2:1", "http://10.0.0.4:1"], ["10.0.0.1"]),
+    ],
+)
+def test_endpoints_that_a_name_gains_are_told_of_once(
+    looks: list[list[str]], started: list[str], gained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = list(looks)
     is_over = asyncio.Event()
 
     async def lookup(*_: object, **__: object) -> list[tuple[object, ...]]:
@@ -231,12 +260,14 @@ def test_endpoints_that_a_name_gains_are_told_of_once(monkeypatch: pytest.Monkey
     added: list[str] = []
 
     async def run() -> None:
-        looking = asyncio.create_task(discover(["http://service:1"], added.append, interval_s=0))
+        looking = asyncio.create_task(
+            discover(["http://service:1"], started, added.append, interval_s=0)
+        )
         await is_over.wait()
         looking.cancel()
 
     asyncio.run(run())
-    assert added == ["http://10.0.0.2:1"]
+    assert added == [f"http://{host}:1" for host in gained]
 
 
 def test_a_replica_that_appears_during_the_run_gets_rows(
@@ -247,7 +278,7 @@ def test_a_replica_that_appears_during_the_run_gets_rows(
     tasks: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def find(_: object, add: Callable[[str], None]) -> None:
+    async def find(_: object, _started: object, add: Callable[[str], None]) -> None:
         await asyncio.to_thread(stub.stalled.wait, 30)
         add(other_stub.base_url)
         await asyncio.to_thread(other_stub.wait_answered, 3)
