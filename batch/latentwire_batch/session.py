@@ -163,7 +163,11 @@ def _asker(plan: SessionPlan) -> Callable[[Replica, Row], Coroutine[Any, Any, Pl
             "seed": row_seed(plan.seed, row.index),
         }
         return await replica.client.plan_latent(
-            row.task, k=settings.k, task_id=row.task_id, **options
+            row.task,
+            k=settings.k,
+            task_id=row.task_id,
+            request_id=f"row-{row.index}",
+            **options,
         )
 
     return ask

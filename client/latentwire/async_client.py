@@ -74,6 +74,7 @@ class AsyncClient:
         *,
         k: int | None = None,
         task_id: str | None = None,
+        request_id: str | None = None,
         **options: Unpack[PlanOptions],
     ) -> PlanLatent:
         """Plan one task.
@@ -82,6 +83,7 @@ class AsyncClient:
             task: the task, in words.
             k: hidden rows to keep; None: all, 0: text only.
             task_id: returned as given.
+            request_id: names the request in the service's log; one is made up if absent.
             **options: prompt and sampling parameters; the service's defaults where left out.
 
         Raises:
@@ -90,7 +92,9 @@ class AsyncClient:
             TransportError: when no whole answer comes.
             ProtocolError: when the answer breaks the wire contract.
         """
-        call = exchange.plan_latent_call(task, k, task_id, options, wire=self._wire)
+        call = exchange.plan_latent_call(
+            task, k, task_id, options, request_id=request_id, wire=self._wire
+        )
         return exchange.read_plan_latent(await self._exchange(call), call)
 
     def stream_plan_latent(
@@ -99,6 +103,7 @@ class AsyncClient:
         *,
         k: int | None = None,
         task_id: str | None = None,
+        request_id: str | None = None,
         **options: Unpack[PlanOptions],
     ) -> AsyncPlanStream:
         """Plan one task, and get each token and its hidden row when it is made.
@@ -107,7 +112,9 @@ class AsyncClient:
         its `with` block, or close it, to give the request up. Arguments and errors are those of
         `plan_latent`; all but InvalidArgumentError come while iterating.
         """
-        call = exchange.plan_latent_call(task, k, task_id, options, stream=True)
+        call = exchange.plan_latent_call(
+            task, k, task_id, options, request_id=request_id, stream=True
+        )
 
         async def opened() -> httpx.Response:
             return exchange.read_stream(await self._exchange(call, is_stream=True))

@@ -71,6 +71,7 @@ class Client:
         *,
         k: int | None = None,
         task_id: str | None = None,
+        request_id: str | None = None,
         **options: Unpack[PlanOptions],
     ) -> PlanLatent:
         """Plan one task.
@@ -79,6 +80,7 @@ class Client:
             task: the task, in words.
             k: hidden rows to keep; None: all, 0: text only.
             task_id: returned as given.
+            request_id: names the request in the service's log; one is made up if absent.
             **options: prompt and sampling parameters; the service's defaults where left out.
 
         Raises:
@@ -87,7 +89,9 @@ class Client:
             TransportError: when no whole answer comes.
             ProtocolError: when the answer breaks the wire contract.
         """
-        call = exchange.plan_latent_call(task, k, task_id, options, wire=self._wire)
+        call = exchange.plan_latent_call(
+            task, k, task_id, options, request_id=request_id, wire=self._wire
+        )
         return exchange.read_plan_latent(self._exchange(call), call)
 
     def stream_plan_latent(
@@ -96,6 +100,7 @@ class Client:
         *,
         k: int | None = None,
         task_id: str | None = None,
+        request_id: str | None = None,
         **options: Unpack[PlanOptions],
     ) -> PlanStream:
         """Plan one task, and get each token and its hidden row when it is made.
@@ -104,7 +109,9 @@ class Client:
         its `with` block, or close it, to give the request up. Arguments and errors are those of
         `plan_latent`; all but InvalidArgumentError come while iterating.
         """
-        call = exchange.plan_latent_call(task, k, task_id, options, stream=True)
+        call = exchange.plan_latent_call(
+            task, k, task_id, options, request_id=request_id, stream=True
+        )
 
         def opened() -> httpx.Response:
             return exchange.read_stream(self._exchange(call, is_stream=True))

@@ -34,3 +34,8 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
 # Seeds are non-negative signed 64-bit integers: what Arrow, JSON readers and torch agree on.
 MAX_SEED = 2**63 - 1
+
+REQUEST_ID_HEADER = "X-Request-Id"
+"""Names a request in the logs of all that it passes."""
+REQUEST_ID_PATTERN = r"[A-Za-z0-9._:-]{1,128}"
+"""What may go into a header and a log line as it is."""

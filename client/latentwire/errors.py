@@ -71,12 +71,20 @@ class ApiError(LatentwireError):
     Attributes:
         body: the problem details as sent.
         retry_after_s: seconds the service asks to wait, from `Retry-After`; None when it did not.
+        request_id: the request's id in the service's log, from `X-Request-Id`; None where an error
+            came without one.
     """
 
-    def __init__(self, body: ErrorBody, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        body: ErrorBody,
+        retry_after_s: float | None = None,
+        request_id: str | None = None,
+    ) -> None:
         super().__init__(f"{body.code} ({body.status}): {body.detail}")
         self.body = body
         self.retry_after_s = retry_after_s
+        self.request_id = request_id
 
     @property
     def code(self) -> ErrorCode:
@@ -138,6 +146,8 @@ _ERROR_OF_CODE: dict[ErrorCode, type[ApiError]] = {
 }
 
 
-def api_error(body: ErrorBody, retry_after_s: float | None = None) -> ApiError:
+def api_error(
+    body: ErrorBody, retry_after_s: float | None = None, request_id: str | None = None
+) -> ApiError:
     """Build the exception that stands for an error answer of the service."""
-    return _ERROR_OF_CODE.get(body.code, ApiError)(body, retry_after_s)
+    return _ERROR_OF_CODE.get(body.code, ApiError)(body, retry_after_s, request_id)

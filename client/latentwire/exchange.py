@@ -6,6 +6,7 @@ Everything here is a pure function of its arguments; sending and waiting are the
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from latentwire.constants import (
     EVENT_STREAM_MEDIA_TYPE,
     JSON_MEDIA_TYPE,
     MAX_QUOTED_CHARS,
+    REQUEST_ID_HEADER,
+    REQUEST_ID_PATTERN,
     SAFETENSORS_MEDIA_TYPE,
 )
 from latentwire.errors import (
@@ -53,6 +56,7 @@ _ACCEPT: Mapping[Wire, str | None] = {
     "json": None,
     "safetensors": f"{SAFETENSORS_MEDIA_TYPE}, {JSON_MEDIA_TYPE};q=0.5",
 }
+_REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
 # What the service, or a gateway before it, answers while it cannot take work.
 _UNREADY_STATUSES = frozenset({502, 503, 504})
 
@@ -88,6 +92,7 @@ class Call:
     params: Mapping[str, int] | None = None
     body: Mapping[str, object] | None = None
     accept: str | None = None
+    request_id: str | None = None
 
     @property
     def asked_k(self) -> int | None:
@@ -97,7 +102,8 @@ class Call:
     @property
     def headers(self) -> dict[str, str]:
         """Headers of this call beside those of the client."""
-        return {} if self.accept is None else {"Accept": self.accept}
+        values = {"Accept": self.accept, REQUEST_ID_HEADER: self.request_id}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 HEALTH = Call("GET", "/health")
@@ -160,6 +166,7 @@ def plan_latent_call(
     task_id: str | None,
     options: PlanOptions,
     *,
+    request_id: str | None = None,
     stream: bool = False,
     wire: Wire = "json",
 ) -> Call:
@@ -170,12 +177,17 @@ def plan_latent_call(
         k: hidden rows to keep.
         task_id: returned as given.
         options: the other fields.
+        request_id: sent as `X-Request-Id`; the service names the request so in its log.
         stream: whether to ask for events.
         wire: the form of the answer to ask for.
 
     Raises:
         InvalidArgumentError: when an argument is out of its limits, or unknown.
     """
+    if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
+        raise InvalidArgumentError(
+            "request_id", "request_id: must be 1 to 128 letters, digits or any of . _ : -"
+        )
     fields: dict[str, object] = {"task": task, "task_id": task_id, "k": k, **options}
     if stream:
         fields["stream"] = True
@@ -190,6 +202,7 @@ def plan_latent_call(
         # Unset fields stay out: their defaults are the service's.
         body=query.model_dump(mode="json", exclude={"k"}, exclude_unset=True),
         accept=EVENT_STREAM_MEDIA_TYPE if stream else _ACCEPT[wire],
+        request_id=request_id,
     )
 
 
@@ -265,7 +278,11 @@ def _answer_error(response: httpx.Response) -> ApiError | ProtocolError:
             f"{_where(response.request)} answered {response.status_code} without problem details: "
             f"{response.text[:MAX_QUOTED_CHARS]!r}"
         )
-    return api_error(body, retry_after_of(response, now_s=time.time()))
+    return api_error(
+        body,
+        retry_after_of(response, now_s=time.time()),
+        response.headers.get(REQUEST_ID_HEADER),
+    )
 
 
 def _parse(outcome: Outcome, model: type[ModelT]) -> ModelT:

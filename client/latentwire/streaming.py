@@ -89,7 +89,8 @@ class PlanAssembly:
                 case "done":
                     self._plan = self._finish(StreamDone.model_validate_json(event.data))
                 case "error":
-                    raise api_error(ErrorBody.model_validate_json(event.data))
+                    sent = ErrorBody.model_validate_json(event.data)
+                    raise api_error(sent, request_id=self._call.request_id)
         except ValidationError as error:
             raise ProtocolError(f"a `{event.name}` event is not as agreed: {error}") from error
         return None

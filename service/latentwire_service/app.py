@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from latentwire.constants import REQUEST_ID_HEADER
 from latentwire_service import error_handlers
 from latentwire_service.guards import AllowedHosts, BodyLimit, KeyCheck
 from latentwire_service.metrics import Metrics
 from latentwire_service.policy import Policy
-from latentwire_service.request_log import REQUEST_ID_HEADER, RequestLog
+from latentwire_service.request_log import RequestLog
 from latentwire_service.routes import create_router
 from latentwire_service.serving import Serving
 from latentwire_service.tracing import Tracing

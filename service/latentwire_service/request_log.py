@@ -11,14 +11,13 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from latentwire.constants import REQUEST_ID_HEADER, REQUEST_ID_PATTERN
 from latentwire_service.guards import caller_of
 from latentwire_service.logs import request_id
 
 logger = logging.getLogger(__name__)
 
-REQUEST_ID_HEADER = "X-Request-Id"
-# What may go into a log line and a header as it is.
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
 
 
 class RequestLog:

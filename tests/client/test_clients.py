@@ -70,6 +70,24 @@ def test_api_key_is_sent_as_bearer_token(server: Any, call: Any, wire: Any) -> N
     assert server.received[0].headers["authorization"] == "Bearer s3cret"
 
 
+def test_a_request_id_is_sent_and_an_errors_own_is_told(server: Any, call: Any, wire: Any) -> None:
+    refusal = wire.problem(500, "internal")
+    server.script = [wire.json_answer(refusal, 500, X_Request_Id="of-the-service")]
+    with pytest.raises(ApiError) as raised:
+        call("plan_latent", "Clean the kettle", request_id="row-7", client={"max_retries": 0})
+    assert server.received[0].headers["x-request-id"] == "row-7"
+    assert raised.value.request_id == "of-the-service"
+
+
+@pytest.mark.parametrize("request_id", ["", "two words", "line\nbreak", "x" * 129])
+def test_a_request_id_that_cannot_be_logged_is_refused(
+    server: Any, call: Any, request_id: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match="request_id: must be 1 to 128"):
+        call("plan_latent", "Clean the kettle", request_id=request_id)
+    assert server.received == []
+
+
 def test_path_prefix_of_the_base_url_is_kept(server: Any, call: Any, wire: Any) -> None:
     server.script = [wire.json_answer(INFO)]
     call("info", client={"base_url": f"{server.url}/replica-1/"})
