@@ -45,10 +45,10 @@ class Site:
 
 
 @pytest.fixture
-def site(model: Path, tmp_path: Path) -> Iterator[Site]:
+def site(model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
+    flags = getattr(request, "param", ["--max-slots", "8"])
     replicas = [
-        Child("--model", str(model), "--port", "0", "--threads", "1", "--max-slots", "8")
-        for _ in range(2)
+        Child("--model", str(model), "--port", "0", "--threads", "1", *flags) for _ in range(2)
     ]
     port = free_port()
     nginx = None
@@ -122,6 +122,23 @@ def test_a_draining_replica_fails_no_request(site: Site) -> None:
                 client.plan_latent(f"Task {number}", max_new_tokens=3)
         assert [answer.result(TIMEOUT_S).status_code for answer in running] == [200] * 4
     assert site.replicas[1].wait() == 0
+
+
+@pytest.mark.parametrize("site", [["--max-slots", "1", "--max-queue", "1"]], indirect=True)
+def test_full_replicas_say_so_themselves(site: Site) -> None:
+    """A replica that is full is not taken for one that is gone."""
+
+    def ask(number: int) -> httpx.Response:
+        body = {"task": f"Task {number}", "max_new_tokens": 100}
+        return httpx.post(f"{site.url}/plan_latent?k=1", json=body, timeout=TIMEOUT_S)
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(80)))
+    assert {answer.status_code for answer in answers} == {200, 429}
+    for answer in answers:
+        if answer.status_code == 429:
+            assert answer.json()["code"] == "queue-full"
+            assert "Retry-After" in answer.headers
 
 
 def test_events_pass_as_they_are_made(site: Site) -> None:
