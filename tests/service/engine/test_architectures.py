@@ -15,18 +15,9 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from torch.nn.functional import linear, scaled_dot_product_attention
 
-from latentwire_service.engine.attention import slot_attention
 from latentwire_service.engine.build import build_runner, probe
 from latentwire_service.engine.errors import UnsupportedModelError
-from latentwire_service.engine.linear import (
-    Product,
-    can_pack,
-    optimise_linears,
-    packed_product,
-    watch_linears,
-)
 from latentwire_service.engine.model_runner import HfModelRunner, PromptPart
 from service.engine.harness import EngineHarness
 from tiny_models import EOS, VOCAB_SIZE, build_model, generate, random_prompts
@@ -325,118 +316,6 @@ def test_whatever_depends_on_the_longest_neighbour_is_found_by_the_check() -> No
         build_runner(model, probe(model), max_slots=2, max_model_len=101)
 
 
-def attention_inputs(num_queries: int, num_kv_heads: int = 2) -> tuple[torch.Tensor, ...]:
-    torch.manual_seed(0)
-    query = torch.randn(2, 6, num_queries, 8)
-    key, value = torch.randn(2, num_kv_heads, 12, 8), torch.randn(2, num_kv_heads, 12, 5)
-    is_seen = torch.rand(2, 1, num_queries, 12) < 0.7
-    is_seen[..., 0] = True
-    return query, key, value, torch.zeros(is_seen.shape).masked_fill(~is_seen, float("-inf"))
-
-
-@pytest.mark.parametrize("num_queries", [1, 4])
-@pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
-def test_grouped_attention_equals_repeated_keys_and_values(
-    num_queries: int, num_kv_heads: int
-) -> None:
-    query, key, value, mask = attention_inputs(num_queries, num_kv_heads)
-    repeated = [t.repeat_interleave(6 // num_kv_heads, dim=1) for t in (key, value)]
-    expected = scaled_dot_product_attention(query, *repeated, attn_mask=mask, scale=0.3)
-    for options in ({}, {"softcap": 1e6}, {"s_aux": torch.full((6,), -1e6)}):
-        actual, _ = slot_attention(
-            torch.nn.Module(), query, key, value, mask, scaling=0.3, **options
-        )
-        torch.testing.assert_close(actual, expected.transpose(1, 2), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("num_queries", [1, 4])
-def test_a_sink_takes_its_share_of_each_head(num_queries: int) -> None:
-    query, key, value, mask = attention_inputs(num_queries)
-    sinks = torch.linspace(-2, 3, 6)
-    # The same as one more position, seen by all, with that score and no value.
-    scores = query @ key.repeat_interleave(3, dim=1).transpose(-1, -2) * 8**-0.5 + mask
-    scores = torch.cat([scores, sinks.view(1, 6, 1, 1).expand(2, 6, num_queries, 1)], dim=-1)
-    values = value.repeat_interleave(3, dim=1)
-    values = torch.cat([values, torch.zeros(2, 6, 1, 5)], dim=2)
-    expected = torch.softmax(scores, dim=-1) @ values
-    actual, _ = slot_attention(torch.nn.Module(), query, key, value, mask, s_aux=sinks)
-    torch.testing.assert_close(actual, expected.transpose(1, 2))
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"position_bias": torch.zeros(1, 6, 1, 12)}, "Module asks for position_bias"),
-        ({"is_causal": False}, "Module asks for attention that is not causal"),
-        ({"of_the_future": 1.0}, "Module asks for of_the_future"),
-    ],
-)
-def test_an_option_that_changes_the_result_is_refused(options: dict[str, Any], reason: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=reason):
-        slot_attention(torch.nn.Module(), *attention_inputs(1), **options)
-
-
-def test_attention_without_a_mask_is_refused() -> None:
-    query, key, value, _ = attention_inputs(1)
-    with pytest.raises(UnsupportedModelError, match="asks for attention without a mask"):
-        slot_attention(torch.nn.Module(), query, key, value, None)
-
-
-def test_options_without_effect_are_passed_over() -> None:
-    inputs = attention_inputs(1)
-    expected, _ = slot_attention(torch.nn.Module(), *inputs)
-    actual, _ = slot_attention(
-        torch.nn.Module(),
-        *inputs,
-        dropout=0.0,
-        is_causal=True,
-        position_ids=torch.zeros(2, 1),
-        sliding_window=4,
-        position_bias=None,
-        output_attentions=False,
-    )
-    assert torch.equal(actual, expected)
-
-
-class Projections(torch.nn.Module):
-    """Linear layers in the ways that models use them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = torch.nn.Linear(8, 6)
-        self.second = torch.nn.Linear(8, 4, bias=False)
-        self.third = torch.nn.Linear(8, 4)
-        self.twice = torch.nn.Linear(8, 8)
-        self.unused = torch.nn.Linear(8, 8)
-
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        # The view is what models do with heads; the third layer is called with another tensor.
-        heads = self.first(x).view(*x.shape[:-1], 3, 2).transpose(1, 2)
-        return torch.cat(
-            [heads.flatten(1), self.second(x).flatten(1), self.third(y).flatten(1)]
-            + [self.twice(self.twice(x)).flatten(1)],
-            dim=1,
-        )
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("pack", [True, False])
-@pytest.mark.parametrize("is_same", [True, False])
-def test_fused_layers_give_what_single_ones_gave(
-    pack: bool, is_same: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not pack:
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    model = Projections().eval().requires_grad_(False)
-    x, y = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
-    expected = model(x, y), model(x, x), linear(x, model.unused.weight, model.unused.bias)
-    with watch_linears(model) as calls:
-        model(x, x if is_same else y)
-    optimise_linears(model, calls)
-    for actual, own in zip((model(x, y), model(x, x), model.unused(x)), expected, strict=True):
-        torch.testing.assert_close(actual, own)
-
-
 COMPILED = ["llama", "gemma2", "llama-dynamic-rope", "phi3-longrope", "falcon", "gpt2", "gpt-oss"]
 
 
@@ -505,12 +384,3 @@ def test_few_shapes_give_what_exact_ones_give(max_slots: int) -> None:
 def fill(runner: HfModelRunner) -> None:
     for slot, prompt in enumerate(random_prompts([40, 3, 70])):
         runner.prefill([PromptPart(slot, prompt, 0)])
-
-
-def test_packed_products_keep_torchs_rules() -> None:
-    product = Product([torch.nn.Linear(8, 6), torch.nn.Linear(8, 4)])
-    assert product.is_packed == can_pack(torch.zeros(1, 1))
-    if product.is_packed:
-        x = torch.randn(2, 5, 8)
-        with torch.inference_mode():
-            torch.library.opcheck(packed_product, (x, product.handle, 10))
