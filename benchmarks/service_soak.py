@@ -74,7 +74,7 @@ class Soak:
                 except ApiError as error:
                     outcome = error.code
                     await asyncio.sleep(min(error.retry_after_s or 0, 0.2))
-                except LatentwireError as error:
+                except (LatentwireError, httpx.RequestError) as error:
                     outcome = f"unanswered: {type(error).__name__}"
                 self.outcomes[outcome] += 1
 

@@ -74,7 +74,10 @@ def _listen(host: str, port: int) -> socket.socket:
     Raises:
         OSError: it is taken, or is not this machine's.
     """
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Named as TCP, and not as whatever a stream is: only then asyncio turns Nagle's algorithm off,
+    # which holds an answer's last bytes back for 40 ms.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))

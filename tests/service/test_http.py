@@ -422,6 +422,15 @@ def test_a_body_beyond_the_limit_is_refused(
     assert plan_of(post(server, GREEDY))
 
 
+def test_who_sends_too_large_a_body_to_its_end_sees_why_it_is_refused(server: LiveServer) -> None:
+    """Some send all before they read: a connection reset meanwhile would tell them nothing."""
+    body = b"x" * 2_000_000
+    head = f"POST /plan_latent HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as connection:
+        connection.sendall(head.encode() + body)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
 def test_unknown_paths_and_methods_are_problems(server: LiveServer) -> None:
     assert_problem(server.http.get("/plan"), 404, "not-found")
     answer = server.http.delete("/plan_latent")
