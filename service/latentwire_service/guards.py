@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -14,10 +13,6 @@ from latentwire_service.policy import ApiKeys
 
 # Orchestrators probe these without a key, and by address.
 PROBES = frozenset({"/health", "/ready"})
-# Of a body that is too large, so much more is read and thrown away, for so long at most: closing a
-# connection on which bytes are unread resets it, and the caller would not see why it was refused.
-_LINGER_BYTES = 4 * 2**20
-_LINGER_S = 2.0
 _CALLER = "latentwire.caller"
 
 
@@ -106,24 +101,10 @@ class BodyLimit:
             num_bytes += len(message.get("body", b""))
             is_complete = is_complete or not message.get("more_body", False)
             if num_bytes > self._max_body_bytes:
-                if not is_complete:
-                    await _discard_rest(receive)
                 raise HTTPException(413, f"the request body exceeds {self._max_body_bytes} bytes")
             return message
 
         return counted
-
-
-async def _discard_rest(receive: Receive) -> None:
-    """Read on to the end of a body, if it is not far."""
-    num_bytes = 0
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_LINGER_S):
-            while num_bytes <= _LINGER_BYTES:
-                message = await receive()
-                num_bytes += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
 
 
 def _without_port(host: str) -> str:

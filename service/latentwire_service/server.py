@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_MODEL = 0, 1, 2
 _SEND_TIMEOUT_S = 5
+_KEEP_ALIVE_S = 75
 
 
 class _DrainingServer(uvicorn.Server):
@@ -108,6 +109,9 @@ def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
         ws="none",
         # A caller must not choose by a header who it is.
         proxy_headers=False,
+        # Longer than callers keep theirs (httpx 5 s, nginx 60 s): whoever closes an idle connection
+        # must not be the one that does not know whether a request is on its way.
+        timeout_keep_alive=_KEEP_ALIVE_S,
         h11_max_incomplete_event_size=settings.max_header_bytes,
         # For what is still being sent once the engine is done: some readers stand still.
         timeout_graceful_shutdown=_SEND_TIMEOUT_S,

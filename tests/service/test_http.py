@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -427,7 +428,11 @@ def test_who_sends_too_large_a_body_to_its_end_sees_why_it_is_refused(server: Li
     body = b"x" * 2_000_000
     head = f"POST /plan_latent HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as connection:
-        connection.sendall(head.encode() + body)
+        connection.sendall(head.encode())
+        for start in range(0, len(body), 100_000):
+            connection.sendall(body[start : start + 100_000])
+            # Long enough for a refusal to come back, and for the connection to be closed.
+            time.sleep(0.02)
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
