@@ -36,13 +36,18 @@ class Ask:
     timeout_s: float | None = None
 
 
+def prompt_chars(body: PlanLatentRequest) -> int:
+    """Return an upper bound of the prompt's length in characters, before it is made."""
+    return len(body.prompt_template) + body.prompt_template.count("{task}") * len(body.task)
+
+
 def build_request(
     served: Served,
     ask: Ask,
     max_new_tokens_limit: int | None,
     on_step: Callable[[Step], None] | None,
 ) -> Request:
-    """Tokenize and check. A long prompt takes milliseconds: not on the event loop.
+    """Tokenize and check. A long prompt takes milliseconds; see `prompt_chars`.
 
     Args:
         served: the model.

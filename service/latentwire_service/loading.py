@@ -17,6 +17,7 @@ from latentwire_service.engine.engine_thread import EngineThread
 from latentwire_service.engine.loader import LoadedModel, load_model, pick_device, pick_dtype
 from latentwire_service.engine.memory import Capacity, available_bytes, plan_capacity
 from latentwire_service.engine.prefix_cache import MAX_PREFIX_TOKENS
+from latentwire_service.engine.process import give_way
 from latentwire_service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ def load_served(
         settings.max_queue,
         on_step,
         on_failure,
+        give_way if device.type == "cpu" else None,
     )
     thread.start()
     vocab_size = loaded.model.config.get_text_config().vocab_size

@@ -14,6 +14,7 @@ import uvicorn
 
 from latentwire_service.app import create_app
 from latentwire_service.engine.errors import ModelError
+from latentwire_service.engine.process import settle_heap
 from latentwire_service.metrics import Metrics
 from latentwire_service.policy import Policy
 from latentwire_service.serving import Serving
@@ -97,7 +98,7 @@ def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
         server.should_exit = True
 
     tracing = open_tracing(os.environ, package_version)
-    serving = Serving(settings, metrics, package_version, on_failed, tracing)
+    serving = Serving(settings, metrics, package_version, on_failed, settle_heap, tracing)
     app = create_app(serving, metrics, policy, package_version, tracing)
     config = uvicorn.Config(
         app,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,6 +61,16 @@ def service(folder: Path) -> Iterator[Client]:
         assert child.wait() == 0, child.output
     finally:
         child.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness on Linux")
+def test_the_engine_gives_way_to_whoever_answers(serve: Callable[..., Child], folder: Path) -> None:
+    child = serve("--model", str(folder), "--port", "0", "--threads", "2")
+    with Client(child.url) as client:
+        client.wait_ready(TIMEOUT_S)
+    own = os.getpriority(os.PRIO_PROCESS, child.process.pid)
+    threads = [int(entry.name) for entry in Path(f"/proc/{child.process.pid}/task").iterdir()]
+    assert any(os.getpriority(os.PRIO_PROCESS, thread) > own for thread in threads)
 
 
 def assert_same(first: PlanLatent, second: PlanLatent) -> None:

@@ -652,7 +652,7 @@ def test_an_internal_error_leaves_the_connection_usable(
     assert plan_of(post(server, GREEDY))
 
 
-def test_rendering_and_tokenizing_run_beside_the_event_loop(
+def test_rendering_and_long_prompts_run_beside_the_event_loop(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: dict[str, int] = {}
@@ -669,5 +669,8 @@ def test_rendering_and_tokenizing_run_beside_the_event_loop(
     note(rendering, "encode_base64")
     note(intake, "encode_prompt")
     plan_of(post(server, GREEDY))
-    assert set(threads) == {"encode_base64", "encode_prompt"}
-    assert server.thread.ident not in threads.values()
+    assert threads["encode_base64"] != server.thread.ident
+    # Long only once it is filled in, and too long for the model: tokenized it is all the same.
+    long = {**GREEDY, "task": "Wash the mug. " * 100, "prompt_template": "{task}" * 100}
+    assert_problem(post(server, long), 422, "prompt-too-long")
+    assert threads["encode_prompt"] != server.thread.ident

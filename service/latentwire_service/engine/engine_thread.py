@@ -37,6 +37,7 @@ class EngineThread:
             them than another still gets in, and the newest of the other's gives way.
         on_step: called on the engine's thread after each step.
         on_failure: called on the engine's thread once the engine is lost.
+        on_start: called on the engine's thread before the first step.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class EngineThread:
         max_queue: int,
         on_step: Callable[[StepStats], None],
         on_failure: Callable[[Exception], None],
+        on_start: Callable[[], None] | None = None,
     ) -> None:
         self._engine = engine
         self._max_slots = max_slots
         self._max_queue = max_queue
         self._on_step = on_step
         self._on_failure = on_failure
+        self._on_start = on_start
         self._condition = threading.Condition()
         self._inbox: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
@@ -128,6 +131,8 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
+            if self._on_start is not None:
+                self._on_start()
             while self._take_commands():
                 stats = self._engine.step()
                 if stats is not None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from latentwire_service.engine.process import thread_environment
+from latentwire_service.engine.process import give_way, thread_environment
 
 # What glibc's malloc does with 16 MiB on a thread: whether it maps them, and what is kept once they
 # are freed. From <malloc.h>: hblks is the fourth number of mallinfo2, keepcost the tenth.
@@ -33,6 +36,27 @@ thread = threading.Thread(target=allocate)
 thread.start()
 thread.join()
 """
+
+# Whether a full collection looks at what was there before, and still finds what is garbage now.
+COLLECT = """
+import gc, sys, weakref
+from latentwire_service.engine.process import settle_heap
+class Node:
+    pass
+early = Node()
+if sys.argv[1] == "settle":
+    settle_heap()
+late = Node()
+late.itself = late
+garbage = weakref.ref(late)
+del late
+gc.collect()
+print(any(known is early for known in gc.get_objects()), garbage() is None)
+"""
+
+
+def niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
 def allocated(argument: str) -> tuple[int, int]:
@@ -69,3 +93,28 @@ def test_a_step_reuses_the_memory_of_the_one_before() -> None:
     num_mapped, num_kept_bytes = allocated("usual")
     assert num_mapped == 1
     assert num_kept_bytes < 16 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness on Linux")
+def test_an_engines_thread_and_those_it_starts_give_way() -> None:
+    before = niceness()
+    with ThreadPoolExecutor(1, initializer=give_way) as engine:
+        assert engine.submit(niceness).result() == max(before, 5)
+        # Kept where the operator asked for more.
+        engine.submit(os.nice, 10).result()
+        engine.submit(give_way).result()
+        assert engine.submit(niceness).result() == max(before, 5) + 10
+
+        def of_a_thread_that_it_starts() -> int:
+            with ThreadPoolExecutor(1) as team:
+                return team.submit(niceness).result()
+
+        assert engine.submit(of_a_thread_that_it_starts).result() == max(before, 5) + 10
+    assert niceness() == before
+
+
+@pytest.mark.parametrize(("argument", "is_looked_at"), [("settle", False), ("usual", True)])
+def test_what_is_loaded_is_not_looked_through_again(argument: str, is_looked_at: bool) -> None:
+    command = [sys.executable, "-c", COLLECT, argument]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert output.split() == [str(is_looked_at), "True"]
