@@ -3,19 +3,25 @@
     python -m benchmarks.http_ttft --rounds 40
 
 A child process serves the model on a loopback socket; this one has the same engine on a thread. In
-turn, the same request goes to the thread and, as a stream, to the service; each is timed until its
-first token is there. Both tokenize. The last line is JSON.
+turn, the same request goes to the thread and, as a stream, to the service: over a bare socket,
+which shows what the service adds, and through `Client`, which adds its own. Their order changes
+from round to round: caches remember who was last. Each is timed until its first token is there. All
+tokenize. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import socket
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from benchmarks.ours import OverHttp
 from benchmarks.workload import TASKS
@@ -48,7 +54,27 @@ def in_process_ms(served: Served, task: str) -> float:
     return (first[0] - started) * 1e3
 
 
-def over_http_ms(client: Client, task: str) -> float:
+def over_a_socket_ms(connection: socket.socket, task: str) -> float:
+    """Time until a socket has the first event, whole."""
+    started = time.perf_counter()
+    asked = {"task": task, "max_new_tokens": _NEW_TOKENS, "seed": 0, "stream": True}
+    body = json.dumps(asked).encode()
+    head = (
+        "POST /plan_latent HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    connection.sendall(head.encode() + body)
+    received = b""
+    while b"\n\n" not in received:
+        received += connection.recv(65536)
+    took_s = time.perf_counter() - started
+    while not received.endswith(b"\r\n0\r\n\r\n"):
+        received += connection.recv(65536)
+    assert b"event: done" in received
+    return took_s * 1e3
+
+
+def through_client_ms(client: Client, task: str) -> float:
     """Time until a client has the first step."""
     started = time.perf_counter()
     stream = client.stream_plan_latent(task, max_new_tokens=_NEW_TOKENS, seed=0)
@@ -57,6 +83,11 @@ def over_http_ms(client: Client, task: str) -> float:
     for _ in stream:
         pass
     return took_s * 1e3
+
+
+def added_ms(timings: Sequence[float], direct: Sequence[float]) -> float:
+    """Median of what each round took more than the engine alone."""
+    return statistics.median(t - d for t, d in zip(timings, direct, strict=True))
 
 
 def main() -> None:
@@ -79,21 +110,31 @@ def main() -> None:
     with ThreadPoolExecutor(1) as pool:
         served = pool.submit(load_served, settings, lambda _: None, lambda _: None).result()
     service = OverHttp(args.model, args.dtype, args.threads)
-    direct, http = [], []
+    connection = socket.create_connection(("127.0.0.1", service.port))
+    ways = {
+        "direct": partial(in_process_ms, served),
+        "socket": partial(over_a_socket_ms, connection),
+        "client": partial(through_client_ms, service.client),
+    }
+    orders = itertools.cycle(itertools.permutations(ways))
+    timings: dict[str, list[float]] = {name: [] for name in ways}
     try:
         for round_ in range(args.rounds + _WARM_UP):
             task = tasks[round_ % len(tasks)]
-            direct.append(in_process_ms(served, task))
-            http.append(over_http_ms(service.client, task))
+            for name in next(orders):
+                timings[name].append(ways[name](task))
     finally:
+        connection.close()
         service.close()
         served.thread.stop()
-    direct, http = direct[_WARM_UP:], http[_WARM_UP:]
+    direct, bare, client = (timings[name][_WARM_UP:] for name in ("direct", "socket", "client"))
     results = {
         "in_process_ms": statistics.median(direct),
-        "over_http_ms": statistics.median(http),
-        "added_ms": statistics.median(h - d for h, d in zip(http, direct, strict=True)),
-        "ratio": statistics.median(http) / statistics.median(direct),
+        "socket_ms": statistics.median(bare),
+        "client_ms": statistics.median(client),
+        "service_adds_ms": added_ms(bare, direct),
+        "service_and_client_add_ms": added_ms(client, direct),
+        "ratio": statistics.median(bare) / statistics.median(direct),
     }
     print(json.dumps({name: round(value, 3) for name, value in results.items()}))
 

@@ -94,12 +94,12 @@ class OverHttp:
     def __init__(self, model: str, dtype: str, threads: int) -> None:
         with socket.socket() as probe_socket:
             probe_socket.bind(("127.0.0.1", 0))
-            port = probe_socket.getsockname()[1]
+            self.port: int = probe_socket.getsockname()[1]
         flags = {
             "--model": model,
             "--dtype": dtype,
             "--threads": threads,
-            "--port": port,
+            "--port": self.port,
             "--max-slots": MAX_SLOTS,
             "--max-model-len": MAX_MODEL_LEN,
             "--prefill-chunk": PREFILL_CHUNK,
@@ -109,7 +109,7 @@ class OverHttp:
         self._child = subprocess.Popen(
             [sys.executable, "-m", "latentwire_service", *arguments], stdout=subprocess.DEVNULL
         )
-        self.client = Client(f"http://127.0.0.1:{port}")
+        self.client = Client(f"http://127.0.0.1:{self.port}")
         self.client.wait_ready(300)
 
     @property

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 
 from fastapi import Response
+from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from latentwire.constants import EVENT_STREAM_MEDIA_TYPE
 from latentwire.protocol import ErrorBody
+from latentwire_service.disconnect import until_disconnect
 from latentwire_service.engine.request import Step
 from latentwire_service.error_handlers import error_body
 from latentwire_service.rendering import Asked, render_done, render_error, render_steps
@@ -78,7 +79,10 @@ class PlanEvents:
 
 
 class EventStream(Response):
-    """Sends the events of a plan whose first item is there."""
+    """Sends the events of a plan, from the first on.
+
+    An error before it is raised while nothing is sent: it is answered with its own status.
+    """
 
     media_type = EVENT_STREAM_MEDIA_TYPE
     # Gateways that collect answers before they pass them on are asked not to.
@@ -89,24 +93,25 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events = events
         self._max_stall_s = max_stall_s
+        self._is_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the last one, the reader's going, or its standing still."""
-        del scope
-        sending = asyncio.create_task(self._send(send))
-        watching = asyncio.create_task(_disconnected(receive))
         try:
-            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+            refusal = await until_disconnect(receive, self._send(send))
+        except HTTPException:
+            if not self._is_begun:
+                raise
+            # The reader goes on sending what it may not: this connection just ends.
+            return
         finally:
-            watching.cancel()
-            sending.cancel()
-            try:
-                with suppress(asyncio.CancelledError):
-                    await sending
-            finally:
-                await self._events.aclose()
+            await self._events.aclose()
+        if refusal is not None and not self._is_begun:
+            await refusal(scope, receive, send)
 
     async def _send(self, send: Send) -> None:
+        await self._events.start()
+        self._is_begun = True
         await send(
             {"type": "http.response.start", "status": 200, "headers": self.raw_headers},
         )
@@ -118,8 +123,3 @@ class EventStream(Response):
                 logger.warning("a reader took nothing for %g s", self._max_stall_s)
                 raise
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
@@ -23,6 +22,7 @@ from latentwire.protocol import (
     PlanLatentResponse,
     StatusResponse,
 )
+from latentwire_service.disconnect import until_disconnect
 from latentwire_service.engine.errors import EngineUnavailableError
 from latentwire_service.error_handlers import documented_responses
 from latentwire_service.event_stream import EventStream, PlanEvents
@@ -31,10 +31,7 @@ from latentwire_service.intake import Ask
 from latentwire_service.metrics import Metrics
 from latentwire_service.rendering import Asked
 from latentwire_service.serving import Serving, State
-from latentwire_service.wire_formats import negotiate, render
-
-# The caller is gone and reads no status; this one (nginx's) is for the metrics.
-_CLIENT_CLOSED_REQUEST = 499
+from latentwire_service.wire_formats import WireFormat, negotiate, render
 
 RequestTimeout = Annotated[
     float | None,
@@ -131,9 +128,7 @@ def create_router(
         """Plan a task; answer the plan's text and its hidden states."""
         timeout_s = _shorter(request_timeout_s, x_request_timeout)
         ask = Ask(body, params.k, caller_of(request.scope), timeout_s)
-        return await _until_disconnect(
-            request, _answer(serving, metrics, ask, request.headers.get("accept"))
-        )
+        return await _answer(serving, metrics, ask, request)
 
     @router.get("/plan_latent", responses=plan_responses, response_class=Response)
     async def get_plan_latent(
@@ -144,9 +139,7 @@ def create_router(
         """Do the same for quick use: every field of the body is a query parameter."""
         timeout_s = _shorter(request_timeout_s, x_request_timeout)
         ask = Ask(query, query.k, caller_of(request.scope), timeout_s)
-        return await _until_disconnect(
-            request, _answer(serving, metrics, ask, request.headers.get("accept"))
-        )
+        return await _answer(serving, metrics, ask, request)
 
     @router.get("/health")
     async def health() -> StatusResponse:
@@ -185,36 +178,17 @@ def _shorter(one_s: float | None, other_s: float | None) -> float | None:
     return min((s for s in (one_s, other_s) if s is not None), default=None)
 
 
-async def _answer(serving: Serving, metrics: Metrics, ask: Ask, accept: str | None) -> Response:
+async def _answer(serving: Serving, metrics: Metrics, ask: Ask, request: Request) -> Response:
     info = serving.info()
     asked = Asked(ask.body, ask.k, info.model, info.revision)
     if ask.body.stream:
-        events = PlanEvents(serving.stream(ask), asked, metrics.observe_stream_error)
-        await events.start()
-        return EventStream(events)
+        return EventStream(PlanEvents(serving.stream(ask), asked, metrics.observe_stream_error))
+    wire = negotiate(request.headers.get("accept", ""))
+    return await until_disconnect(request.receive, _whole(serving, ask, asked, wire))
+
+
+async def _whole(serving: Serving, ask: Ask, asked: Asked, wire: WireFormat) -> Response:
     plan = await serving.plan(ask)
     # Megabytes of base64 are not the event loop's work.
-    wire = negotiate(accept or "")
     content = await asyncio.to_thread(render, wire, plan, asked)
     return Response(content, media_type=wire.value, headers={"Vary": "Accept"})
-
-
-async def _until_disconnect(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
-    """Await an answer, but give it up when the client goes: its slot serves somebody else."""
-    working = asyncio.create_task(answer)
-    watching = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        # Raises where there was no going, but a body that is larger than it may be.
-        watching.result()
-        return Response(status_code=_CLIENT_CLOSED_REQUEST)
-    finally:
-        watching.cancel()
-        working.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,32 @@ def test_a_waiting_stream_whose_reader_goes_leaves_the_queue(
             assert submitted.is_set()
         assert cancelled.wait(TIMEOUT_S)
         held.may_pass.set()
+    assert live.metric("latentwire_requests_total", path="/plan_latent", status="499") == 1
+
+
+def test_a_reader_that_goes_on_sending_is_cut_off(
+    start: Callable[..., LiveServer], cancelled: threading.Event
+) -> None:
+    """A GET's body is nobody's business, but its size is."""
+    paces = Paces()
+    live = start(before=paces, max_slots=1, max_body_bytes=1024)
+    with socket.create_connection(("127.0.0.1", live.port), TIMEOUT_S) as connection:
+        connection.sendall(
+            b"GET /plan_latent?task=x&stream=true&max_new_tokens=300 HTTP/1.1\r\n"
+            b"Host: 127.0.0.1\r\nContent-Length: 100000\r\n\r\n"
+        )
+        received = connection.recv(65536)
+        assert received.startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"x" * 2000)
+        assert cancelled.wait(TIMEOUT_S)
+        paces.passes.release(400)
+        # What is left unread on the other side makes the end a reset.
+        with suppress(ConnectionResetError):
+            while piece := connection.recv(65536):
+                received += piece
+    assert b"event: done" not in received
+    with Client(live.url) as client:
+        assert len(client.plan_latent("x", max_new_tokens=3).token_ids) == 3
 
 
 def test_a_reader_that_takes_nothing_does_not_hold_the_engine(
@@ -355,7 +382,6 @@ def test_a_reader_that_stands_still_is_cut_off() -> None:
 
         asked = Asked(PlanLatentRequest(task="x"), None, "m", None)
         events = event_stream.PlanEvents(items(), asked, lambda _: None)
-        await events.start()
         with pytest.raises(TimeoutError):
             await event_stream.EventStream(events, max_stall_s=0.01)({}, receive, send)
         assert is_closed
