@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
@@ -20,12 +21,15 @@ from latentwire_service.engine.request import Completion
 from latentwire_service.logs import request_id
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import SpanProcessor
+    from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 logger = logging.getLogger(__name__)
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _EXTRA = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+# How long the last spans may keep a process that ends.
+_CLOSE_TIMEOUT_S = 5.0
 # Asked for every few seconds by whoever watches the service: traces of it tell nothing.
 _UNTRACED_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
@@ -48,15 +52,19 @@ class Tracing:
         if str(resource.attributes["service.name"]).startswith("unknown_service"):
             own = {"service.name": "latentwire", "service.version": version}
             resource = resource.merge(Resource(own))
-        self._provider = TracerProvider(resource=resource)
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("latentwire", version)
         self._extract = propagate.extract
         self._trace = trace
 
     def close(self) -> None:
-        """Send what is not sent yet."""
-        self._provider.shutdown()
+        """Send what is not sent yet, for some seconds at most: a collector may hang."""
+        closing = threading.Thread(target=self._provider.shutdown, name="spans", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_TIMEOUT_S)
+        if closing.is_alive():
+            logger.warning("the last spans may be lost: no answer from the collector")
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
         """Wrap an ASGI app: a span per request, a child of the caller's where it sent one."""
@@ -123,6 +131,24 @@ class Tracing:
             span.end(at_ns)
 
 
+def _reporting(exporter: SpanExporter) -> SpanExporter:
+    """Have this log say which spans were lost; what the exporter says holds a host name."""
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+    class Reporting(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            result = exporter.export(spans)
+            if result is not SpanExportResult.SUCCESS:
+                logger.warning("%d spans are lost: the collector did not take them", len(spans))
+            return result
+
+        def shutdown(self) -> None:
+            exporter.shutdown()
+
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL + 1)
+    return Reporting()
+
+
 def open_tracing(environ: Mapping[str, str], version: str) -> Tracing | None:
     """Return what the environment asks for; None where it asks for nothing.
 
@@ -139,7 +165,7 @@ def open_tracing(environ: Mapping[str, str], version: str) -> Tracing | None:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    return Tracing(BatchSpanProcessor(OTLPSpanExporter()), version)
+    return Tracing(BatchSpanProcessor(_reporting(OTLPSpanExporter())), version)
 
 
 def _is_installed(name: str) -> bool:

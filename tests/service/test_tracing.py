@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,13 +29,14 @@ class Collector:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.status = 200
         collector = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 length = int(self.headers["Content-Length"])
                 collector.bodies.append(self.rfile.read(length))
-                self.send_response(200)
+                self.send_response(collector.status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
@@ -144,6 +146,33 @@ def test_nothing_is_sent_unless_the_environment_says_where_to(
     serve_and_ask(folder, **endpoint, OTEL_SDK_DISABLED="true")
     assert collector.bodies == []
     assert open_tracing({}, "0") is None
+
+
+@pytest.mark.parametrize("is_listening", [True, False])
+def test_a_collector_that_does_not_answer_holds_nobody_up(
+    tmp_path: Path, is_listening: bool
+) -> None:
+    folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if is_listening:
+            silent.listen()
+        port = silent.getsockname()[1]
+        # Far longer than the test may take: whoever waits for the exporter's own limit fails.
+        limits = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1000", "OTEL_BSP_SCHEDULE_DELAY": "100000"}
+        endpoint = f"http://127.0.0.1:{port}"
+        child = serve_and_ask(folder, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **limits)
+    assert "no answer from the collector" in child.output
+    assert "127.0.0.1" not in child.output
+    assert str(port) not in child.output
+
+
+def test_spans_that_are_refused_are_reported(tmp_path: Path, collector: Collector) -> None:
+    folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
+    collector.status = 400
+    child = serve_and_ask(folder, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    assert "spans are lost: the collector did not take them" in child.output
+    assert "127.0.0.1" not in child.output
 
 
 def test_without_the_extra_it_says_which_one_to_install(
