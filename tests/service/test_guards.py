@@ -16,20 +16,13 @@ import httpx
 import pytest
 
 from latentwire import Client, DeadlineExceededError, UnauthorizedError
-from latentwire_service import loading
 from latentwire_service.logs import JsonFormatter, PathlessFormatter, _add_request_id
 from latentwire_service.policy import ApiKeys, PolicyError, policy_of
 from latentwire_service.settings import Settings
-from service.live_server import TIMEOUT_S, Gate, GatedRunner, LiveServer
-from tiny_models import save_model
+from service.asking import GREEDY
+from service.live_server import TIMEOUT_S, Gate, LiveServer
 
-GREEDY = {"task": "Wash the mug.", "do_sample": False, "max_new_tokens": 6}
 KEYS = ("first-key", "second-key")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +47,6 @@ def start(folder: Path) -> Iterator[Callable[..., LiveServer]]:
     yield start_one
     for live in started:
         live.close()
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    held = Gate()
-    build = loading.build_runner
-    monkeypatch.setattr(
-        loading, "build_runner", lambda *args, **kw: GatedRunner(build(*args, **kw), before=held)
-    )
-    yield held
-    held.may_pass.set()
 
 
 def code_of(answer: httpx.Response) -> tuple[int, str]:

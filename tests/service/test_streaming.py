@@ -32,10 +32,9 @@ from latentwire_service.engine.model_runner import StepOutput
 from latentwire_service.engine.request import Step
 from latentwire_service.rendering import Asked
 from latentwire_service.settings import Settings
+from service.asking import GREEDY
 from service.live_server import TIMEOUT_S, Gate, GatedRunner, LiveServer, without_numbers
 from tiny_models import HIDDEN_SIZE, llama_config, save_model
-
-GREEDY = {"task": "Wash the mug.", "do_sample": False, "max_new_tokens": 6}
 
 
 @pytest.fixture(scope="module")

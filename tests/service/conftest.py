@@ -1,0 +1,58 @@
+"""A service of a tiny model, for the modules that need no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire_service import loading
+from latentwire_service.settings import Settings
+from service.asking import MAX_BODY_BYTES
+from service.live_server import Gate, GatedRunner, LiveServer
+from tiny_models import save_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def settings_of(folder: Path, **changes: Any) -> Settings:
+    given: dict[str, Any] = {"model": str(folder), "max_slots": 4, "max_body_bytes": MAX_BODY_BYTES}
+    return Settings(**(given | changes))
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[LiveServer]:
+    live = LiveServer(settings_of(folder))
+    yield live.wait_ready()
+    live.close()
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., LiveServer]]:
+    """Start a server of the test's own."""
+    started: list[LiveServer] = []
+
+    def start_one(**changes: Any) -> LiveServer:
+        started.append(LiveServer(settings_of(folder, **changes)))
+        return started[-1]
+
+    yield start_one
+    for live in started:
+        live.close()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Holds every decode step of servers that are started afterwards."""
+    held = Gate()
+    build = loading.build_runner
+    monkeypatch.setattr(
+        loading, "build_runner", lambda *args, **kw: GatedRunner(build(*args, **kw), before=held)
+    )
+    yield held
+    held.may_pass.set()
