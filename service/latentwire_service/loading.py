@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from latentwire_service.engine.build import build_runner, probe
 from latentwire_service.engine.engine import Engine, StepStats
 from latentwire_service.engine.engine_thread import EngineThread
+from latentwire_service.engine.linear import bytes_kept_twice
 from latentwire_service.engine.loader import LoadedModel, load_model, pick_device, pick_dtype
 from latentwire_service.engine.memory import Capacity, available_bytes, plan_capacity
 from latentwire_service.engine.prefix_cache import MAX_PREFIX_TOKENS
@@ -76,13 +77,16 @@ def load_served(
     probed = probe(loaded.model)
     limits = (loaded.max_positions, probed.max_positions)
     bytes_per_position = probed.values_per_position * loaded.model.dtype.itemsize
+    # What is taken once the plan is made.
+    reserved_bytes = MAX_PREFIX_TOKENS * bytes_per_position
+    reserved_bytes += bytes_kept_twice(loaded.model, probed.linear_calls)
     capacity = plan_capacity(
         max_slots=None if settings.max_slots == "auto" else settings.max_slots,
         max_model_len=None if settings.max_model_len == "auto" else settings.max_model_len,
         model_max_len=min((limit for limit in limits if limit is not None), default=None),
         bytes_per_position=bytes_per_position,
         row_bytes=probed.hidden_size * 4,
-        available=available_bytes(device) - MAX_PREFIX_TOKENS * bytes_per_position,
+        available=available_bytes(device) - reserved_bytes,
         host_available=None if device.type == "cpu" else available_bytes(torch.device("cpu")),
         memory_fraction=settings.memory_fraction,
     )

@@ -168,6 +168,27 @@ def optimise_linears(model: nn.Module, calls: Sequence[LinearCall]) -> None:
             setattr(parent, name, SiblingLinear(shared, index))
 
 
+def bytes_kept_twice(model: nn.Module, calls: Sequence[LinearCall]) -> int:
+    """Return the bytes of packed copies whose originals stay: an LM head tied to the embeddings.
+
+    Args:
+        model: before `optimise_linears`.
+        calls: as there.
+    """
+    others = {
+        id(parameter)
+        for module in model.modules()
+        if type(module) is not nn.Linear
+        for parameter in module.parameters(recurse=False)
+    }
+    num_bytes = 0
+    for parent, names in _siblings(calls):
+        for name in names:
+            weight = model.get_submodule(parent).get_parameter(f"{name}.weight")
+            num_bytes += weight.nbytes if can_pack(weight) and id(weight) in others else 0
+    return num_bytes
+
+
 def can_pack(weight: torch.Tensor) -> bool:
     """Whether oneDNN takes this weight in its own layout."""
     return (

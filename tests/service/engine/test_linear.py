@@ -8,11 +8,13 @@ from torch.nn.functional import linear
 
 from latentwire_service.engine.linear import (
     Product,
+    bytes_kept_twice,
     can_pack,
     optimise_linears,
     packed_product,
     watch_linears,
 )
+from tiny_models import HIDDEN_SIZE, VOCAB_SIZE, build_model, llama_config
 
 
 class Projections(torch.nn.Module):
@@ -52,6 +54,21 @@ def test_fused_layers_give_what_single_ones_gave(
     optimise_linears(model, calls)
     for actual, own in zip((model(x, y), model(x, x), model.unused(x)), expected, strict=True):
         torch.testing.assert_close(actual, own)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_copies_of_weights_that_stay_are_counted(is_tied: bool) -> None:
+    model = build_model(llama_config(tie_word_embeddings=is_tied))
+    with watch_linears(model) as calls:
+        model(input_ids=torch.tensor([[3, 4, 5]]))
+    counted = bytes_kept_twice(model, calls)
+    tied: torch.nn.Parameter = model.model.embed_tokens.weight
+    optimise_linears(model, calls)
+    # After packing, only an embedding is there as well as its copy.
+    is_copied = is_tied and can_pack(tied)
+    assert counted == (VOCAB_SIZE * HIDDEN_SIZE * 4 if is_copied else 0)
+    assert (model.lm_head.weight is tied) == (is_tied and not is_copied)
 
 
 def test_packed_products_keep_torchs_rules() -> None:
