@@ -6,7 +6,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from latentwire import AsyncClient, InfoResponse, LatentwireError, UnauthorizedError
+from latentwire import (
+    AsyncClient,
+    InfoResponse,
+    LatentwireError,
+    NotReadyError,
+    TransportError,
+    UnauthorizedError,
+)
 from latentwire_batch.console import Notify
 from latentwire_batch.errors import ReplicasLostError, UsageError
 from latentwire_batch.replica import Replica
@@ -184,6 +191,9 @@ class Fleet:
                     return await replica.client.info()
             except UnauthorizedError as error:
                 raise UsageError(f"--api-key: {replica.name} does not accept it") from error
+            except (TransportError, NotReadyError):
+                # It was up a moment ago, and may be again.
+                pass
             except LatentwireError as error:
                 if replica.info is None:
                     raise UsageError(

@@ -194,7 +194,7 @@ def plan_latent_call(
     try:
         query = PlanLatentQuery.model_validate(fields)
     except ValidationError as error:
-        raise InvalidArgumentError(_field_at_fault(error), _describe(error)) from error
+        raise InvalidArgumentError(_field_at_fault(error), describe(error)) from error
     return Call(
         "POST",
         "/plan_latent",
@@ -293,7 +293,7 @@ def _parse(outcome: Outcome, model: type[ModelT]) -> ModelT:
         return model.model_validate_json(outcome.content)
     except ValidationError as error:
         raise ProtocolError(
-            f"{_where(outcome.request)} did not answer with a {model.__name__}: {_describe(error)}"
+            f"{_where(outcome.request)} did not answer with a {model.__name__}: {describe(error)}"
         ) from error
 
 
@@ -312,7 +312,7 @@ def _field_at_fault(error: ValidationError) -> str:
     return str(location[0]) if location else ""
 
 
-def _describe(error: ValidationError) -> str:
+def describe(error: ValidationError) -> str:
     """Say in one line which fields are wrong and why, without their values."""
     return "; ".join(
         ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from latentwire.constants import REQUEST_ID_HEADER
 from latentwire.errors import ConnectionFailedError, ProtocolError, api_error
-from latentwire.exchange import Call, check_k, error_of
+from latentwire.exchange import Call, check_k, describe, error_of
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import ErrorBody, StreamDone, StreamStep
 from latentwire.sse import Event, EventDecoder
@@ -49,6 +50,7 @@ class PlanAssembly:
 
     def __init__(self, call: Call) -> None:
         self._call = call
+        self._request_id = call.request_id
         self._decoder = EventDecoder()
         self._steps: list[PlanStep] = []
         self._plan: PlanLatent | None = None
@@ -63,6 +65,10 @@ class PlanAssembly:
         if self._plan is None:
             raise ProtocolError("the stream has not come to its `done` event")
         return self._plan
+
+    def begin(self, response: httpx.Response) -> None:
+        """Note what the head of the answer says."""
+        self._request_id = response.headers.get(REQUEST_ID_HEADER, self._request_id)
 
     def check_is_whole(self) -> None:
         """Raise when the stream is over without its last event: the connection was cut."""
@@ -90,9 +96,11 @@ class PlanAssembly:
                     self._plan = self._finish(StreamDone.model_validate_json(event.data))
                 case "error":
                     sent = ErrorBody.model_validate_json(event.data)
-                    raise api_error(sent, request_id=self._call.request_id)
+                    raise api_error(sent, request_id=self._request_id)
         except ValidationError as error:
-            raise ProtocolError(f"a `{event.name}` event is not as agreed: {error}") from error
+            raise ProtocolError(
+                f"a `{event.name}` event is not as agreed: {describe(error)}"
+            ) from error
         return None
 
     def _take(self, sent: StreamStep) -> PlanStep:
@@ -169,6 +177,7 @@ class PlanStream:
 
     def _run(self, opened: Callable[[], httpx.Response]) -> Generator[PlanStep, None, None]:
         response = opened()
+        self._assembly.begin(response)
         try:
             for chunk in response.iter_bytes():
                 yield from self._assembly.feed(chunk)
@@ -215,6 +224,7 @@ class AsyncPlanStream:
         self, opened: Callable[[], Awaitable[httpx.Response]]
     ) -> AsyncGenerator[PlanStep, None]:
         response = await opened()
+        self._assembly.begin(response)
         try:
             async for chunk in response.aiter_bytes():
                 for step in self._assembly.feed(chunk):

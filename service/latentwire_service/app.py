@@ -46,6 +46,8 @@ def create_app(
         summary="Plans as text and as the model's own last-layer hidden states.",
         version=version,
         lifespan=lifespan,
+        # An answer that sends elsewhere would repeat the query, task and all, in a header.
+        redirect_slashes=False,
     )
     app.include_router(create_router(serving, metrics, policy.request_timeout_s))
     error_handlers.install(app)

@@ -1,9 +1,7 @@
-"""A plan as `text/event-stream`: sent while it is made, given up when its reader goes or stalls."""
+"""A plan as `text/event-stream`: sent while it is made, given up when its reader goes."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import Response
@@ -17,11 +15,6 @@ from latentwire_service.engine.request import Step
 from latentwire_service.error_handlers import error_body
 from latentwire_service.rendering import Asked, render_done, render_error, render_steps
 from latentwire_service.serving import Plan
-
-logger = logging.getLogger(__name__)
-
-# How long a reader may take nothing before its connection is closed.
-MAX_STALL_S = 60.0
 
 
 class PlanEvents:
@@ -88,15 +81,14 @@ class EventStream(Response):
     # Gateways that collect answers before they pass them on are asked not to.
     _HEADERS = (("cache-control", "no-store"), ("x-accel-buffering", "no"))
 
-    def __init__(self, events: PlanEvents, max_stall_s: float = MAX_STALL_S) -> None:
+    def __init__(self, events: PlanEvents) -> None:
         super().__init__(headers=dict(self._HEADERS))
         del self.headers["content-length"]
         self._events = events
-        self._max_stall_s = max_stall_s
         self._is_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the last one, the reader's going, or its standing still."""
+        """Send events until the last one, or until the reader goes."""
         try:
             refusal = await until_disconnect(receive, self._send(send))
         except HTTPException:
@@ -116,10 +108,5 @@ class EventStream(Response):
             {"type": "http.response.start", "status": 200, "headers": self.raw_headers},
         )
         async for chunk in self._events.chunks():
-            try:
-                async with asyncio.timeout(self._max_stall_s):
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            except TimeoutError:
-                logger.warning("a reader took nothing for %g s", self._max_stall_s)
-                raise
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

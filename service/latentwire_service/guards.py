@@ -13,13 +13,19 @@ from latentwire_service.policy import ApiKeys
 
 # Orchestrators probe these without a key, and by address.
 PROBES = frozenset({"/health", "/ready"})
-_CALLER = "latentwire.caller"
+_CALLER, _KEY = "latentwire.caller", "latentwire.key"
 
 
 def caller_of(scope: Scope) -> str:
     """Return who calls: the name of the key, else the address."""
     caller: str = scope.get(_CALLER, "")
     return caller
+
+
+def key_of(scope: Scope) -> str:
+    """Return the name of the key that was shown; empty where none was needed."""
+    key: str = scope.get(_KEY, "")
+    return key
 
 
 class AllowedHosts:
@@ -59,6 +65,7 @@ class KeyCheck:
         if len(self._keys) and scope["path"] not in self._open_paths:
             shown = Headers(scope=scope).getlist("authorization")
             caller = self._keys.caller_of(shown[0].encode("latin-1")) if len(shown) == 1 else None
+            scope[_KEY] = caller or ""
         if caller is None:
             refusal = problem_response(
                 401, "a key is needed: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}

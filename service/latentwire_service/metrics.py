@@ -75,6 +75,9 @@ class Metrics:
         """Count one engine step. Called on the engine's thread; the metrics are thread-safe."""
         self._prompt_tokens.inc(stats.num_prompt_tokens)
         self._generation_tokens.inc(stats.num_new_tokens)
+        for seconds in stats.first_token_s:
+            # Not at the end: those that never come to it are the slow ones.
+            self._ttft.observe(seconds)
 
     def observe_load(self, num_running: int, num_waiting: int, max_slots: int) -> None:
         """Note how busy the engine is."""
@@ -86,7 +89,6 @@ class Metrics:
         """Count one finished plan."""
         first_s = completion.queue_s + completion.prefill_s
         self._latent_bytes.inc(completion.hidden_state.nbytes)
-        self._ttft.observe(first_s)
         self._e2e.observe(first_s + completion.decode_s)
         if len(completion.token_ids) > 1:
             self._per_token.observe(completion.decode_s / (len(completion.token_ids) - 1))

@@ -12,11 +12,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latentwire.constants import REQUEST_ID_HEADER, REQUEST_ID_PATTERN
-from latentwire_service.guards import caller_of
+from latentwire_service.guards import key_of
 from latentwire_service.logs import request_id
 
 logger = logging.getLogger(__name__)
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
 
 
@@ -53,23 +54,29 @@ class RequestLog:
             await self._app(scope, receive, noted)
         finally:
             route = getattr(scope.get("route"), "path", "other")
+            method = method_of(scope)
             self._observe(route, status)
             took_ms = round((time.monotonic() - started) * 1e3, 1)
             logger.info(
                 "%s %s %d %.1f ms",
-                scope["method"],
+                method,
                 route,
                 status,
                 took_ms,
                 extra={
-                    "method": scope["method"],
+                    "method": method,
                     "route": route,
                     "status": status,
                     "duration_ms": took_ms,
-                    "caller": caller_of(scope),
+                    "caller": key_of(scope),
                 },
             )
             request_id.reset(token)
+
+
+def method_of(scope: Scope) -> str:
+    """Return the request's method, for the log; a caller may send any text as one."""
+    return scope["method"] if scope["method"] in _METHODS else "other"
 
 
 def _request_id(scope: Scope) -> str:

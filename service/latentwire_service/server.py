@@ -11,8 +11,10 @@ from types import FrameType
 from typing import NoReturn
 
 import uvicorn
+from fastapi import FastAPI
 
 from latentwire_service.app import create_app
+from latentwire_service.connection import Connection
 from latentwire_service.engine.errors import ModelError
 from latentwire_service.engine.process import settle_heap
 from latentwire_service.metrics import Metrics
@@ -90,6 +92,31 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def http_config(app: FastAPI, max_header_bytes: int) -> uvicorn.Config:
+    """Say how connections are treated.
+
+    Args:
+        app: what answers.
+        max_header_bytes: most bytes of a request's head.
+    """
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        http=Connection,
+        ws="none",
+        # A caller must not choose by a header who it is.
+        proxy_headers=False,
+        # Longer than callers keep theirs (httpx 5 s, nginx 60 s): whoever closes an idle connection
+        # must not be the one that does not know whether a request is on its way.
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        h11_max_incomplete_event_size=max_header_bytes,
+        # For what is still being sent once the engine is done: some readers stand still.
+        timeout_graceful_shutdown=_SEND_TIMEOUT_S,
+    )
+
+
 def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
     metrics = Metrics()
     package_version = version("latentwire")
@@ -100,23 +127,7 @@ def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
     tracing = open_tracing(os.environ, package_version)
     serving = Serving(settings, metrics, package_version, on_failed, settle_heap, tracing)
     app = create_app(serving, metrics, policy, package_version, tracing)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        # Not whatever is installed: only h11 has a limit for heads.
-        http="h11",
-        ws="none",
-        # A caller must not choose by a header who it is.
-        proxy_headers=False,
-        # Longer than callers keep theirs (httpx 5 s, nginx 60 s): whoever closes an idle connection
-        # must not be the one that does not know whether a request is on its way.
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        h11_max_incomplete_event_size=settings.max_header_bytes,
-        # For what is still being sent once the engine is done: some readers stand still.
-        timeout_graceful_shutdown=_SEND_TIMEOUT_S,
-    )
+    config = http_config(app, settings.max_header_bytes)
     server = _DrainingServer(config, serving, settings.drain_timeout)
     logger.info("listening on port %d", listening.getsockname()[1])
     server.run([listening])

@@ -230,6 +230,8 @@ class Serving:
             from latentwire_service.loading import load_served
 
             served = load_served(self._settings, self._metrics.observe_step, self._fail)
+            if self._on_loaded is not None:
+                self._on_loaded()
         except ModelError as error:
             logger.error("cannot serve the model: %s", " ".join(str(error).split()))
             logger.debug("the reason", exc_info=error.__cause__)
@@ -239,8 +241,6 @@ class Serving:
             logger.exception("loading failed")
             self._fail(error)
         else:
-            if self._on_loaded is not None:
-                self._on_loaded()
             with self._state_lock:
                 self._served = served
                 if self._state is State.LOADING:

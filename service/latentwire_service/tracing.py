@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latentwire_service.engine.request import Completion
 from latentwire_service.logs import request_id
+from latentwire_service.request_log import method_of
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
@@ -82,7 +83,7 @@ class Tracing:
                 await send(message)
 
             with self._tracer.start_as_current_span(
-                scope["method"],
+                method_of(scope),
                 context=self._extract(dict(Headers(scope=scope))),
                 kind=self._trace.SpanKind.SERVER,
                 # Its text could hold the input that it is about.
@@ -96,7 +97,7 @@ class Tracing:
                     span.update_name(f"{scope['method']} {route}")
                     span.set_attributes(
                         {
-                            "http.request.method": scope["method"],
+                            "http.request.method": method_of(scope),
                             "http.route": route,
                             "http.response.status_code": status,
                             "latentwire.request_id": request_id.get() or "",

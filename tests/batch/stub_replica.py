@@ -69,6 +69,7 @@ class Behaviour:
         faults: statuses to answer the next plan requests with, any task.
         task_faults: statuses by task, used up from the left; the task is answered after that.
         is_ready: what `/ready` says.
+        info_faults: statuses to answer the next `/info` with; 0: none, the connection is dropped.
         is_dead: connections are dropped without an answer.
         die_after: drop everything from this many answered plans on.
         gate: plan requests wait for it.
@@ -87,6 +88,7 @@ class Behaviour:
     faults: deque[int] = field(default_factory=deque)
     task_faults: dict[str, list[int]] = field(default_factory=dict)
     is_ready: bool = True
+    info_faults: deque[int] = field(default_factory=deque)
     is_dead: bool = False
     die_after: int | None = None
     exit_on_death: bool = False
@@ -190,6 +192,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {"status": "ready"})
         elif path == "/health":
             self._send(200, {"status": "ok"})
+        elif path == "/info" and stub.behaviour.info_faults:
+            status = stub.behaviour.info_faults.popleft()
+            if status:
+                self._problem(status, "not-ready")
+            else:
+                self.close_connection = True
         elif path == "/info":
             self._send(200, _info(stub.behaviour))
         else:

@@ -172,6 +172,14 @@ def test_something_else_at_the_address_is_bad_usage(collect: Collect, stub: Stub
     assert "replica 0 does not answer like a latentwire service" in ended.stderr
 
 
+@pytest.mark.parametrize("fault", [0, 503])
+def test_a_replica_that_stumbles_at_its_first_greeting_is_asked_again(
+    collect: Collect, stub: StubReplica, fault: int
+) -> None:
+    stub.behaviour.info_faults.extend([fault, fault])
+    assert collect("--limit", "2", replicas=[stub]).status == 0
+
+
 @pytest.mark.parametrize("address", ["nonsense", "ftp://host", "http://"])
 def test_an_address_that_is_none_is_refused(collect: Collect, address: str) -> None:
     ended = collect("--replica", address)

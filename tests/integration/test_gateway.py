@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from integration.child import TIMEOUT_S, Child
-from latentwire import Client
+from latentwire import Client, PayloadTooLargeError
+from latentwire.protocol import ErrorBody
 from tiny_models import llama_config, save_model
 
 GATEWAY = Path(__file__).parents[2] / "deploy" / "gateway"
@@ -57,7 +58,9 @@ def site(model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterato
         for replica in replicas:
             with Client(replica.url) as client:
                 client.wait_ready(TIMEOUT_S)
-        nginx = subprocess.Popen(configured(tmp_path, port, addresses), stderr=subprocess.PIPE)
+        command = configured(tmp_path, port, addresses)
+        with (tmp_path / "error.log").open("wb") as errors:
+            nginx = subprocess.Popen(command, stderr=errors)
         url = f"http://127.0.0.1:{port}"
         with Client(url) as client:
             client.wait_ready(TIMEOUT_S)
@@ -65,7 +68,7 @@ def site(model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterato
     finally:
         if nginx is not None:
             nginx.terminate()
-            nginx.communicate(timeout=TIMEOUT_S)
+            nginx.wait(TIMEOUT_S)
         for replica in replicas:
             replica.close()
 
@@ -76,6 +79,7 @@ def configured(folder: Path, port: int, addresses: list[str]) -> list[str]:
     assert text.count("listen 8080;") == 1
     text = text.replace("listen 8080;", f"listen 127.0.0.1:{port};").replace("/tmp/", f"{folder}/")
     text = text.replace("/dev/stdout", f"{folder}/access.log")
+    text = text.replace("/dev/stderr", f"{folder}/error.log")
     shipped = (GATEWAY / "upstream.conf").read_text()
     # A name that is resolved again and again is newer than the nginx of some distributions.
     line = next(line for line in shipped.splitlines() if "server replicas" in line)
@@ -166,15 +170,23 @@ def test_events_pass_as_they_are_made(site: Site) -> None:
 def test_what_the_gateway_says_itself(site: Site, tmp_path: Path) -> None:
     answer = httpx.get(f"{site.url}/info", headers={"X-Request-Id": "agent-1"})
     assert answer.headers["x-request-id"] == "agent-1"
-    assert httpx.get(f"{site.url}/metrics").status_code == 404
-    httpx.get(f"{site.url}/plan_latent", params={"task": "SECRET", "max_new_tokens": 1})
+    assert answer.headers.get_list("x-request-id") == ["agent-1"]
+    hidden = httpx.get(f"{site.url}/metrics")
+    with Client(site.url, max_retries=0) as client, pytest.raises(PayloadTooLargeError):
+        client.plan_latent("x" * 3_000_000)
+    query: dict[str, str | int] = {"task": "SECRET", "max_new_tokens": 1}
+    httpx.get(f"{site.url}/plan_latent", params=query)
     for replica in site.replicas:
         replica.signal(signal.SIGKILL)
         replica.wait()
-    gone = httpx.get(f"{site.url}/info")
-    assert (gone.status_code, gone.json()["code"]) == (503, "not-ready")
-    assert gone.headers["content-type"] == "application/problem+json"
+    gone = httpx.get(f"{site.url}/plan_latent", params=query)
     assert gone.headers["retry-after"] == "2"
+    for own, code in ((hidden, "not-found"), (gone, "not-ready")):
+        body = ErrorBody.model_validate_json(own.content)
+        assert (body.status, body.code) == (own.status_code, code)
+        assert own.headers["content-type"] == "application/problem+json"
+        assert len(own.headers.get_list("x-request-id")) == 1
     log = (tmp_path / "access.log").read_text()
     assert "agent-1 GET /info 200" in log
-    assert "SECRET" not in log
+    assert "GET /plan_latent 503" in log
+    assert "SECRET" not in log + (tmp_path / "error.log").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from latentwire_service import loading
+from latentwire_service.engine.engine_thread import EngineThread
 from latentwire_service.settings import Settings
 from service.asking import MAX_BODY_BYTES
 from service.live_server import Gate, GatedRunner, LiveServer
@@ -56,3 +58,19 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     )
     yield held
     held.may_pass.set()
+
+
+@pytest.fixture
+def cancelled(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when a request that is not finished is cancelled."""
+    happened = threading.Event()
+    cancel = EngineThread.cancel
+
+    def cancel_and_tell(self: EngineThread, request: Any) -> None:
+        is_finished = request.future.done() and not request.future.cancelled()
+        cancel(self, request)
+        if not is_finished:
+            happened.set()
+
+    monkeypatch.setattr(EngineThread, "cancel", cancel_and_tell)
+    return happened

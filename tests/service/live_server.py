@@ -17,6 +17,7 @@ from latentwire_service.app import create_app
 from latentwire_service.engine.model_runner import StepOutput
 from latentwire_service.metrics import Metrics
 from latentwire_service.policy import policy_of
+from latentwire_service.server import http_config
 from latentwire_service.serving import Serving
 from latentwire_service.settings import Settings
 
@@ -29,13 +30,7 @@ class LiveServer:
         metrics = Metrics()
         self.serving = Serving(settings, metrics, "0.0.0", self.failed.set)
         app = create_app(self.serving, metrics, policy_of(settings), "0.0.0")
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            h11_max_incomplete_event_size=settings.max_header_bytes,
-        )
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(http_config(app, settings.max_header_bytes))
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -49,6 +44,10 @@ class LiveServer:
         with Client(self.url) as client:
             client.wait_ready(TIMEOUT_S)
         return self
+
+    def shrink_send_buffers(self) -> None:
+        """Have connections made from here on keep little that is not read, in the kernel."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
     def close(self) -> None:
         self.http.close()

@@ -234,6 +234,7 @@ def test_the_log_tells_neither_task_nor_query_nor_path(
     plan_of(live.http.get("/plan_latent", params=secret))
     post(live, secret | {"SECRET": 1})
     live.http.get("/SECRET?SECRET=1")
+    live.http.request("SECRET", "/health")
 
     def break_down(*_: object) -> bytes:
         raise RuntimeError("cannot open /home/somebody/models/weights.bin")

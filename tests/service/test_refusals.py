@@ -166,6 +166,9 @@ def test_who_sends_too_large_a_body_to_its_end_sees_why_it_is_refused(server: Li
 
 def test_unknown_paths_and_methods_are_problems(server: LiveServer) -> None:
     assert_problem(server.http.get("/plan"), 404, "not-found")
+    # Sent elsewhere, the query would be repeated.
+    elsewhere = server.http.get("/plan_latent/", params={"task": "x"})
+    assert_problem(elsewhere, 404, "not-found")
     answer = server.http.delete("/plan_latent")
     assert_problem(answer, 405, "method-not-allowed")
     assert "POST" in answer.headers["allow"]

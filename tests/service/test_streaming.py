@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from starlette.types import Message
 
 from latentwire import (
     AsyncClient,
@@ -24,13 +23,10 @@ from latentwire import (
     PlanStep,
     PromptTooLongError,
 )
-from latentwire.protocol import PlanLatentRequest, StreamDone
+from latentwire.protocol import StreamDone
 from latentwire.sse import Event, EventDecoder
 from latentwire_service import event_stream, loading
-from latentwire_service.engine.engine_thread import EngineThread
 from latentwire_service.engine.model_runner import StepOutput
-from latentwire_service.engine.request import Step
-from latentwire_service.rendering import Asked
 from latentwire_service.settings import Settings
 from service.asking import GREEDY
 from service.live_server import TIMEOUT_S, Gate, GatedRunner, LiveServer, without_numbers
@@ -189,9 +185,14 @@ def test_an_error_after_the_first_byte_is_an_event(start: Callable[..., LiveServ
     assert (first.name, error.name) == ("step", "error")
     body = json.loads(error.data)
     assert (body["code"], body["status"]) == ("latent-invalid", 500)
-    with Client(live.url) as client, pytest.raises(LatentInvalidError):
-        list(client.stream_plan_latent(**GREEDY))
-    assert live.metric("latentwire_stream_errors_total", code="latent-invalid") == 2
+    with Client(live.url) as client:
+        with pytest.raises(LatentInvalidError) as caught:
+            list(client.stream_plan_latent(**GREEDY))
+        assert (caught.value.request_id or "").startswith("req-")
+        with pytest.raises(LatentInvalidError) as caught:
+            list(client.stream_plan_latent(**GREEDY, request_id="mine"))
+        assert caught.value.request_id == "mine"
+    assert live.metric("latentwire_stream_errors_total", code="latent-invalid") == 3
 
 
 def test_a_lost_engine_ends_its_streams_with_an_error_event(
@@ -216,22 +217,6 @@ def test_an_unforeseen_error_in_a_stream_shows_an_id_only(
     *_, error = events_of(server, GREEDY)
     assert json.loads(error.data)["code"] == "internal"
     assert b"somebody" not in error.data
-
-
-@pytest.fixture
-def cancelled(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Set when a request that is not finished is cancelled."""
-    happened = threading.Event()
-    cancel = EngineThread.cancel
-
-    def cancel_and_tell(self: EngineThread, request: Any) -> None:
-        is_finished = request.future.done()
-        cancel(self, request)
-        if not is_finished:
-            happened.set()
-
-    monkeypatch.setattr(EngineThread, "cancel", cancel_and_tell)
-    return happened
 
 
 def test_a_stream_whose_reader_goes_frees_its_slot(
@@ -355,35 +340,3 @@ def test_draining_lets_streams_end(start: Callable[..., LiveServer]) -> None:
         draining.join(TIMEOUT_S)
         with pytest.raises(NotReadyError):
             client.plan_latent("y")
-
-
-def test_a_reader_that_stands_still_is_cut_off() -> None:
-    """A server's own buffers take megabytes before `send` waits; here it waits at once."""
-
-    async def items() -> AsyncIterator[list[Step]]:
-        nonlocal is_closed
-        try:
-            while True:
-                yield [Step(0, 1, "x", None)]
-        finally:
-            is_closed = True
-
-    async def stream() -> None:
-        never = asyncio.Event()
-
-        async def receive() -> Message:
-            await never.wait()
-            raise AssertionError
-
-        async def send(message: Message) -> None:
-            if message["type"] == "http.response.body":
-                await never.wait()
-
-        asked = Asked(PlanLatentRequest(task="x"), None, "m", None)
-        events = event_stream.PlanEvents(items(), asked, lambda _: None)
-        with pytest.raises(TimeoutError):
-            await event_stream.EventStream(events, max_stall_s=0.01)({}, receive, send)
-        assert is_closed
-
-    is_closed = False
-    asyncio.run(stream())

@@ -104,6 +104,8 @@ def test_the_client_reads_both_forms_alike(server: LiveServer) -> None:
         ("application/vnd.apache.arrow.stream; q=0.9, application/json; q=0.1", WireFormat.ARROW),
         ("application/x-safetensors;q=0", WireFormat.JSON),
         ("application/x-safetensors;q=much", WireFormat.JSON),
+        ("application/x-safetensors;q=inf", WireFormat.JSON),
+        ("application/x-safetensors;q=nan", WireFormat.JSON),
         (",;,=", WireFormat.JSON),
     ],
 )

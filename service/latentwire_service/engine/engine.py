@@ -24,12 +24,21 @@ from latentwire_service.engine.scheduler import PrefillChunk, Scheduler
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """What one step did, for metrics."""
+    """What one step did, for metrics.
+
+    Attributes:
+        num_prompt_tokens: computed.
+        num_new_tokens: generated.
+        num_running: requests that hold a slot after it.
+        num_waiting: requests that have none.
+        first_token_s: seconds that each request which got its first token had waited for it.
+    """
 
     num_prompt_tokens: int
     num_new_tokens: int
     num_running: int
     num_waiting: int
+    first_token_s: Sequence[float]
 
 
 class Engine:
@@ -54,6 +63,7 @@ class Engine:
         self._clock = clock
         self._copier = RowCopier(runner.device, runner.max_slots, runner.hidden_size)
         self._prefixes = PrefixCache()
+        self._first_token_s: list[float] = []
         self._scheduler = Scheduler(runner.max_slots, prefill_chunk, self._prefixes)
 
     @property
@@ -91,6 +101,7 @@ class Engine:
 
     def step(self) -> StepStats | None:
         """Run one step; None when there was nothing to do."""
+        self._first_token_s = []
         schedule = self._scheduler.schedule(self._clock())
         if schedule.is_empty:
             return None
@@ -107,6 +118,7 @@ class Engine:
             num_new_tokens=len(schedule.decode) + sum(chunk.is_last for chunk in schedule.prefill),
             num_running=self.num_running,
             num_waiting=self.num_waiting,
+            first_token_s=self._first_token_s,
         )
 
     def _prefill(self, chunks: Sequence[PrefillChunk]) -> None:
@@ -164,6 +176,7 @@ class Engine:
             if is_first:
                 request.status = RequestStatus.DECODE
                 request.first_token_at = now
+                self._first_token_s.append(now - request.submitted_at)
             if not is_finite:
                 self._runner.clear_slot(_slot(request))
                 self._fail(request, LatentInvalidError("the model's hidden state is not finite"))

@@ -13,6 +13,7 @@ import platform
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 # Times that a thread looks for work at the end of a parallel region before it sleeps; a decode step
@@ -64,13 +65,15 @@ def give_way() -> None:
 
     To be called on the engine's thread before it computes: OpenMP's threads inherit it (Linux;
     elsewhere nothing changes). On two cores, both decoding, the reader of a stream got its first
-    event 1 ms earlier. An operator's own, larger niceness stays.
+    event 1 ms earlier. Where the operator chose a niceness, it stays.
     """
     # Elsewhere niceness is the whole process's.
     if sys.platform == "linux":
         thread_id = threading.get_native_id()
-        own = os.getpriority(os.PRIO_PROCESS, thread_id)
-        os.setpriority(os.PRIO_PROCESS, thread_id, max(own, _NICENESS))
+        # What is forbidden in a container is no reason not to serve.
+        with suppress(OSError):
+            if os.getpriority(os.PRIO_PROCESS, thread_id) == 0:
+                os.setpriority(os.PRIO_PROCESS, thread_id, _NICENESS)
 
 
 def settle_heap() -> None:

@@ -55,6 +55,7 @@ def test_two_thousand_requests_a_third_cancelled_leave_nothing_behind() -> None:
     rng = random.Random(7)
     outcomes: Counter[str] = Counter()
     live: list[Request] = []
+    others = kept_rows()
 
     def submit_one(index: int) -> None:
         prompt = random_prompts([rng.randint(1, 30)], seed=index)[0]
@@ -88,9 +89,15 @@ def test_two_thousand_requests_a_third_cancelled_leave_nothing_behind() -> None:
     # A kept step would show: its logits alone are 40 kB, and there are over a thousand steps. The
     # warm-up lets the allocator and oneDNN's cache of kernels settle.
     assert resident_bytes() - warm < 24 * 2**20
-    assert not [kept for kept in gc.get_objects() if type(kept) is HiddenRows]
+    # Services of other tests that ended before their requests did may hold some of theirs.
+    assert kept_rows() <= others
     assert not live
     assert harness.engine.num_running == harness.engine.num_waiting == 0
     assert outcomes.keys() == {"finished", RequestCancelledError.__name__}
     assert outcomes.total() == 3500
     assert outcomes[RequestCancelledError.__name__] > 500
+
+
+def kept_rows() -> set[int]:
+    gc.collect()
+    return {id(kept) for kept in gc.get_objects() if type(kept) is HiddenRows}
