@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI, Request
 
-from latentwire_service.server import _listen
+from latentwire_service.server import _listen, http_config
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -34,3 +38,24 @@ def test_an_answer_is_not_held_back_for_an_acknowledgement(host: str) -> None:
         return option
 
     assert asyncio.run(option_of_an_accepted_connection()) != 0
+
+
+def test_a_header_does_not_choose_who_the_caller_is() -> None:
+    """Callers take turns: one that had a new address for each request would have every turn."""
+    app = FastAPI()
+
+    @app.get("/client")
+    def client(request: Request) -> str:
+        assert request.client is not None
+        return request.client.host
+
+    server = uvicorn.Server(http_config(app, 16384))
+    with _listen("127.0.0.1", 0) as listening, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.run, [listening])
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/client"
+        forwarded = {"X-Forwarded-For": "203.0.113.9", "Forwarded": "for=203.0.113.9"}
+        try:
+            assert httpx.get(url, headers=forwarded).json() == "127.0.0.1"
+        finally:
+            server.should_exit = True
+        running.result(30)
