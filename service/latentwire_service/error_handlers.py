@@ -189,8 +189,13 @@ async def _on_validation_error(_request: Request, error: Exception) -> Response:
     return _problem(_INVALID, f"{field}: {first['msg']}", {}, field=field)
 
 
-async def _on_http_error(_request: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # Starlette names the methods of one route, where a path has one for each method.
+        methods = request.app.openapi()["paths"].get(request.url.path)
+        if methods:
+            error.headers = {"Allow": ", ".join(sorted(methods)).upper()}
     answer = _HTTP_ANSWERS.get(error.status_code)
     if answer is None:
         return _response(*error_body(error))
