@@ -7,9 +7,13 @@ readers that stand still: all of these are the caller's choice, and cost the ser
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import re
 import socket
 import struct
+import sys
+import termios
+from contextlib import suppress
 from typing import Any
 
 import h11
@@ -37,8 +41,10 @@ class Connection(H11Protocol):
         self._pipelined = bytearray()
         self._is_lingering = False
         self._is_over = False
+        self._linger: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
-        self._num_unsent = 0
+        self._num_written = 0
+        self._num_taken = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; everything that closes the transport goes through `close`."""
@@ -49,7 +55,9 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._is_over = True
-        self._forget_reader()
+        for timer in (self._linger, self._stall):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def eof_received(self) -> None:
@@ -92,36 +100,41 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         """Take the next request, which may be there already."""
         super().on_response_complete()
+        self._watch_reader()
         if self._pipelined and not self.transport.is_closing():
             data, self._pipelined = bytes(self._pipelined), bytearray()
             self.data_received(data)
 
     def close(self) -> None:
         """Close, once the rest is sent, and the caller was let end what it may still be sending."""
-        transport = self.transport
-        is_reading = self.cycle is not None and self.cycle.more_body
-        if not is_reading or transport.is_closing():
+        cycle = self.cycle
+        is_reading = cycle is not None and cycle.more_body
+        if not is_reading or self.transport.is_closing():
             self._transport.close()
             self._watch_reader()
             return
         self._is_lingering = True
+        if not cycle.response_complete:
+            # Nobody waits for the rest of it.
+            cycle.disconnected = True
+            cycle.message_event.set()
         self.flow.resume_reading()
-        if transport.can_write_eof():
-            transport.write_eof()
-        self.loop.call_later(_LINGER_S, transport.abort)
+        self._linger = self.loop.call_later(_LINGER_S, self._end_linger)
+        try:
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+        except OSError:
+            # Gone already.
+            self._transport.abort()
+
+    def written(self, num_bytes: int) -> None:
+        """Count what is handed to the transport."""
+        self._num_written += num_bytes
 
     def pause_writing(self) -> None:
         """Wait for the reader, but not for ever."""
         super().pause_writing()
         self._watch_reader()
-
-    def resume_writing(self) -> None:
-        """Go on: the reader does."""
-        self._forget_reader()
-        super().resume_writing()
-        if self._transport.is_closing():
-            # What is left is little, and nobody waits for it but the connection's end.
-            self._watch_reader()
 
     @property
     def is_closing(self) -> bool:
@@ -138,22 +151,38 @@ class Connection(H11Protocol):
         return cycle is not None and not (cycle.more_body or cycle.response_complete)
 
     def _watch_reader(self) -> None:
-        if self._stall is None and not self._is_over:
-            self._num_unsent = self._transport.get_write_buffer_size()
+        if self._stall is None and not self._is_over and self._transport.get_write_buffer_size():
+            self._num_taken = self._count_taken()
             self._stall = self.loop.call_later(MAX_STALL_S, self._look_at_reader)
 
-    def _forget_reader(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
+    def _count_taken(self) -> int:
+        """Count the bytes that the reader's side has acknowledged.
+
+        The kernel takes more from here only once a good part of its own buffer, megabytes, is free:
+        that alone would make a slow reader look like one that stands still.
+        """
+        own: socket.socket = self._transport.get_extra_info("socket")
+        num_queued = 0
+        with suppress(OSError):
+            answer = fcntl.ioctl(own.fileno(), termios.TIOCOUTQ, bytes(4))
+            num_queued = int.from_bytes(answer, sys.byteorder)
+        return self._num_written - self._transport.get_write_buffer_size() - num_queued
+
+    def _end_linger(self) -> None:
+        if self._transport.get_write_buffer_size():
+            # The answer is still being read; whether it is, is watched.
+            self._watch_reader()
+            self._linger = self.loop.call_later(_LINGER_S, self._end_linger)
+        else:
+            self._transport.abort()
 
     def _look_at_reader(self) -> None:
         self._stall = None
-        # Nothing is added while it is watched: what is there is what was not taken.
-        num_unsent = self._transport.get_write_buffer_size()
-        if 0 < num_unsent < self._num_unsent:
+        if not self._transport.get_write_buffer_size():
+            return
+        if self._count_taken() > self._num_taken:
             self._watch_reader()
-        elif num_unsent:
+        else:
             # With a reset: else the kernel keeps what it has for the reader, and tries for minutes.
             reset = struct.pack("ii", 1, 0)
             own: socket.socket = self._transport.get_extra_info("socket")
@@ -173,7 +202,7 @@ class Connection(H11Protocol):
 
 
 class _ClosingBy:
-    """A transport that its connection closes."""
+    """A transport whose connection closes it, and knows what is written."""
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
         self._transport = transport
@@ -182,6 +211,10 @@ class _ClosingBy:
 
     def is_closing(self) -> bool:
         return self._connection.is_closing or self._transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        self._connection.written(len(data))
+        self._transport.write(data)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

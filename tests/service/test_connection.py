@@ -8,14 +8,18 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
+from fastapi import FastAPI, Response
 
 from latentwire_service import connection as connections
+from latentwire_service.server import http_config
 from service.asking import GREEDY, plan_of, post
 from service.live_server import TIMEOUT_S, Gate, LiveServer
 from tiny_models import llama_config, save_model
@@ -159,7 +163,7 @@ def test_a_head_that_comes_at_once_has_the_same_limit(
 
 
 def test_rubbish_after_a_refusal_is_no_error_of_the_service(
-    server: LiveServer, caplog: pytest.LogCaptureFixture
+    server: LiveServer, caplog: pytest.LogCaptureFixture, cancelled: threading.Event
 ) -> None:
     with connect(server) as connection:
         connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n" + CHUNKED)
@@ -174,7 +178,32 @@ def test_rubbish_after_a_refusal_is_no_error_of_the_service(
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
         connection.sendall(b"no chunk\r\n" * 10)
         all_of(connection)
+    assert cancelled.wait(TIMEOUT_S)
+    for method in (b"HEAD", b"POST"):
+        for _ in range(20):
+            with connect(server) as connection:
+                connection.sendall(method + b" /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n" + CHUNKED)
+    assert plan_of(post(server, GREEDY))
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_request_that_turns_out_to_be_rubbish_is_given_up(
+    start: Callable[..., LiveServer],
+    gate: Gate,
+    cancelled: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "_LINGER_S", 10 * TIMEOUT_S)
+    live = start().wait_ready()
+    with connect(live) as connection:
+        connection.sendall(
+            b"GET /plan_latent?task=x&max_new_tokens=400 HTTP/1.1\r\nHost: 127.0.0.1\r\n" + CHUNKED
+        )
+        assert gate.is_reached.wait(TIMEOUT_S)
+        connection.sendall(b"no chunk\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+        assert cancelled.wait(TIMEOUT_S)
+        gate.may_pass.set()
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -201,6 +230,51 @@ def test_a_reader_that_is_slow_is_not(start: Callable[..., LiveServer], stream: 
             received += piece
             time.sleep(0.1)
     assert (b"event: done" if stream else b'"completion_tokens":400') in received
+
+
+@contextmanager
+def serving(num_bytes: int) -> Iterator[int]:
+    """An answer of that many bytes at /; the port."""
+    app = FastAPI()
+
+    @app.get("/")
+    def answer() -> Response:
+        return Response(b"x" * num_bytes)
+
+    server = uvicorn.Server(http_config(app, 16384))
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
+        # What the kernel keeps for a reader of 60 kB must not be all of it.
+        if num_bytes < 100_000:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        running = pool.submit(server.run, [listening])
+        yield listening.getsockname()[1]
+        server.should_exit = True
+        running.result(TIMEOUT_S)
+
+
+def test_a_reader_is_not_slower_for_what_the_kernel_keeps() -> None:
+    with serving(3_000_000) as port, socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.settimeout(TIMEOUT_S)
+        reader.connect(("127.0.0.1", port))
+        reader.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        num_bytes = 0
+        while piece := reader.recv(30_000):
+            num_bytes += len(piece)
+            time.sleep(0.02)
+    assert num_bytes > 3_000_000
+
+
+def test_a_little_that_is_left_is_not_kept_for_ever() -> None:
+    with serving(60_000) as port, socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.settimeout(TIMEOUT_S)
+        reader.connect(("127.0.0.1", port))
+        # The beginning of another request is no reason to wait.
+        reader.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nG")
+        cut = select.poll()
+        cut.register(reader, select.POLLERR)
+        assert cut.poll(TIMEOUT_S * 1000)
 
 
 def slow_reader(live: LiveServer, request: bytes) -> socket.socket:
