@@ -46,10 +46,12 @@ class Connection(H11Protocol):
         self._num_written = 0
         self._num_taken = 0
 
+    # asyncio says that any transport may come; for TCP it is one of both ways, as uvicorn has it.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; everything that closes the transport goes through `close`."""
         super().connection_made(transport)
         self._transport = transport
+        # It has all that uvicorn asks of a transport, but is none by its class.
         self.transport = _ClosingBy(transport, self)  # type: ignore[assignment]
 
     def connection_lost(self, exc: Exception | None) -> None:

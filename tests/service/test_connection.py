@@ -211,11 +211,9 @@ def test_a_reader_that_stands_still_is_cut_off(
     start: Callable[..., LiveServer], stream: bool
 ) -> None:
     live = start(max_slots=1).wait_ready()
-    with slow_reader(live, asking(max_new_tokens=400, stream=stream)) as reader:
-        # Nothing is read: only the connection's end is waited for.
-        cut = select.poll()
-        cut.register(reader, select.POLLERR)
-        assert cut.poll(TIMEOUT_S * 1000)
+    live.shrink_send_buffers()
+    with slow_reader(live.port, asking(max_new_tokens=400, stream=stream)) as reader:
+        assert is_cut(reader)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -225,7 +223,8 @@ def test_a_reader_that_is_slow_is_not(start: Callable[..., LiveServer], stream: 
         b"Host", b"Connection: close\r\nHost", 1
     )
     received = b""
-    with slow_reader(live, request) as reader:
+    live.shrink_send_buffers()
+    with slow_reader(live.port, request) as reader:
         while piece := reader.recv(8192):
             received += piece
             time.sleep(0.1)
@@ -253,11 +252,8 @@ def serving(num_bytes: int) -> Iterator[int]:
 
 
 def test_a_reader_is_not_slower_for_what_the_kernel_keeps() -> None:
-    with serving(3_000_000) as port, socket.socket() as reader:
-        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        reader.settimeout(TIMEOUT_S)
-        reader.connect(("127.0.0.1", port))
-        reader.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+    request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    with serving(3_000_000) as port, slow_reader(port, request) as reader:
         num_bytes = 0
         while piece := reader.recv(30_000):
             num_bytes += len(piece)
@@ -266,23 +262,24 @@ def test_a_reader_is_not_slower_for_what_the_kernel_keeps() -> None:
 
 
 def test_a_little_that_is_left_is_not_kept_for_ever() -> None:
-    with serving(60_000) as port, socket.socket() as reader:
-        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        reader.settimeout(TIMEOUT_S)
-        reader.connect(("127.0.0.1", port))
-        # The beginning of another request is no reason to wait.
-        reader.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nG")
-        cut = select.poll()
-        cut.register(reader, select.POLLERR)
-        assert cut.poll(TIMEOUT_S * 1000)
+    # The beginning of another request is no reason to wait.
+    request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nG"
+    with serving(60_000) as port, slow_reader(port, request) as reader:
+        assert is_cut(reader)
 
 
-def slow_reader(live: LiveServer, request: bytes) -> socket.socket:
-    """Ask over a connection whose buffers hold little of the answer."""
-    live.shrink_send_buffers()
+def slow_reader(port: int, request: bytes) -> socket.socket:
+    """Ask over a connection that takes little of the answer before it is read."""
     reader = socket.socket()
     reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     reader.settimeout(TIMEOUT_S)
-    reader.connect(("127.0.0.1", live.port))
+    reader.connect(("127.0.0.1", port))
     reader.sendall(request)
     return reader
+
+
+def is_cut(reader: socket.socket) -> bool:
+    """Wait, reading nothing, for the connection's end."""
+    end = select.poll()
+    end.register(reader, select.POLLERR)
+    return bool(end.poll(TIMEOUT_S * 1000))
