@@ -43,11 +43,11 @@ check: lint test
 
 # The README's tables of flags and fields, made anew from the code.
 readme: install
-	PYTHONPATH=tests $(BIN)/python tests/readme_tables.py
+	$(BIN)/python -m tools.readme_tables
 
 # The API's description, made anew from the code.
 openapi: install
-	PYTHONPATH=tests $(BIN)/python -m service.openapi_document
+	$(BIN)/python -m tools.openapi_document
 
 bench: install
 	$(BIN)/python -m benchmarks

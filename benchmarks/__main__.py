@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.peers import has_vllm
 from benchmarks.report import Measurement, print_table
 from benchmarks.worker import CONTENDERS, OURS
-from latentwire_service.engine.process import thread_environment
+from latentwire_service.engine.hf.cpu.cpu_tuning import thread_environment
 
 
 class Worker:

@@ -24,13 +24,14 @@ from pathlib import Path
 
 import numpy as np
 
-from latentwire_batch.export import Assembly, Totals
-from latentwire_batch.record_log import RecordLog
-from latentwire_batch.rows import Row
-from latentwire_batch.store import FinishedRow, RowStore
+from latentwire_batch.assembly import Assembly, Totals
+from latentwire_batch.journal.record_log import RecordLog
+from latentwire_batch.journal.row_store import RowStore
+from latentwire_batch.tasks.results import FinishedRow
+from latentwire_batch.tasks.rows import Row
 
 STEPS, WIDTH = 256, 896
-STUB = Path(__file__).parents[1] / "tests" / "batch" / "stub_replica.py"
+STUB = Path(__file__).parents[1] / "tests" / "support" / "stub_replica.py"
 _SHARD_BYTES = 500 * 10**6
 _ROW_BYTES = STEPS * WIDTH * 4
 

@@ -27,10 +27,10 @@ from benchmarks.ours import OverHttp
 from benchmarks.workload import TASKS
 from latentwire import Client
 from latentwire.protocol import PlanLatentRequest
-from latentwire_service.engine.process import keep_freed_memory, thread_environment
+from latentwire_service.engine.hf.cpu.cpu_tuning import keep_freed_memory, thread_environment
 from latentwire_service.engine.request import Step
-from latentwire_service.intake import Ask, build_request
-from latentwire_service.loading import Served, load_served
+from latentwire_service.engine_factory import Served, load_served
+from latentwire_service.request_builder import Ask, build_request
 from latentwire_service.settings import Settings
 
 _WAIT_S = 300

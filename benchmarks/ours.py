@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.workload import TOP_P, Sample, Workload
 from latentwire import Client, PlanLatent
-from latentwire_service.engine.build import build_runner, probe
 from latentwire_service.engine.detokenizer import Detokenizer
 from latentwire_service.engine.engine import Engine
-from latentwire_service.engine.loader import LoadedModel
-from latentwire_service.engine.process import keep_freed_memory
+from latentwire_service.engine.hf.build import build_runner, probe
+from latentwire_service.engine.hf.cpu.cpu_tuning import keep_freed_memory
+from latentwire_service.engine.hf.loader import LoadedModel
 from latentwire_service.engine.request import Completion, HiddenRows, Request
 from latentwire_service.engine.sampling_params import SamplingParams
 

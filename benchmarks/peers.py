@@ -10,7 +10,7 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from benchmarks.workload import TOP_P, Sample, Workload
-from latentwire_service.engine.loader import LoadedModel
+from latentwire_service.engine.hf.loader import LoadedModel
 
 # One by one, more requests take longer but are no faster: a few show the rate.
 MAX_LOOP_REQUESTS = 4

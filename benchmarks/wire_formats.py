@@ -21,10 +21,10 @@ import pyarrow as pa
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import PlanLatentRequest, PlanLatentResponse
 from latentwire.safetensors_wire import unpack
+from latentwire_service.api.rendering import Asked, plan_response
+from latentwire_service.api.wire_formats import WireFormat, render
 from latentwire_service.engine.request import Completion, FinishReason
-from latentwire_service.rendering import Asked, plan_response
-from latentwire_service.serving import Plan
-from latentwire_service.wire_formats import WireFormat, render
+from latentwire_service.model_service import Plan
 
 SHAPE = (512, 896)
 NUM_ROUNDS = 7

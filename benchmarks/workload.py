@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from latentwire_service.engine.loader import LoadedModel, load_model, pick_device, pick_dtype
+from latentwire_service.engine.hf.loader import LoadedModel, load_model, pick_device, pick_dtype
 from latentwire_service.engine.prompt import encode_prompt, fill_template
 
 TEMPLATE = "Please provide a general plan to solve this task.\nThe task is: {task}"

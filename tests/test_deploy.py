@@ -11,8 +11,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from latentwire_service.metrics import Metrics
 from latentwire_service.settings import Settings
+from latentwire_service.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 MANIFESTS: list[dict[str, Any]] = list(

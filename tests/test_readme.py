@@ -15,13 +15,13 @@ from typing import Any, cast, get_args
 
 import pytest
 import yaml
+from tools.readme_tables import README, TABLES, rewrite
 
 from latentwire import Client
 from latentwire.cli import main as latentwire_main
 from latentwire.protocol import ErrorBody, ErrorCode, PlanLatentResponse
-from latentwire_service.routes import create_router
-from readme_tables import README, TABLES, rewrite
-from tiny_models import save_model
+from latentwire_service.api.routes import create_router
+from support.tiny_models import save_model
 
 ROOT = README.parent
 TEXT = README.read_text()

@@ -9,8 +9,8 @@ from latentwire_batch.collect import collect
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.errors import BatchError
+from latentwire_batch.exit_status import ExitStatus, status_of
 from latentwire_batch.flags import parse_settings
-from latentwire_batch.outcome import ExitStatus, status_of
 
 
 def main(args: list[str]) -> int:

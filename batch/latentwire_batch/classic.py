@@ -16,9 +16,9 @@ from latentwire_batch.collect import collect
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.errors import BatchError, UsageError
+from latentwire_batch.exit_status import ExitStatus, status_of
 from latentwire_batch.flags import Parser, make_settings
-from latentwire_batch.outcome import ExitStatus, status_of
-from latentwire_batch.ranks import Rank, rank_of
+from latentwire_batch.ranks.rank import Rank, rank_of
 
 # Flags of the commands by the setting that they give; a value that is absent stays the default.
 FLAGS = {

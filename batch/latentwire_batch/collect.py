@@ -7,15 +7,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from latentwire_batch.card import build_card
+from latentwire_batch.assembly import Assembly, Totals
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
-from latentwire_batch.crew import Crew, refuse_strangers
+from latentwire_batch.dataset.card import build_card
+from latentwire_batch.dataset.manifest import build_manifest, settings_of
+from latentwire_batch.dataset.previous import previous_rows
+from latentwire_batch.dispatch.seeds import draw_seed
+from latentwire_batch.dispatch.session import SessionOutcome, SessionPlan, run_session
 from latentwire_batch.errors import InputError, StorageError, UsageError
-from latentwire_batch.export import Assembly, Totals
-from latentwire_batch.follow import follow
-from latentwire_batch.install import finish_install, install
-from latentwire_batch.layout import (
+from latentwire_batch.existing_output import finished_counts, refuse_differences
+from latentwire_batch.exit_status import ExitStatus, report
+from latentwire_batch.follower import follow
+from latentwire_batch.journal.open_store import open_store
+from latentwire_batch.journal.record_log import storage_error
+from latentwire_batch.journal.row_store import RowStore
+from latentwire_batch.output.layout import (
     CARD_NAME,
     MANIFEST_NAME,
     OutputLayout,
@@ -26,18 +33,13 @@ from latentwire_batch.layout import (
     write_json,
     write_text,
 )
-from latentwire_batch.manifest import build_manifest, settings_of
-from latentwire_batch.open_store import open_store
-from latentwire_batch.outcome import ExitStatus, finished_counts, refuse_differences, report
-from latentwire_batch.previous import previous_rows
-from latentwire_batch.ranks import ALONE, Rank
-from latentwire_batch.reader import TaskSource
-from latentwire_batch.record_log import storage_error
-from latentwire_batch.rows import DataIdentity, identify
+from latentwire_batch.output.publish import finish_install, install
+from latentwire_batch.ranks.rank import ALONE, Rank
+from latentwire_batch.ranks.rendezvous import Crew, refuse_strangers
 from latentwire_batch.run_settings import ModelIdentity, request_settings
-from latentwire_batch.seeds import draw_seed
-from latentwire_batch.session import SessionOutcome, SessionPlan, run_session
-from latentwire_batch.store import RowState, RowStore
+from latentwire_batch.tasks.reader import TaskSource
+from latentwire_batch.tasks.results import RowState
+from latentwire_batch.tasks.rows import DataIdentity, identify
 
 
 def collect(

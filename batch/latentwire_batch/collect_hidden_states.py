@@ -12,7 +12,7 @@ from latentwire.constants import DEFAULT_MAX_NEW_TOKENS, DEFAULT_PROMPT_TEMPLATE
 from latentwire_batch.classic import add_switch, run_classic, split_directory, task_fields, truth
 from latentwire_batch.errors import UsageError
 from latentwire_batch.flags import Parser
-from latentwire_batch.hub_dataset import saved_hub_dataset
+from latentwire_batch.tasks.hub_dataset import saved_hub_dataset
 
 _DESCRIPTION = """\
 Plan every task of a dataset; store the plans with the model's hidden states. Runs alone, or under

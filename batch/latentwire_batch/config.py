@@ -18,7 +18,7 @@ from latentwire.constants import (
     MAX_STOP_STRINGS,
 )
 from latentwire.protocol import ChatTemplate, StopString
-from latentwire_batch.rows import RowFields
+from latentwire_batch.tasks.rows import RowFields
 
 # A collection fills all slots of a replica, and rows share its speed: 64 slots of 2048 tokens at
 # 100 tokens/s take 20 minutes together. That a replica died shows by its connection, not by this.

@@ -12,7 +12,7 @@ from typing import Any
 
 from latentwire import InfoResponse
 from latentwire_batch.config import CollectSettings
-from latentwire_batch.rows import DataIdentity
+from latentwire_batch.tasks.rows import DataIdentity
 
 _MAX_SHOWN_CHARS = 40
 

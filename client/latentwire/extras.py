@@ -53,7 +53,7 @@ COLLECT = ExtraCommand(
 )
 INSPECT = ExtraCommand(
     name="inspect",
-    module="latentwire_batch.inspect_command",
+    module="latentwire_batch.inspection.command",
     extra="batch",
     dependencies=COLLECT.dependencies,
 )

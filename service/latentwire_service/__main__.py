@@ -14,10 +14,14 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from latentwire_service.engine.process import cpu_name, keep_freed_memory, thread_environment
-from latentwire_service.logs import configure_logging
-from latentwire_service.policy import PolicyError, policy_of
+from latentwire_service.api.access_policy import PolicyError, policy_of
+from latentwire_service.engine.hf.cpu.cpu_tuning import (
+    cpu_name,
+    keep_freed_memory,
+    thread_environment,
+)
 from latentwire_service.settings import Settings
+from latentwire_service.telemetry.logs import configure_logging
 
 EXIT_BAD_SETTINGS = 2
 

@@ -13,15 +13,15 @@ from typing import NoReturn
 import uvicorn
 from fastapi import FastAPI
 
-from latentwire_service.app import create_app
-from latentwire_service.connection import Connection
+from latentwire_service.api.access_policy import Policy
+from latentwire_service.api.app import create_app
+from latentwire_service.api.connection import Connection
 from latentwire_service.engine.errors import ModelError
-from latentwire_service.engine.process import settle_heap
-from latentwire_service.metrics import Metrics
-from latentwire_service.policy import Policy
-from latentwire_service.serving import Serving
+from latentwire_service.engine.hf.cpu.cpu_tuning import settle_heap
+from latentwire_service.model_service import Serving
 from latentwire_service.settings import Settings
-from latentwire_service.tracing import open_tracing
+from latentwire_service.telemetry.metrics import Metrics
+from latentwire_service.telemetry.tracing import open_tracing
 
 logger = logging.getLogger(__name__)
 

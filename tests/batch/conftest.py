@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from batch.harness import Collect, Ended, WatchedStream, write_tasks
-from batch.stub_replica import Behaviour, StubReplica
 from latentwire_batch.__main__ import main
+from support.collecting import Collect, Ended, WatchedStream, write_tasks
+from support.stub_replica import Behaviour, StubReplica
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 
-from batch.dataset_oracle import assert_complete, tasks_of
-from batch.stub_replica import StubReplica
 from latentwire_batch import collect_hidden_states, compressed_latent_collect
 from latentwire_batch.config import CollectSettings
-from latentwire_batch.local_replicas import serve_command
+from latentwire_batch.replicas.local import serve_command
+from support.dataset_oracle import assert_complete, tasks_of
+from support.stub_replica import StubReplica
 
 BATCH = Path(__file__).parents[2] / "batch"
 README = BATCH.parent / "README.md"

@@ -11,10 +11,10 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 
-from batch.dataset_oracle import assert_complete, tasks_of
-from batch.harness import Collect, WatchedStream
-from batch.stub_replica import StubReplica
-from latentwire_batch.layout import OutputLayout, locked_output
+from latentwire_batch.output.layout import OutputLayout, locked_output
+from support.collecting import Collect, WatchedStream
+from support.dataset_oracle import assert_complete, tasks_of
+from support.stub_replica import StubReplica
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:
@@ -311,7 +311,7 @@ def test_a_run_without_a_seed_records_one(
 ) -> None:
     from latentwire_batch.__main__ import main
 
-    monkeypatch.setattr("latentwire_batch.seeds.secrets.randbelow", lambda _: 99)
+    monkeypatch.setattr("latentwire_batch.dispatch.seeds.secrets.randbelow", lambda _: 99)
     args = ["--dataset", str(tasks), "--output-dir", str(output), "--replica", stub.base_url]
     assert main([*args, "--max-new-tokens", "12"]) == 0
     assert_complete(output, tasks_of(tasks), seed=99)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from batch.dataset_oracle import assert_complete, tasks_of
-from batch.harness import Collect, WatchedStream
-from batch.stub_replica import StubReplica
-from latentwire_batch.install import finish_install, install
-from latentwire_batch.layout import OutputLayout
+from latentwire_batch.output.layout import OutputLayout
+from latentwire_batch.output.publish import finish_install, install
+from support.collecting import Collect, WatchedStream
+from support.dataset_oracle import assert_complete, tasks_of
+from support.stub_replica import StubReplica
 
 
 @pytest.fixture

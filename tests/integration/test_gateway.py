@@ -15,10 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from integration.child import TIMEOUT_S, Child
 from latentwire import Client, PayloadTooLargeError
 from latentwire.protocol import ErrorBody
-from tiny_models import llama_config, save_model
+from support.child import TIMEOUT_S, Child
+from support.tiny_models import llama_config, save_model
 
 GATEWAY = Path(__file__).parents[2] / "deploy" / "gateway"
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")

@@ -16,7 +16,6 @@ import httpx
 import numpy as np
 import pytest
 
-from integration.child import TIMEOUT_S, Child
 from latentwire import (
     AsyncClient,
     Client,
@@ -26,7 +25,8 @@ from latentwire import (
     PromptTooLongError,
     UnauthorizedError,
 )
-from tiny_models import HIDDEN_SIZE, llama_config, save_model
+from support.child import TIMEOUT_S, Child
+from support.tiny_models import HIDDEN_SIZE, llama_config, save_model
 
 
 @pytest.fixture(scope="module")
@@ -138,15 +138,15 @@ def test_info_and_errors_reach_the_client(service: Client) -> None:
 
 HELD_MAIN = """
 import sys
-from latentwire_service import __main__, loading
+from latentwire_service import __main__, engine_factory
 
-load = loading.load_model
+load = engine_factory.load_model
 
 def load_when_told(*args, **kwargs):
     sys.stdin.readline()
     return load(*args, **kwargs)
 
-loading.load_model = load_when_told
+engine_factory.load_model = load_when_told
 sys.exit(__main__.main(sys.argv[1:]))
 """
 

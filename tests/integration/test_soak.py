@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from integration.child import Child
 from latentwire import Client
-from tiny_models import llama_config, save_model
+from support.child import Child
+from support.tiny_models import llama_config, save_model
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from latentwire_service import loading
+from latentwire_service import engine_factory
 from latentwire_service.engine.engine_thread import EngineThread
 from latentwire_service.settings import Settings
-from service.asking import MAX_BODY_BYTES
-from service.live_server import Gate, GatedRunner, LiveServer
-from tiny_models import save_model
+from support.live_server import Gate, GatedRunner, LiveServer
+from support.requests import MAX_BODY_BYTES
+from support.tiny_models import save_model
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,11 @@ def start(folder: Path) -> Iterator[Callable[..., LiveServer]]:
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Holds every decode step of servers that are started afterwards."""
     held = Gate()
-    build = loading.build_runner
+    build = engine_factory.build_runner
     monkeypatch.setattr(
-        loading, "build_runner", lambda *args, **kw: GatedRunner(build(*args, **kw), before=held)
+        engine_factory,
+        "build_runner",
+        lambda *args, **kw: GatedRunner(build(*args, **kw), before=held),
     )
     yield held
     held.may_pass.set()

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from latentwire_service import loading
+from latentwire_service import engine_factory
 from latentwire_service.engine.engine_thread import EngineThread
-from service.asking import GREEDY, assert_problem, plan_of, post
-from service.live_server import TIMEOUT_S, Gate, GatedRunner, LiveServer, without_numbers
+from support.live_server import TIMEOUT_S, Gate, GatedRunner, LiveServer, without_numbers
+from support.requests import GREEDY, assert_problem, plan_of, post
 
 
 @pytest.fixture
@@ -28,13 +28,13 @@ def test_while_loading_the_service_lives_but_is_not_ready(
     start: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Gate()
-    load = loading.load_model
+    load = engine_factory.load_model
 
     def load_slowly(*args: Any, **kwargs: Any) -> Any:
         held()
         return load(*args, **kwargs)
 
-    monkeypatch.setattr(loading, "load_model", load_slowly)
+    monkeypatch.setattr(engine_factory, "load_model", load_slowly)
     live = start()
     assert held.is_reached.wait(TIMEOUT_S)
     assert live.http.get("/health").status_code == 200
@@ -112,9 +112,9 @@ def test_a_lost_engine_answers_503_to_all_and_reports_failure(
     def break_down() -> None:
         raise RuntimeError("device lost")
 
-    build = loading.build_runner
+    build = engine_factory.build_runner
     monkeypatch.setattr(
-        loading,
+        engine_factory,
         "build_runner",
         lambda *args, **kw: GatedRunner(build(*args, **kw), before=break_down),
     )
@@ -128,9 +128,9 @@ def test_a_lost_engine_answers_503_to_all_and_reports_failure(
 def test_a_latent_that_is_not_finite_is_an_error_never_a_message(
     start: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = loading.build_runner
+    build = engine_factory.build_runner
     monkeypatch.setattr(
-        loading,
+        engine_factory,
         "build_runner",
         lambda *args, **kw: GatedRunner(build(*args, **kw), change=without_numbers),
     )

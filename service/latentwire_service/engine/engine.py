@@ -14,10 +14,10 @@ from latentwire_service.engine.errors import (
     LatentInvalidError,
     RequestCancelledError,
 )
-from latentwire_service.engine.model_runner import ModelRunner, PromptPart, StepOutput
 from latentwire_service.engine.prefix_cache import PrefixCache
 from latentwire_service.engine.request import Completion, Request, RequestStatus
 from latentwire_service.engine.row_copy import PendingRows, RowCopier
+from latentwire_service.engine.runner import ModelRunner, PromptPart, StepOutput
 from latentwire_service.engine.sampler import SamplingBatch, sample
 from latentwire_service.engine.scheduler import PrefillChunk, Scheduler
 

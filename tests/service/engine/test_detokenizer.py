@@ -12,8 +12,8 @@ import torch
 
 from latentwire_service.engine.detokenizer import Detokenizer
 from latentwire_service.engine.errors import DetokenizationError
-from latentwire_service.engine.loader import load_model
-from tiny_models import EOS, build_tokenizer
+from latentwire_service.engine.hf.loader import load_model
+from support.tiny_models import EOS, build_tokenizer
 
 TEXTS = ["Wash the mug.", "naïve café", "日本語のお茶", "🫖🍵 tea", "a\n\nb\tc", "  two  spaces  "]
 

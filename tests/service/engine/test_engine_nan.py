@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from latentwire_service.engine.errors import LatentInvalidError
-from service.engine.harness import EngineHarness
-from tiny_models import build_model, generate, llama_config
+from support.engine_harness import EngineHarness
+from support.tiny_models import build_model, generate, llama_config
 
 POISON = 77
 

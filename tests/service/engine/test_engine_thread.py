@@ -16,8 +16,8 @@ from latentwire_service.engine.errors import (
     QueueFullError,
     RequestCancelledError,
 )
-from service.engine.fakes import FakeModelRunner, hidden_row
-from service.engine.make_requests import make_request
+from support.engine_requests import make_request
+from support.fake_runner import FakeModelRunner, hidden_row
 
 TIMEOUT_S = 30
 

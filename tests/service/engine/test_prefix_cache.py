@@ -16,8 +16,8 @@ from latentwire_service.engine.prefix_cache import (
     PrefixMatch,
     num_shared,
 )
-from service.engine.harness import EngineHarness
-from tiny_models import build_model, generate, llama_config, random_prompts
+from support.engine_harness import EngineHarness
+from support.tiny_models import build_model, generate, llama_config, random_prompts
 
 TEMPLATE = list(range(100, 140))
 

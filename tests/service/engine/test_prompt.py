@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from latentwire_service.engine.prompt import encode_prompt, fill_template
-from tiny_models import build_tokenizer
+from support.tiny_models import build_tokenizer
 
 
 @pytest.mark.parametrize(

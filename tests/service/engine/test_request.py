@@ -8,7 +8,7 @@ import pytest
 from latentwire_service.engine.errors import InvalidParamsError, LatentInvalidError
 from latentwire_service.engine.request import FinishReason, HiddenRows
 from latentwire_service.engine.sampling_params import SamplingParams
-from service.engine.make_requests import make_request
+from support.engine_requests import make_request
 
 
 def rows_with(values: list[list[float]], max_rows: int) -> HiddenRows:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from latentwire_service.engine.row_copy import RowCopier
-from service.engine.harness import EngineHarness
-from tiny_models import build_model, llama_config, random_prompts
+from support.engine_harness import EngineHarness
+from support.tiny_models import build_model, llama_config, random_prompts
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

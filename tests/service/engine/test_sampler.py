@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from latentwire_service.engine import sampler
-from latentwire_service.engine.loader import load_model
+from latentwire_service.engine.hf.loader import load_model
 from latentwire_service.engine.sampler import SamplingBatch, keep_candidates, sample
 from latentwire_service.engine.sampling_params import SamplingParams
 

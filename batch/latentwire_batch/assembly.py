@@ -1,0 +1,177 @@
+"""Assembly: finished rows, in input order, streamed into the final files.
+
+Memory is bounded by a few record batches, whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from latentwire_batch.dataset.previous import PreviousRow
+from latentwire_batch.dataset.schema import DEFAULT_BATCH_BYTES, BatchBuilder
+from latentwire_batch.dataset.writers import BatchSink, HfDatasetSink, ParquetSink
+from latentwire_batch.journal.row_store import RowStore
+from latentwire_batch.output.layout import DATA_NAME, FAILURES_NAME, HF_DATASET_NAME
+from latentwire_batch.tasks.results import FailedRow, RowState, RowText
+
+
+@dataclass
+class Totals:
+    """What the rows of a dataset add up to; grows while they pass by.
+
+    Attributes:
+        finished: rows with a latent.
+        failed: rows without one.
+        prompt_tokens: sum over the finished rows.
+        completion_tokens: sum over the finished rows.
+        latent_steps: hidden rows stored.
+        finish_reasons: finished rows by reason.
+    """
+
+    finished: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    latent_steps: int = 0
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of_finished(cls, counts: Mapping[str, Any]) -> Totals:
+        """Take over the sums of an earlier output, from its manifest, without its failures."""
+        return cls(
+            finished=counts["finished"],
+            prompt_tokens=counts["prompt_tokens"],
+            completion_tokens=counts["completion_tokens"],
+            latent_steps=counts["latent_steps"],
+            finish_reasons=Counter(counts["finish_reasons"]),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the sums as JSON values."""
+        return {**asdict(self), "finish_reasons": dict(sorted(self.finish_reasons.items()))}
+
+
+@dataclass
+class _Filling:
+    """A builder, and what still reads its last batch."""
+
+    builder: BatchBuilder
+    jobs: list[Future[None]] = field(default_factory=list)
+
+
+class Assembly:
+    """Writes one dataset's final files into a directory.
+
+    Args:
+        directory: exists and is empty.
+        width: hidden size of the model.
+        max_shard_bytes: largest Arrow file of `hf_dataset/`.
+    """
+
+    def __init__(self, directory: Path, width: int, max_shard_bytes: int) -> None:
+        self._directory = directory
+        # One is filled while the other's batch is written.
+        self._builders = deque(
+            _Filling(BatchBuilder(width, min(DEFAULT_BATCH_BYTES, max_shard_bytes)))
+            for _ in range(2)
+        )
+        self._sinks: tuple[BatchSink, ...] = (
+            ParquetSink(directory / DATA_NAME),
+            HfDatasetSink(directory / HF_DATASET_NAME, max_shard_bytes),
+        )
+        # Encoding Parquet takes as long as reading the rows and writing Arrow together. Each sink
+        # has a thread of its own, which also keeps its batches in order.
+        self._writers = [ThreadPoolExecutor(1, thread_name_prefix="assembly") for _ in self._sinks]
+
+    def run(self, store: RowStore, previous: Iterator[PreviousRow], totals: Totals) -> None:
+        """Write all rows.
+
+        Args:
+            store: of this run; no row of it is pending.
+            previous: rows that the store marks as kept, in order.
+            totals: of the kept rows; grows by the store's.
+
+        Raises:
+            StorageError: when a row cannot be read back.
+            OSError: when a file cannot be written.
+        """
+        try:
+            for index, state in enumerate(store.states()):
+                if state == RowState.FINISHED:
+                    self._add_stored(store, index, totals)
+                elif state == RowState.KEPT:
+                    row = next(previous)
+                    builder = self._room_for(row.text, len(row.latent))
+                    builder.add(row.text, len(row.latent))[:] = row.latent
+            self._flush()
+            # The last batches first: a file whose batch was not written is not to be closed.
+            for job in chain(*(filling.jobs for filling in self._builders)):
+                job.result()
+            for job in self._submit(lambda sink: sink.close()):
+                job.result()
+        finally:
+            for writer in self._writers:
+                writer.shutdown(cancel_futures=True)
+        totals.failed = self._write_failures(store.failed_rows())
+
+    def _add_stored(self, store: RowStore, index: int, totals: Totals) -> None:
+        row = store.read(index)
+        builder = self._room_for(row.text, row.num_steps)
+        store.read_latent_into(index, out=builder.add(row.text, row.num_steps))
+        totals.finished += 1
+        totals.prompt_tokens += row.prompt_tokens
+        totals.completion_tokens += row.completion_tokens
+        totals.latent_steps += row.num_steps
+        totals.finish_reasons[row.finish_reason] += 1
+
+    def _room_for(self, text: RowText, num_steps: int) -> BatchBuilder:
+        if not self._builders[0].builder.has_room(text, num_steps):
+            self._flush()
+        return self._builders[0].builder
+
+    def _flush(self) -> None:
+        filling = self._builders[0]
+        if filling.builder.is_empty:
+            return
+        batch = filling.builder.finish()
+        filling.jobs = self._submit(lambda sink: sink.write(batch))
+        self._builders.rotate()
+        # Its buffer is used again: both sinks have to be done with it.
+        for job in self._builders[0].jobs:
+            job.result()
+
+    def _submit(self, work: Callable[[BatchSink], None]) -> list[Future[None]]:
+        return [
+            writer.submit(work, sink)
+            for writer, sink in zip(self._writers, self._sinks, strict=True)
+        ]
+
+    def _write_failures(self, failures: Iterator[FailedRow]) -> int:
+        first = next(failures, None)
+        if first is None:
+            return 0
+        num_failed = 0
+        with (self._directory / FAILURES_NAME).open("w") as file:
+            for failed in chain([first], failures):
+                file.write(json.dumps(_failure_line(failed), ensure_ascii=False) + "\n")
+                num_failed += 1
+            file.flush()
+            os.fsync(file.fileno())
+        return num_failed
+
+
+def _failure_line(failed: FailedRow) -> dict[str, Any]:
+    return {
+        "row": failed.index,
+        "task_id": failed.task_id,
+        "code": failed.code,
+        "message": failed.message,
+    }

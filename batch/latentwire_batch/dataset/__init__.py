@@ -1,0 +1,1 @@
+"""The finished dataset's files: schema, writers, manifest, card, and their readers."""

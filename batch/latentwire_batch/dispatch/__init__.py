@@ -1,0 +1,1 @@
+"""Sending rows to replicas: concurrency, retries, interrupts, progress. Knows no files."""

@@ -1,0 +1,1 @@
+"""`latentwire inspect`: statistics of a stored dataset, shown on a terminal or as HTML."""

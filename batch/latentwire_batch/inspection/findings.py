@@ -1,0 +1,127 @@
+"""From numbers to words: what an inspection found, what speaks against it, and what to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from latentwire_batch.inspection.statistics import Floats, Inspection
+
+_MAX_BINS = 20
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bar of a histogram: rows with `low..high` steps."""
+
+    low: int
+    high: int
+    count: int
+
+    @property
+    def label(self) -> str:
+        """The range in words."""
+        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+
+
+def facts(
+    inspection: Inspection, num_file_bytes: int, manifest: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Give what is worth reading, in order.
+
+    Args:
+        inspection: of the dataset.
+        num_file_bytes: its size on the disk.
+        manifest: of the output that it is part of; None when it stands alone.
+    """
+    lengths = np.frombuffer(inspection.lengths, dtype=np.int64)
+    found = {
+        "rows": f"{inspection.num_rows:,}",
+        "latent steps": f"{inspection.num_steps:,}",
+        "steps per row": _spread(lengths),
+        "hidden size": ", ".join(map(str, sorted(inspection.widths))) or "none",
+        "latent bytes": _size(inspection.num_latent_bytes),
+        "text bytes": _size(inspection.num_text_bytes),
+        "bytes on disk": _size(num_file_bytes),
+        "hidden norm": _norm(inspection),
+    }
+    if manifest is not None:
+        counts = manifest["counts"]
+        found |= {
+            "model": str(manifest["model"]["model"]),
+            "prompt tokens": f"{counts['prompt_tokens']:,}",
+            "completion tokens": f"{counts['completion_tokens']:,}",
+            "failed rows": f"{counts['failed']:,}",
+        }
+    return found
+
+
+def problems(inspection: Inspection) -> list[str]:
+    """Name what makes a dataset unfit to train on; empty for a sound one."""
+    found: list[str] = []
+    if inspection.num_nan or inspection.num_infinite:
+        found.append(
+            f"{inspection.num_nan:,} values are NaN and {inspection.num_infinite:,} infinite"
+        )
+    if inspection.num_ragged:
+        found.append(f"{inspection.num_ragged:,} rows have steps of different lengths")
+    if inspection.bad_rows:
+        found[-1] += f", first in rows {', '.join(map(str, inspection.bad_rows))}"
+    if len(inspection.widths) > 1:
+        found.append(f"rows differ in hidden size: {sorted(inspection.widths)}")
+    num_repeated, rows = inspection.duplicates()
+    if num_repeated:
+        named = ", ".join(map(str, rows))
+        found.append(f"{num_repeated:,} rows repeat an earlier row's task_id, first rows {named}")
+    return found
+
+
+def length_histogram(inspection: Inspection) -> list[Bin]:
+    """Count rows by their number of steps, in at most 20 bins of equal width."""
+    lengths = np.frombuffer(inspection.lengths, dtype=np.int64)
+    if not len(lengths):
+        return []
+    low, high = int(lengths.min()), int(lengths.max())
+    width = -(-(high - low + 1) // _MAX_BINS)
+    counts = np.bincount((lengths - low) // width)
+    return [
+        Bin(low + i * width, min(high, low + (i + 1) * width - 1), int(count))
+        for i, count in enumerate(counts)
+    ]
+
+
+def thinned(values: Floats, num_points: int) -> list[tuple[int, float]]:
+    """Average neighbours so that at most `num_points` are left, each with its first index."""
+    size = -(-len(values) // num_points) if len(values) else 1
+    return [
+        (start, float(np.nanmean(part)))
+        for start in range(0, len(values), size)
+        if not np.isnan(part := values[start : start + size]).all()
+    ]
+
+
+def _spread(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> str:
+    if not len(lengths):
+        return "none"
+    quarters = np.percentile(lengths, (0, 25, 50, 75, 100), method="nearest")
+    numbers = " / ".join(f"{int(value):,}" for value in quarters)
+    return f"{numbers} (least, quartiles, most); mean {lengths.mean():,.1f}"
+
+
+def _norm(inspection: Inspection) -> str:
+    norms = inspection.norms
+    if not norms.counts.sum():
+        return "none"
+    mean = norms.sums.sum() / norms.counts.sum()
+    return f"{norms.lows.min():.3f} to {norms.highs.max():.3f}, mean {mean:.3f}"
+
+
+def _size(num_bytes: int) -> str:
+    value, unit = float(num_bytes), 0
+    while value >= 1000 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{num_bytes:,} bytes" if not unit else f"{value:,.1f} {_UNITS[unit]}"

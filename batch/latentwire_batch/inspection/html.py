@@ -1,0 +1,134 @@
+"""An inspection as one HTML file that loads nothing: charts are inline SVG, all text is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from string import Template
+
+import numpy as np
+
+from latentwire_batch.inspection.findings import Bin
+from latentwire_batch.inspection.statistics import Inspection, Sample, project
+from latentwire_batch.inspection.svg import Axis, bars, line, points
+
+_MAX_TEXT_CHARS = 600
+
+_PAGE = Template("""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark; --ink: #1c2330; --paper: #fff; --faint: #8891a0; --mark: #2b6cb0;
+  --band: #2b6cb033; --bad: #b42318; --good: #1a7f37; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --paper: #14181f; --faint: #8a93a3;
+  --mark: #63a4e8; --band: #63a4e833; --bad: #ff8a7a; --good: #5fd07f; } }
+body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: var(--ink);
+  background: var(--paper); font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
+  border-bottom: 1px solid #8884; overflow-wrap: anywhere; }
+th { font-weight: 600; white-space: nowrap; }
+svg { width: 100%; height: auto; } svg text { fill: var(--faint); font-size: 12px; }
+.bad { color: var(--bad); } .good { color: var(--good); } .note { color: var(--faint); }
+td.text { white-space: pre-wrap; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+$verdict
+<table>$facts</table>
+<h2>Steps per row</h2>
+$lengths
+<h2>Hidden norm by step</h2>
+<p class="note">Mean of the Euclidean norms; the band is one standard deviation to either side.</p>
+$norms
+<h2>Mean latents</h2>
+<p class="note">$means_note</p>
+$means
+<h2>Samples</h2>
+<table>
+<tr><th>row</th><th>task_id</th><th>steps</th><th>task</th><th>plan</th></tr>
+$samples
+</table>
+</body>
+</html>
+""")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What goes into a page.
+
+    Attributes:
+        title: names the dataset, without its path.
+        found: facts by name.
+        lengths: histogram of steps per row.
+        problems: what speaks against the dataset.
+        inspection: of the dataset.
+    """
+
+    title: str
+    found: Mapping[str, str]
+    lengths: Sequence[Bin]
+    problems: Sequence[str]
+    inspection: Inspection
+
+
+def build_page(report: Report) -> str:
+    """Write the page."""
+    inspection = report.inspection
+    num_means = len(inspection.means)
+    return _PAGE.substitute(
+        title=escape(report.title),
+        verdict=_verdict(report.problems),
+        facts="\n".join(
+            f"<tr>{_cell('th', n)}{_cell('td', v)}</tr>" for n, v in report.found.items()
+        ),
+        lengths=bars([(item.label, item.count) for item in report.lengths], Axis("steps", "rows")),
+        norms=_norms(inspection),
+        means_note=(
+            f"{num_means:,} of {inspection.num_rows:,} rows: the mean over each one's steps, on "
+            "the first two principal components. The darker, the more steps."
+        ),
+        means=points(
+            project(inspection.means),
+            np.array([mean.num_steps for mean in inspection.means]),
+            Axis("first component", "second component"),
+        ),
+        samples="\n".join(_sample(s) for s in sorted(inspection.samples, key=lambda s: s.row)),
+    )
+
+
+def _verdict(problems: Iterable[str]) -> str:
+    lines = "".join(f'<li class="bad">{escape(problem)}</li>' for problem in problems)
+    if lines:
+        return f"<ul>{lines}</ul>"
+    return '<p class="good">All values are finite, and no id occurs twice.</p>'
+
+
+def _norms(inspection: Inspection) -> str:
+    norms = inspection.norms
+    return line(norms.means, norms.deviations, Axis("step", "norm"))
+
+
+def _sample(sample: Sample) -> str:
+    plain = (str(sample.row), sample.task_id, str(sample.num_steps))
+    texts = (_shortened(sample.task), _shortened(sample.plan))
+    cells = [_cell("td", text) for text in plain]
+    cells += [f'<td class="text">{escape(text)}</td>' for text in texts]
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _cell(tag: str, text: str) -> str:
+    return f"<{tag}>{escape(text)}</{tag}>"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT_CHARS else text[:_MAX_TEXT_CHARS] + " ..."

@@ -1,0 +1,187 @@
+"""The rows of an unfinished run: which are done, and what they hold, on the disk.
+
+Memory: 11 bytes per input row, whatever the rows hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from latentwire_batch.journal.record_log import Record, RecordLog, RecordRef
+from latentwire_batch.ranks.rank import Rank
+from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState, RowText
+
+
+class RecordKind(IntEnum):
+    """What a record of the log is."""
+
+    FINISHED = 1
+    FAILED = 2
+    ELAPSED = 3
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """What is known of a finished row without reading its latent."""
+
+    text: RowText
+    num_steps: int
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+
+
+class RowStore:
+    """Finished and failed rows, appended to a log and found again by index.
+
+    Appending and syncing may be called from worker threads, one append at a time.
+
+    Args:
+        log: takes the records; owned by the store.
+        num_rows: rows of the input.
+        others: logs of other ranks, which are only read; owned by the store.
+    """
+
+    def __init__(self, log: RecordLog, num_rows: int, others: Sequence[RecordLog] = ()) -> None:
+        self._log = log
+        self._logs = (log, *others)
+        self._log_numbers = np.zeros(num_rows, dtype=np.uint16)
+        self._states = np.full(num_rows, RowState.PENDING, dtype=np.uint8)
+        self._offsets = np.zeros(num_rows, dtype=np.int64)
+        self._elapsed_s = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds that all runs on this log took together, as far as recorded."""
+        return self._elapsed_s
+
+    def keep(self, indices: npt.NDArray[np.bool_]) -> None:
+        """Mark rows that an earlier, complete run has finished.
+
+        Args:
+            indices: `[num_rows]` bool, True for such rows.
+        """
+        self._states[indices] = RowState.KEPT
+
+    def recover(self) -> None:
+        """Find out what the logs hold; has to come before any append."""
+        for number, log in enumerate(self._logs):
+            for ref in log.recover():
+                if ref.kind == RecordKind.ELAPSED:
+                    # The time of other ranks went by beside this one's.
+                    if log is self._log:
+                        self._elapsed_s += float(log.read_meta(ref.offset)["elapsed_s"])
+                elif 0 <= ref.row < self._states.size:
+                    self._recover_row(ref, number)
+
+    def reopen_failed(self) -> None:
+        """Make the rows that failed pending again."""
+        self._states[self._states == RowState.FAILED] = RowState.PENDING
+
+    def leave_to_others(self, rank: Rank) -> None:
+        """Leave the pending rows that are not this rank's to the others."""
+        indices = np.arange(self._states.size)
+        is_own = indices % rank.count == rank.index
+        self._states[(self._states == RowState.PENDING) & ~is_own] = RowState.ELSEWHERE
+
+    def is_pending(self, index: int) -> bool:
+        """Tell whether a row still has to be asked for."""
+        return bool(self._states[index] == RowState.PENDING)
+
+    def count(self, state: RowState) -> int:
+        """Count the rows in one state."""
+        return int(np.count_nonzero(self._states == state))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the input."""
+        return int(self._states.size)
+
+    def states(self) -> Iterator[RowState]:
+        """Yield every row's state in input order."""
+        return (RowState(int(state)) for state in self._states)
+
+    def add_finished(self, finished: FinishedRow) -> None:
+        """Append a row; it is durable after the next `sync`.
+
+        Raises:
+            StorageError: when it cannot be written; the row stays pending.
+        """
+        row, latent = finished.row, finished.hidden_state
+        meta = {
+            "task": row.task,
+            "task_id": row.task_id,
+            "plan": finished.plan,
+            "num_steps": latent.shape[0],
+            "prompt_tokens": finished.prompt_tokens,
+            "completion_tokens": finished.completion_tokens,
+            "finish_reason": finished.finish_reason,
+        }
+        body = np.ascontiguousarray(latent, dtype="<f4").reshape(-1).view(np.uint8).data
+        ref = self._log.append(Record(RecordKind.FINISHED, row.index, meta, body))
+        self._settle(row.index, True, ref.offset)
+
+    def add_failed(self, failed: FailedRow) -> None:
+        """Append a row that has no latent; raises like `add_finished`."""
+        meta = {"task_id": failed.task_id, "code": failed.code, "message": failed.message}
+        ref = self._log.append(Record(RecordKind.FAILED, failed.index, meta))
+        self._settle(failed.index, False, ref.offset)
+
+    def add_elapsed(self, elapsed_s: float) -> None:
+        """Append the seconds that went by since this was last called."""
+        self._log.append(Record(RecordKind.ELAPSED, 0, {"elapsed_s": elapsed_s}))
+        self._elapsed_s += elapsed_s
+
+    def sync(self) -> None:
+        """Return when everything appended before is on the disk."""
+        self._log.sync()
+
+    def read(self, index: int) -> StoredRow:
+        """Read a finished row except its latent."""
+        meta = self._log_of(index).read_meta(int(self._offsets[index]))
+        return StoredRow(
+            text=RowText(task=meta["task"], task_id=meta["task_id"], plan=meta["plan"]),
+            num_steps=meta["num_steps"],
+            prompt_tokens=meta["prompt_tokens"],
+            completion_tokens=meta["completion_tokens"],
+            finish_reason=meta["finish_reason"],
+        )
+
+    def read_latent_into(self, index: int, out: npt.NDArray[np.float32]) -> None:
+        """Read a finished row's latent.
+
+        Args:
+            index: of the row.
+            out: `[num_steps, hidden_size]` float32, C order; filled.
+        """
+        self._log_of(index).read_body_into(int(self._offsets[index]), out)
+
+    def failed_rows(self) -> Iterator[FailedRow]:
+        """Yield the rows that failed, in input order."""
+        for index in np.flatnonzero(self._states == RowState.FAILED):
+            meta = self._log_of(int(index)).read_meta(int(self._offsets[index]))
+            yield FailedRow(int(index), meta["task_id"], meta["code"], meta["message"])
+
+    def close(self) -> None:
+        """Close the logs."""
+        for log in self._logs:
+            log.close()
+
+    def _log_of(self, index: int) -> RecordLog:
+        return self._logs[int(self._log_numbers[index])]
+
+    def _recover_row(self, ref: RecordRef, log_number: int) -> None:
+        is_finished = ref.kind == RecordKind.FINISHED
+        # A row that failed may have been finished later, by another rank.
+        if is_finished or self._states[ref.row] != RowState.FINISHED:
+            self._settle(ref.row, is_finished, ref.offset, log_number)
+
+    def _settle(self, index: int, is_finished: bool, offset: int, log_number: int = 0) -> None:
+        self._states[index] = RowState.FINISHED if is_finished else RowState.FAILED
+        self._offsets[index] = offset
+        self._log_numbers[index] = log_number

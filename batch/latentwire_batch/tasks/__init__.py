@@ -1,0 +1,1 @@
+"""The input: reading records from files, and making rows and results of them."""

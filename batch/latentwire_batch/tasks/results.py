@@ -1,0 +1,63 @@
+"""What becomes of a row: its state, and its result. Plain values, without a file format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from latentwire_batch.tasks.rows import Row
+
+
+class RowState(IntEnum):
+    """How far a row is."""
+
+    PENDING = 0
+    FINISHED = 1
+    FAILED = 2
+    KEPT = 3
+    """Finished by an earlier, complete run, and to be taken over from its files."""
+    ELSEWHERE = 4
+    """Pending, and for another rank to ask for."""
+
+
+@dataclass(frozen=True)
+class RowText:
+    """The text columns of one row."""
+
+    task: str
+    task_id: str
+    plan: str
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedRow:
+    """A row with its plan and latent.
+
+    Attributes:
+        row: the input row.
+        plan: the generated text.
+        hidden_state: `[num_steps, hidden_size]` float32, C order.
+        prompt_tokens: length of the prompt.
+        completion_tokens: tokens generated; no fewer than `num_steps`.
+        finish_reason: "stop" or "length".
+    """
+
+    row: Row
+    plan: str
+    hidden_state: npt.NDArray[np.float32]
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class FailedRow:
+    """A row without a latent, and why."""
+
+    index: int
+    task_id: str
+    code: str
+    message: str

@@ -1,0 +1,112 @@
+"""A plan as `text/event-stream`: sent while it is made, given up when its reader goes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import Response
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from latentwire.constants import EVENT_STREAM_MEDIA_TYPE
+from latentwire.protocol import ErrorBody
+from latentwire_service.api.disconnect import until_disconnect
+from latentwire_service.api.error_handlers import error_body
+from latentwire_service.api.rendering import Asked, render_done, render_error, render_steps
+from latentwire_service.engine.request import Step
+from latentwire_service.model_service import Plan
+
+
+class PlanEvents:
+    """The events of one plan.
+
+    Args:
+        items: of `Serving.stream`.
+        asked: what the answer repeats of its request.
+        on_error: told about an error that becomes an `error` event.
+    """
+
+    def __init__(
+        self,
+        items: AsyncIterator[list[Step] | Plan],
+        asked: Asked,
+        on_error: Callable[[ErrorBody], None],
+    ) -> None:
+        self._items = items
+        self._asked = asked
+        self._on_error = on_error
+        self._first: list[Step] | Plan = []
+
+    async def start(self) -> None:
+        """Wait for the first item, so that a request which never runs has an error's status.
+
+        Raises:
+            EngineError: as `Serving.stream`.
+        """
+        self._first = await anext(self._items)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield what is sent; an error is the last event."""
+        texts: list[str] = []
+        try:
+            yield self._render(self._first, texts)
+            async for item in self._items:
+                yield self._render(item, texts)
+        except Exception as error:
+            # The boundary: the status is sent, so this reader is told in the stream.
+            body, _ = error_body(error)
+            self._on_error(body)
+            yield render_error(body)
+
+    async def aclose(self) -> None:
+        """Cancel the request unless it is finished."""
+        aclose = getattr(self._items, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+    def _render(self, item: list[Step] | Plan, texts: list[str]) -> bytes:
+        if isinstance(item, Plan):
+            return render_done(item, self._asked, "".join(texts))
+        texts += (step.text for step in item)
+        return render_steps(item)
+
+
+class EventStream(Response):
+    """Sends the events of a plan, from the first on.
+
+    An error before it is raised while nothing is sent: it is answered with its own status.
+    """
+
+    media_type = EVENT_STREAM_MEDIA_TYPE
+    # Gateways that collect answers before they pass them on are asked not to.
+    _HEADERS = (("cache-control", "no-store"), ("x-accel-buffering", "no"))
+
+    def __init__(self, events: PlanEvents) -> None:
+        super().__init__(headers=dict(self._HEADERS))
+        del self.headers["content-length"]
+        self._events = events
+        self._is_begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send events until the last one, or until the reader goes."""
+        try:
+            refusal = await until_disconnect(receive, self._send(send))
+        except HTTPException:
+            if not self._is_begun:
+                raise
+            # The reader goes on sending what it may not: this connection just ends.
+            return
+        finally:
+            await self._events.aclose()
+        if refusal is not None and not self._is_begun:
+            await refusal(scope, receive, send)
+
+    async def _send(self, send: Send) -> None:
+        await self._events.start()
+        self._is_begun = True
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": self.raw_headers},
+        )
+        async for chunk in self._events.chunks():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

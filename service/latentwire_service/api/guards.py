@@ -1,0 +1,119 @@
+"""ASGI middleware that turns requests away before a route sees them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from latentwire_service.api.access_policy import ApiKeys
+from latentwire_service.api.error_handlers import problem_response
+
+# Orchestrators probe these without a key, and by address.
+PROBES = frozenset({"/health", "/ready"})
+_CALLER, _KEY = "latentwire.caller", "latentwire.key"
+
+
+def caller_of(scope: Scope) -> str:
+    """Return who calls: the name of the key, else the address."""
+    caller: str = scope.get(_CALLER, "")
+    return caller
+
+
+def key_of(scope: Scope) -> str:
+    """Return the name of the key that was shown; empty where none was needed."""
+    key: str = scope.get(_KEY, "")
+    return key
+
+
+class AllowedHosts:
+    """Answers 421 to a `Host` that is not this service's."""
+
+    def __init__(self, app: ASGIApp, allowed: frozenset[str] | None) -> None:
+        self._app = app
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if self._allowed is None or scope["type"] != "http" or scope["path"] in PROBES:
+            await self._app(scope, receive, send)
+            return
+        hosts = Headers(scope=scope).getlist("host")
+        if len(hosts) == 1 and _without_port(hosts[0]).lower() in self._allowed:
+            await self._app(scope, receive, send)
+        else:
+            refusal = problem_response(421, "the Host header names another service")
+            await refusal(scope, receive, send)
+
+
+class KeyCheck:
+    """Answers 401 to whoever shows no key; notes whose key it was."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, is_metrics_public: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._open_paths = PROBES | ({"/metrics"} if is_metrics_public else set())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        caller: str | None = scope["client"][0] if scope.get("client") else ""
+        if len(self._keys) and scope["path"] not in self._open_paths:
+            shown = Headers(scope=scope).getlist("authorization")
+            caller = self._keys.caller_of(shown[0].encode("latin-1")) if len(shown) == 1 else None
+            scope[_KEY] = caller or ""
+        if caller is None:
+            refusal = problem_response(
+                401, "a key is needed: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}
+            )
+            await refusal(scope, receive, send)
+            return
+        scope[_CALLER] = caller
+        await self._app(scope, receive, send)
+
+
+class BodyLimit:
+    """Stops reading a body at its limit, announced or not, and when it does not come to its end."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, timeout_s: float) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with a `receive` that counts."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        await self._app(scope, self._counted(receive), send)
+
+    def _counted(self, receive: Receive) -> Receive:
+        num_bytes = 0
+        is_complete = False
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+
+        async def counted() -> Message:
+            nonlocal num_bytes, is_complete
+            try:
+                # After the body the only message is the client's going: that may take its time.
+                async with asyncio.timeout_at(None if is_complete else deadline):
+                    message = await receive()
+            except TimeoutError:
+                detail = f"the request body did not arrive within {self._timeout_s:g} s"
+                raise HTTPException(408, detail, {"Connection": "close"}) from None
+            num_bytes += len(message.get("body", b""))
+            is_complete = is_complete or not message.get("more_body", False)
+            if num_bytes > self._max_body_bytes:
+                raise HTTPException(413, f"the request body exceeds {self._max_body_bytes} bytes")
+            return message
+
+        return counted
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdigit() else host

@@ -1,0 +1,1 @@
+"""The engine's model runner over Hugging Face transformers: loading, checking, slots."""

@@ -1,0 +1,1 @@
+"""What makes the runner fast on CPUs: packed products, attention in C, process settings."""

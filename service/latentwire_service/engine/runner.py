@@ -1,0 +1,90 @@
+"""The engine's lowest seam: forward passes over slots, as a protocol and its plain values.
+
+`engine.hf` implements it over Hugging Face transformers; tests implement it without a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPart:
+    """A chunk of one prompt, to be written to a slot from position `start` on."""
+
+    slot: int
+    token_ids: Sequence[int]
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a forward pass gives for the last position of each row, on the model's device.
+
+    Attributes:
+        logits: `[B, vocab_size]`, compute dtype.
+        hidden: `[B, hidden_size]`, compute dtype, after the final norm.
+    """
+
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+class ModelRunner(Protocol):
+    """What the engine needs of a model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where outputs live."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """Width H of a hidden row."""
+        ...
+
+    @property
+    def max_slots(self) -> int:
+        """Sequences in the KV cache at once."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Positions of one sequence."""
+        ...
+
+    def prefill(self, parts: Sequence[PromptPart]) -> StepOutput:
+        """Run prompt chunks together; one output row per part."""
+        ...
+
+    def decode(
+        self, token_ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+    ) -> StepOutput:
+        """Run one token of each slot ``0..B-1``; a position of `max_model_len` idles the row."""
+        ...
+
+    def move_slot(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first `num_tokens` positions of one slot to another."""
+        ...
+
+    def clear_slot(self, slot: int) -> None:
+        """Zero a slot whose content is not to be trusted."""
+        ...
+
+    def keep_prefix(self, prefix_id: int, slot: int, num_tokens: int) -> None:
+        """Keep a copy of the first `num_tokens` positions of a slot under a number."""
+        ...
+
+    def load_prefix(self, prefix_id: int, slot: int, num_tokens: int) -> None:
+        """Copy the first `num_tokens` positions of a kept prefix to a slot."""
+        ...
+
+    def drop_prefix(self, prefix_id: int) -> None:
+        """Free a kept prefix."""
+        ...

@@ -1,0 +1,1 @@
+"""Logs, metrics and spans. Knows no web framework."""

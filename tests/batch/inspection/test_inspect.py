@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from latentwire_batch.dataset.reader import StoredLatent, stored_rows
+from latentwire_batch.inspection.command import main
+from latentwire_batch.inspection.findings import length_histogram, problems, thinned
+from latentwire_batch.inspection.statistics import MAX_MEANS, Inspection, inspect_rows, project
+from support.collecting import Collect
+from support.stub_replica import StubReplica
+
+RNG = np.random.default_rng(0)
+
+
+def row(task_id: str, steps: np.ndarray, *, is_ragged: bool = False) -> StoredLatent:
+    return StoredLatent("task", task_id, "plan", steps.astype(np.float32), is_ragged)
+
+
+def write(path: Path, latents: list[list[list[float]]], **columns: list[str]) -> Path:
+    count = range(len(latents))
+    table = {name: [f"{name} {i}" for i in count] for name in ("task", "task_id", "plan")}
+    table |= columns
+    kind = pa.list_(pa.list_(pa.float32()))
+    pq.write_table(pa.table({**table, "hidden_state": pa.array(latents, kind)}), path)
+    return path
+
+
+@pytest.fixture
+def made(collect: Collect, stub: StubReplica, output: Path) -> Path:
+    assert collect(replicas=[stub]).status == 0
+    return output
+
+
+@pytest.mark.parametrize("part", ["", "data.parquet", "hf_dataset"])
+def test_every_form_of_an_output_is_read(
+    made: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(made / part)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"rows +40\b", shown)
+    assert re.search(r"hidden size +8\b", shown)
+    assert "all values are finite, no id occurs twice" in shown
+    assert ("completion tokens" in shown) == (part == "")
+
+
+def test_norms_are_those_of_numpy() -> None:
+    latents = [RNG.standard_normal((n, 6)) for n in (4, 2, 0, 7)]
+    found = inspect_rows(row(str(i), latent) for i, latent in enumerate(latents))
+    norms = [np.linalg.norm(latent.astype(np.float32), axis=1) for latent in latents]
+    for step in range(7):
+        at_step = [n[step] for n in norms if len(n) > step]
+        assert found.norms.means[step] == pytest.approx(np.mean(at_step), rel=1e-5)
+        assert found.norms.deviations[step] == pytest.approx(np.std(at_step), rel=1e-3, abs=1e-5)
+    assert list(found.lengths) == [4, 2, 0, 7]
+    assert found.num_steps == 13
+
+
+def test_values_that_are_not_finite_are_counted_and_their_rows_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nan, inf = float("nan"), float("inf")
+    path = write(tmp_path / "d.parquet", [[[1, 2]], [[nan, 1], [2, inf]], [[-inf, 3]]])
+    assert main([str(path)]) == 1
+    assert "1 values are NaN and 2 infinite, first in rows 1, 2" in capsys.readouterr().out
+
+
+def test_repeated_ids_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "d.parquet", [[[1.0]]] * 5, task_id=["a", "b", "a", "c", "a"])
+    assert main([str(path)]) == 1
+    assert "2 rows repeat an earlier row's task_id, first rows 2, 4" in capsys.readouterr().out
+
+
+def test_steps_of_different_lengths_are_found(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.parquet", [[[1, 2], [3]], [[1, 2]], [[1, 2, 3]], []])
+    found = problems(inspect_rows(stored_rows(path)))
+    assert found == [
+        "1 rows have steps of different lengths, first in rows 0",
+        "rows differ in hidden size: [2, 3]",
+    ]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.large_list(pa.large_list(pa.float32())),
+        pa.list_(pa.list_(pa.float32(), 2)),
+        pa.list_(pa.list_(pa.float64())),
+        pa.list_(pa.list_(pa.float16())),
+    ],
+)
+def test_lists_of_every_kind_are_read(tmp_path: Path, kind: pa.DataType) -> None:
+    latents = [[[1.0, 2.0], [3.0, 4.0]], [], [[5.0, 6.0]]]
+    pq.write_table(pa.table({"hidden_state": pa.array(latents, kind)}), tmp_path / "d.parquet")
+    rows = list(stored_rows(tmp_path / "d.parquet"))
+    assert [r.steps.tolist() for r in rows] == latents
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"other": [1]}, "has no column hidden_state"),
+        ({"hidden_state": [[1.0]]}, "is not a list of lists"),
+        ({"hidden_state": [[["a"]]]}, "holds string"),
+    ],
+)
+def test_another_schema_is_refused(
+    tmp_path: Path,
+    column: dict[str, list[object]],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pq.write_table(pa.table(column), tmp_path / "d.parquet")
+    assert main([str(tmp_path / "d.parquet")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["absent", "text", "empty"])
+def test_what_is_no_dataset_is_refused_without_its_path(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / name)]) == 2
+    assert str(tmp_path) not in capsys.readouterr().err
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [str(value) for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_report_is_one_file_that_loads_nothing(made: Path, tmp_path: Path) -> None:
+    html = tmp_path / "report.html"
+    assert main([str(made), "--html", str(html)]) == 0
+    text = html.read_text()
+    page = Page(text)
+    assert page.tags.count("svg") == 3
+    assert page.tags.count("rect") > 3
+    assert page.tags.count("circle") == 40
+    assert "polyline" in page.tags
+    assert page.addresses == []
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert str(tmp_path) not in text
+
+
+def test_texts_in_the_report_are_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert('$title')</script>"
+    path = write(tmp_path / "d.parquet", [[[1.0, 2.0]]], task=[evil], task_id=["<b>"], plan=["&"])
+    html = tmp_path / "report.html"
+    assert main([str(path), "--html", str(html)]) == 0
+    text = html.read_text()
+    assert "script" not in Page(text).tags
+    assert "&lt;script&gt;alert(&#x27;$title&#x27;)&lt;/script&gt;" in text
+    assert "<td>&lt;b&gt;</td>" in text
+
+
+@pytest.mark.parametrize("latents", [[], [[]], [[[1.0, 2.0]]], [[[1.0]], [[1.0]]]])
+def test_the_smallest_datasets_have_a_report(
+    tmp_path: Path, latents: list[list[list[float]]]
+) -> None:
+    path = write(tmp_path / "d.parquet", latents)
+    assert main([str(path), "--html", str(tmp_path / "report.html")]) == 0
+
+
+def test_projection_finds_the_directions_of_most_spread() -> None:
+    inspection = Inspection()
+    for i in range(50):
+        centre = np.zeros(5)
+        centre[3], centre[1] = i * 10.0, (-1) ** i
+        inspection.add(row(str(i), np.tile(centre, (3, 1))))
+    points = project(inspection.means)
+    assert np.corrcoef(np.arange(50), points[:, 0])[0, 1] ** 2 == pytest.approx(1, abs=1e-4)
+    assert np.ptp(points[:, 0]) > 100 * np.ptp(points[:, 1])
+
+
+def test_memory_does_not_grow_with_the_rows() -> None:
+    inspection = Inspection()
+    steps = np.ones((1, 2))
+    for i in range(MAX_MEANS + 500):
+        inspection.add(row(str(i), steps))
+    assert len(inspection.means) == MAX_MEANS
+    assert len(inspection.samples) == 8
+    assert len({sample.row for sample in inspection.samples}) == 8
+
+
+def test_the_histogram_counts_every_row_once() -> None:
+    lengths = [3, 3, 50, 117, 118]
+    bins = length_histogram(inspect_rows(row(str(n), np.ones((n, 1))) for n in lengths))
+    assert sum(item.count for item in bins) == 5
+    assert (bins[0].low, bins[-1].high) == (3, 118)
+    assert len(bins) <= 20
+
+
+def test_thinning_averages_neighbours() -> None:
+    assert thinned(np.array([1.0, 3.0, np.nan, 5.0, np.nan]), 3) == [(0, 2.0), (2, 5.0)]

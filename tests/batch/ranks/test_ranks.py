@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from latentwire_batch.config import CollectSettings
+from latentwire_batch.errors import UsageError
+from latentwire_batch.ranks.rank import ALONE, Rank, rank_of
+from latentwire_batch.replicas.local import plan_local_replicas
+from support.collecting import Collect
+from support.dataset_oracle import assert_complete, tasks_of
+from support.stub_replica import StubReplica
+
+SETTINGS = CollectSettings(dataset=Path("in"), output_dir=Path("out"))
+TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+SCRIPT = Path(__file__).parents[3] / "batch" / "collect_hidden_states.py"
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def command(tasks: Path, output: Path) -> list[str]:
+    flags = {"--model_name_or_path": "stub", "--dataset_path": tasks, "--output_dir": output}
+    return [*(str(part) for pair in flags.items() for part in pair), *["--max_new_tokens", "12"]]
+
+
+@pytest.fixture
+def start(command: list[str]) -> Iterator[Start]:
+    """Start one rank of two as a process, its rows asked of a stub."""
+    started: list[subprocess.Popen[str]] = []
+    num_launches: Counter[int] = Counter()
+
+    def run(rank: int, stub: StubReplica, *flags: str) -> subprocess.Popen[str]:
+        environ = os.environ | {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        environ |= {"LATENTWIRE_COLLECT_REPLICA": stub.base_url}
+        environ |= {"LATENTWIRE_COLLECT_CONCURRENCY": "2"}
+        # A launcher's process id tells its launches apart; here all have the same parent.
+        num_launches[rank] += 1
+        environ |= {"TORCHELASTIC_RUN_ID": str(num_launches[rank])}
+        args = [sys.executable, str(SCRIPT), *command, "--seed", "7", "--chat_template", "none"]
+        process = subprocess.Popen([*args, *flags], stderr=subprocess.PIPE, text=True, env=environ)
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr
+
+
+def test_the_environment_says_which_rank_this_is() -> None:
+    rank = rank_of(TORCHRUN, parent_pid=1)
+    assert (rank.index, rank.count, rank.local_index, rank.local_count) == (3, 4, 1, 2)
+    assert rank_of({}, parent_pid=1) == rank_of({"WORLD_SIZE": "1"}, parent_pid=1) == ALONE
+
+
+def test_launches_are_told_apart() -> None:
+    one = {"WORLD_SIZE": "2", "RANK": "0"}
+    other = {"WORLD_SIZE": "2", "RANK": "1"}
+    assert rank_of(one, 5).launch == rank_of(other, 5).launch
+    assert rank_of(one, 5).launch != rank_of(one, 6).launch
+    assert rank_of(one, 5).launch != rank_of(one | {"TORCHELASTIC_RESTART_COUNT": "1"}, 5).launch
+    # On several machines the launchers differ, and the run's id does not.
+    assert rank_of(TORCHRUN, 5).launch == rank_of(TORCHRUN, 6).launch
+
+
+@pytest.mark.parametrize("wrong", [{"RANK": ""}, {"RANK": "4"}, {"LOCAL_RANK": "x"}])
+def test_a_rank_that_cannot_be_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="RANK"):
+        rank_of(TORCHRUN | wrong, parent_pid=1)
+
+
+def test_each_rank_has_a_gpu_of_its_own() -> None:
+    rank = Rank(3, 4, local_index=1, local_count=2)
+    (spec,) = plan_local_replicas(SETTINGS, {"CUDA_VISIBLE_DEVICES": "2,5"}, rank)
+    assert spec.gpu == "5"
+    with pytest.raises(UsageError, match="2 processes share this machine's 1 GPUs"):
+        plan_local_replicas(SETTINGS, {"CUDA_VISIBLE_DEVICES": "2"}, rank)
+
+
+def test_ranks_share_out_the_cpus_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentwire_batch.replicas.local._num_cores", lambda: 7)
+    rank = Rank(0, 2, local_index=0, local_count=2)
+    (spec,) = plan_local_replicas(SETTINGS, {"CUDA_VISIBLE_DEVICES": ""}, rank)
+    assert spec.command[-2:] == ("--threads", "3")
+    asked = SETTINGS.model_copy(update={"threads": 6})
+    (spec,) = plan_local_replicas(asked, {"CUDA_VISIBLE_DEVICES": ""}, rank)
+    assert spec.command[-2:] == ("--threads", "6")
+
+
+def test_two_ranks_make_one_dataset_in_input_order(
+    start: Start, stub: StubReplica, other_stub: StubReplica, output: Path, tasks: Path
+) -> None:
+    ranks = [start(0, stub), start(1, other_stub)]
+    assert [ended(process)[0] for process in ranks] == [0, 0]
+    assert_complete(output, tasks_of(tasks))
+    assert sorted(map(str, stub.asked_ids())) == sorted(f"t{i}" for i in range(0, 40, 2))
+    assert sorted(map(str, other_stub.asked_ids())) == sorted(f"t{i}" for i in range(1, 40, 2))
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_when_one_rank_dies_the_other_says_so_and_a_rerun_goes_on(
+    start: Start, stub: StubReplica, other_stub: StubReplica, output: Path, tasks: Path, lost: int
+) -> None:
+    stubs = [stub, other_stub]
+    for replica in stubs:
+        replica.stall_after = 6
+    ranks = [start(0, stub), start(1, other_stub)]
+    for replica in stubs:
+        assert replica.stalled.wait(30)
+    ranks[lost].kill()
+    status, stderr = ended(ranks[1 - lost])
+    assert status == 1
+    assert f"rank {lost} ended before its rows were done" in stderr
+    stored = set(other_stub.answered[:2]) | set(stub.answered[:2])
+    for replica in stubs:
+        replica.resume()
+        replica.asked.clear()
+    ranks = [start(0, stub), start(1, other_stub)]
+    assert [ended(process)[0] for process in ranks] == [0, 0]
+    assert_complete(output, tasks_of(tasks))
+    assert not stored & {*stub.asked_ids(), *other_stub.asked_ids()}
+
+
+def test_one_process_goes_on_where_two_were(
+    start: Start,
+    collect: Collect,
+    stub: StubReplica,
+    other_stub: StubReplica,
+    output: Path,
+    tasks: Path,
+) -> None:
+    other_stub.stall_after = 6
+    ranks = [start(0, stub), start(1, other_stub)]
+    assert other_stub.stalled.wait(30)
+    stub.wait_answered(20)
+    ranks[1].kill()
+    assert ended(ranks[0])[0] == 1
+    other_stub.resume()
+    other_stub.asked.clear()
+    assert collect("--chat-template", "none", replicas=[other_stub]).status == 0
+    assert 0 < len(other_stub.asked) < 20
+    assert_complete(output, tasks_of(tasks))
+
+
+def test_other_settings_are_refused_by_every_rank(
+    start: Start, stub: StubReplica, output: Path
+) -> None:
+    assert [ended(p)[0] for p in (start(0, stub), start(1, stub))] == [0, 0]
+    answered = len(stub.answered)
+    for process in [start(0, stub), start(1, stub)]:
+        status, stderr = ended(process)
+        assert status == 0
+        assert "all 40 rows are there already" in stderr
+    for process in [start(0, stub, "--top_k", "3"), start(1, stub, "--top_k", "3")]:
+        status, stderr = ended(process)
+        assert status == 2
+        assert "sampling.top_k was 0, now 3" in stderr
+    assert len(stub.answered) == answered
+    assert not (output / ".partial").exists()
+
+
+def parities(task_ids: list[str | None]) -> set[int]:
+    return {int(str(task_id).removeprefix("t")) % 2 for task_id in task_ids}
+
+
+def test_terminated_ranks_keep_what_is_done(
+    start: Start, stub: StubReplica, output: Path, tasks: Path
+) -> None:
+    stub.stall_after = 4
+    ranks = [start(0, stub), start(1, stub)]
+    # Both are asking: one that is starting up, or is done, is simply killed by the signal.
+    with stub.lock:
+        assert stub.lock.wait_for(lambda: parities(stub.asked_ids()) == {0, 1}, timeout=60)
+    for process in ranks:
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        assert any("finishing the rows in flight" in line for line in process.stderr)
+    stub.resume()
+    assert {ended(process)[0] for process in ranks} <= {1, 130}
+    assert [ended(process)[0] for process in (start(0, stub), start(1, stub))] == [0, 0]
+    assert_complete(output, tasks_of(tasks))
+
+
+def test_torchrun_starts_the_script(
+    stub: StubReplica, command: list[str], output: Path, tasks: Path
+) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    environ = os.environ | {"LATENTWIRE_COLLECT_REPLICA": stub.base_url}
+    launch = [*launcher, str(SCRIPT), *command, "--seed", "7"]
+    done = subprocess.run(launch, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "all 40 rows are written" in done.stderr
+    assert_complete(output, tasks_of(tasks))

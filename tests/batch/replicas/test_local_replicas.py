@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from latentwire_batch.config import CollectSettings
+from latentwire_batch.replicas.local import plan_local_replicas, serve_command, visible_gpus
+from support.collecting import Collect, WatchedStream
+from support.dataset_oracle import assert_complete, tasks_of
+
+SETTINGS = CollectSettings(dataset=Path("in"), output_dir=Path("out"))
+
+
+@pytest.fixture
+def as_children(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make own replicas stubs: the real thing is started in the same way with another module."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def use(*flags: str) -> None:
+        def command(_: CollectSettings, port: int) -> tuple[str, ...]:
+            return ("stub_replica", "--port", str(port), *flags)
+
+        monkeypatch.setattr("latentwire_batch.replicas.local.serve_command", command)
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("listed", "gpus"),
+    [
+        ("0,1", ["0", "1"]),
+        ("3", ["3"]),
+        ("", []),
+        ("-1", []),
+        ("0,-1,2", ["0"]),
+        ("GPU-a", ["GPU-a"]),
+    ],
+)
+def test_the_environment_says_which_gpus_are_visible(listed: str, gpus: list[str]) -> None:
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": listed}) == gpus
+
+
+def test_the_driver_is_asked_where_the_environment_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho 'GPU 1: B (UUID: y)'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert visible_gpus({}) == ["0", "1"]
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert visible_gpus({}) == []
+
+
+def test_one_replica_per_gpu_on_ports_of_their_own() -> None:
+    specs = plan_local_replicas(SETTINGS, {"CUDA_VISIBLE_DEVICES": "2,5"})
+    assert [spec.gpu for spec in specs] == ["2", "5"]
+    assert len({spec.port for spec in specs}) == 2
+    on_cpu = SETTINGS.model_copy(update={"device": "cpu"})
+    assert [spec.gpu for spec in plan_local_replicas(on_cpu, {"CUDA_VISIBLE_DEVICES": "2"})] == [
+        None
+    ]
+
+
+def test_flags_for_own_replicas_are_passed_on() -> None:
+    settings = SETTINGS.model_copy(update={"model": "m", "threads": 2, "max_slots": "auto"})
+    assert serve_command(settings, 81) == (
+        *("latentwire", "serve", "--host", "127.0.0.1", "--port", "81"),
+        *("--model", "m", "--threads", "2", "--max-slots", "auto"),
+    )
+
+
+def test_own_replicas_are_started_and_stopped(
+    as_children: Callable[..., None], collect: Collect, output: Path, tasks: Path
+) -> None:
+    as_children()
+    assert collect().status == 0
+    assert_complete(output, tasks_of(tasks))
+
+
+def test_an_own_replica_that_dies_is_started_again(
+    as_children: Callable[..., None], collect: Collect, output: Path, tasks: Path
+) -> None:
+    as_children("--die-after", "25")
+    ended = collect()
+    assert ended.status == 0
+    assert "own replica 0 ended with status 9; restarting" in ended.stderr
+    assert_complete(output, tasks_of(tasks))
+
+
+def test_an_own_replica_that_cannot_start_says_why(
+    as_children: Callable[..., None], collect: Collect, output: Path
+) -> None:
+    as_children("--no-such-flag")
+    ended = collect()
+    assert ended.status == 2
+    assert "own replica 0 ended with status 2 at start" in ended.stderr
+    assert "unrecognized arguments: --no-such-flag" in ended.stderr
+    assert not output.exists()
+
+
+def test_of_an_own_replica_without_a_model_only_the_error_is_shown(
+    as_children: Callable[..., None], collect: Collect
+) -> None:
+    as_children("--refuse-model")
+    ended = collect()
+    assert ended.status == 2
+    assert ended.stderr.endswith(
+        "own replica 0 ended with status 2 at start:\n"
+        "  2026-01-01 10:00:00,001 ERROR latentwire_service.model_service: "
+        "cannot serve the model: none there\n"
+    )
+
+
+def test_an_interrupt_while_replicas_start_leaves_nothing(
+    as_children: Callable[..., None], collect: Collect, stderr: WatchedStream, output: Path
+) -> None:
+    as_children("--not-ready")
+    others = child_pids()
+
+    def interrupt() -> None:
+        stderr.wait_for("starting 1 replica")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    helper = threading.Thread(target=interrupt)
+    helper.start()
+    assert collect().status == 130
+    helper.join()
+    assert not output.exists()
+    assert child_pids() == others
+
+
+def child_pids() -> set[str]:
+    """List this process's children; empty where there is no /proc."""
+    children = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # pid (name) state ppid ...: the name may hold anything, also spaces and brackets.
+            if stat.read_text().rpartition(")")[2].split()[1] == str(os.getpid()):
+                children.add(stat.parent.name)
+    return children
+
+
+def test_a_tethered_process_ends_with_its_starter(as_children: Callable[..., None]) -> None:
+    as_children()
+    command = [sys.executable, "-m", "latentwire_batch.replicas.tethered", "stub_replica"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline().strip().isdigit()
+        process.stdin.close()
+        assert process.wait(30) == -signal.SIGTERM

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from latentwire.protocol import InfoResponse, Limits
+from latentwire_batch.dispatch.dispatcher import MAX_REPLICAS_LOST_PER_ROW
+from latentwire_batch.errors import UsageError
+from latentwire_batch.replicas.endpoints import discover, resolve_endpoints
+from latentwire_batch.replicas.replica import default_window
+from support.collecting import Collect, WatchedStream
+from support.dataset_oracle import assert_complete, tasks_of
+from support.stub_replica import Behaviour, StubReplica
+
+
+def test_a_replica_that_dies_loses_and_doubles_no_row(
+    collect: Collect, stub: StubReplica, other_stub: StubReplica, output: Path, tasks: Path
+) -> None:
+    stub.behaviour.die_after = 5
+    ended = collect(replicas=[stub, other_stub])
+    assert ended.status == 0
+    assert "replica 0 does not answer; its rows go to others" in ended.stderr
+    assert_complete(output, tasks_of(tasks))
+    assert len(other_stub.answered) + 5 == 40
+
+
+def test_a_replica_that_comes_back_is_used_again(
+    collect: Collect, stub: StubReplica, stderr: WatchedStream, output: Path, tasks: Path
+) -> None:
+    stub.behaviour.die_after = 5
+
+    def revive() -> None:
+        stderr.wait_for("does not answer")
+        stub.behaviour.die_after = None
+        stub.behaviour.is_dead = False
+
+    helper = threading.Thread(target=revive)
+    helper.start()
+    ended = collect(replicas=[stub])
+    helper.join()
+    assert ended.status == 0
+    assert "replica 0 is ready" in ended.stderr
+    assert_complete(output, tasks_of(tasks))
+
+
+def test_without_any_replica_the_run_gives_up_and_keeps_what_it_has(
+    collect: Collect, stub: StubReplica, output: Path, tasks: Path
+) -> None:
+    stub.behaviour.die_after = 7
+    ended = collect("--replica-timeout", "0.3", replicas=[stub])
+    assert ended.status == 1
+    assert "no replica has answered for 0.3 s" in ended.stderr
+    done = set(stub.answered)
+    stub.asked.clear()
+    stub.behaviour.die_after, stub.behaviour.is_dead = None, False
+    assert collect(replicas=[stub]).status == 0
+    assert not done & set(stub.asked_ids())
+    assert_complete(output, tasks_of(tasks))
+
+
+def test_no_replica_at_the_start_is_an_error_and_writes_nothing(
+    collect: Collect, output: Path
+) -> None:
+    ended = collect("--replica", "http://127.0.0.1:9", "--replica-timeout", "0.2")
+    assert ended.status == 1
+    assert "no replica was ready within 0.2 s" in ended.stderr
+    assert not output.exists()
+
+
+def test_a_replica_of_another_model_is_refused_by_name(
+    collect: Collect, stub: StubReplica, other_stub: StubReplica, output: Path
+) -> None:
+    other_stub.behaviour.hidden_size = 16
+    ended = collect(replicas=[stub, other_stub])
+    assert ended.status == 2
+    assert (
+        "replica 1 serves 'stub' (hidden size 16, float32), "
+        "but replica 0 serves 'stub' (hidden size 8, float32)"
+    ) in ended.stderr
+    assert not output.exists()
+
+
+def test_a_failed_row_is_tried_on_another_replica(
+    collect: Collect, stub: StubReplica, other_stub: StubReplica, output: Path, tasks: Path
+) -> None:
+    stub.behaviour.faults.append(500)
+    assert collect(replicas=[stub, other_stub]).status == 0
+    assert stub.asked_ids()[0] in other_stub.asked_ids()
+    assert_complete(output, tasks_of(tasks))
+
+
+def test_a_row_that_keeps_failing_is_given_up_after_max_retries(
+    collect: Collect, stub: StubReplica, output: Path, tasks: Path
+) -> None:
+    task_id, task = tasks_of(tasks)[2]
+    stub.behaviour.task_faults = {task: [500] * 9}
+    ended = collect("--max-retries", "1", replicas=[stub])
+    assert ended.status == 3
+    assert "row 2 failed: internal" in ended.stderr
+    assert stub.asked_ids().count(task_id) == 2
+    assert_complete(output, tasks_of(tasks), without=(2,))
+
+
+def test_a_full_queue_slows_down_and_fails_nothing(
+    collect: Collect, stub: StubReplica, output: Path, tasks: Path
+) -> None:
+    stub.behaviour.faults.extend([429] * 30)
+    assert collect("--max-retries", "0", replicas=[stub]).status == 0
+    assert_complete(output, tasks_of(tasks))
+
+
+def test_a_replica_that_drains_costs_no_tries(
+    collect: Collect, stub: StubReplica, output: Path, tasks: Path
+) -> None:
+    stub.behaviour.faults.extend([503] * 6)
+    assert collect("--max-retries", "0", replicas=[stub]).status == 0
+    assert_complete(output, tasks_of(tasks))
+
+
+def test_a_latent_that_is_not_finite_never_gets_in(
+    collect: Collect, stub: StubReplica, output: Path, tasks: Path
+) -> None:
+    stub.behaviour.nan_tasks = {tasks_of(tasks)[4][1]}
+    ended = collect("--max-retries", "0", replicas=[stub])
+    assert ended.status == 3
+    assert "row 4 failed: protocol" in ended.stderr
+    assert_complete(output, tasks_of(tasks), without=(4,))
+
+
+def test_a_row_that_takes_replicas_down_with_it_is_given_up(
+    collect: Collect, stub: StubReplica, tasks: Path
+) -> None:
+    task_id, task = tasks_of(tasks)[0]
+    stub.behaviour.drop_tasks = {task}
+    ended = collect("--concurrency", "1", "--limit", "2", replicas=[stub])
+    assert ended.status == 3
+    assert "row 0 failed: connection-failed" in ended.stderr
+    assert stub.asked_ids().count(task_id) == MAX_REPLICAS_LOST_PER_ROW
+
+
+def test_a_row_that_ends_the_engine_each_time_is_given_up(
+    collect: Collect, stub: StubReplica, tasks: Path
+) -> None:
+    task_id, task = tasks_of(tasks)[0]
+    stub.behaviour.task_faults = {task: [503] * 100}
+    ended = collect("--concurrency", "1", "--limit", "2", replicas=[stub])
+    assert ended.status == 3
+    assert "row 0 failed: not-ready" in ended.stderr
+    assert stub.asked_ids().count(task_id) == 30
+
+
+def test_a_key_is_sent_and_a_wrong_one_is_bad_usage(
+    collect: Collect, stub: StubReplica, output: Path
+) -> None:
+    stub.behaviour.api_key = "right"
+    ended = collect("--api-key", "wrong", replicas=[stub])
+    assert ended.status == 2
+    assert "--api-key: replica 0 does not accept it" in ended.stderr
+    assert "wrong" not in ended.stderr
+    assert not (output / "data.parquet").exists()
+    assert collect("--overwrite", "--api-key", "right", replicas=[stub]).status == 0
+
+
+def test_something_else_at_the_address_is_bad_usage(collect: Collect, stub: StubReplica) -> None:
+    ended = collect("--replica", stub.base_url + "/elsewhere")
+    assert ended.status == 2
+    assert "replica 0 does not answer like a latentwire service" in ended.stderr
+
+
+@pytest.mark.parametrize("fault", [0, 503])
+def test_a_replica_that_stumbles_at_its_first_greeting_is_asked_again(
+    collect: Collect, stub: StubReplica, fault: int
+) -> None:
+    stub.behaviour.info_faults.extend([fault, fault])
+    assert collect("--limit", "2", replicas=[stub]).status == 0
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ftp://host", "http://"])
+def test_an_address_that_is_none_is_refused(collect: Collect, address: str) -> None:
+    ended = collect("--replica", address)
+    assert ended.status == 2
+    assert "--replica: must be like" in ended.stderr
+
+
+def test_a_name_with_several_addresses_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lookup(_: object, host: str, port: int, **__: object) -> list[object]:
+        v4 = {"many": ["10.0.0.2", "10.0.0.1"], "one": ["10.0.0.3"]}[host]
+        found: list[object] = [(socket.AF_INET6, 1, 6, "", ("::1", port, 0, 0))]
+        return found + [(socket.AF_INET, 1, 6, "", (address, port)) for address in v4]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", lookup)
+    addresses = ["http://many:8000", "http://one:8000", "https://many", "http://one:8000"]
+    assert asyncio.run(resolve_endpoints(addresses)) == [
+        "http://10.0.0.1:8000",
+        "http://10.0.0.2:8000",
+        "http://one:8000",
+        "https://many",
+    ]
+
+
+def test_an_unknown_name_is_kept_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lookup(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", lookup)
+    assert asyncio.run(resolve_endpoints(["http://later:1"])) == ["http://later:1"]
+    with pytest.raises(UsageError):
+        asyncio.run(resolve_endpoints(["http://"]))
+
+
+def test_a_slow_replica_gets_less(collect: Collect, stub: StubReplica) -> None:
+    gate = threading.Event()
+    with StubReplica(Behaviour(gate=gate, max_slots=2)) as slow:
+
+        def open_when_the_other_has_done_the_rest() -> None:
+            stub.wait_answered(40 - 2)
+            gate.set()
+
+        helper = threading.Thread(target=open_when_the_other_has_done_the_rest)
+        helper.start()
+        assert collect(replicas=[stub, slow]).status == 0
+        helper.join()
+    # Its window, its two slots, was all it was given while it stood still.
+    assert len(slow.asked) == 2
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 9, 64])
+def test_as_many_rows_as_slots_are_in_flight(num_slots: int) -> None:
+    limits = Limits(max_slots=num_slots, max_model_len=1, max_queue=8, max_body_bytes=1)
+    assert default_window(InfoResponse.model_construct(limits=limits)) == num_slots
+
+
+LOOKS = [["10.0.0.1"], [], ["10.0.0.1", "10.0.0.2"], ["10.0.0.2"], ["10.0.0.1"]]
+
+
+@pytest.mark.parametrize(
+    ("looks", "started", "gained"),
+    [
+        (LOOKS, ["http://service:1"], ["10.0.0.2"]),
+        # Known to nobody at the start; the first one is who is asked by the name.
+        (
+            [[], ["10.0.0.1", "10.0.0.2", "10.0.0.3"]],
+            ["http://service:1"],
+            ["10.0.0.2", "10.0.0.3"],
+        ),
+        # More by the first look than at the start.
+        (LOOKS[2:], ["http://10.0.0.2:1", "http://10.0.0.4:1"], ["10.0.0.1"]),
+    ],
+)
+def test_endpoints_that_a_name_gains_are_told_of_once(
+    looks: list[list[str]], started: list[str], gained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = list(looks)
+    is_over = asyncio.Event()
+
+    async def lookup(*_: object, **__: object) -> list[tuple[object, ...]]:
+        if not answers:
+            is_over.set()
+            await asyncio.Event().wait()
+        return [(socket.AF_INET, 0, 0, "", (host, 1)) for host in answers.pop(0)]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", lookup)
+    added: list[str] = []
+
+    async def run() -> None:
+        looking = asyncio.create_task(
+            discover(["http://service:1"], started, added.append, interval_s=0)
+        )
+        await is_over.wait()
+        looking.cancel()
+
+    asyncio.run(run())
+    assert added == [f"http://{host}:1" for host in gained]
+
+
+def test_a_replica_that_appears_during_the_run_gets_rows(
+    collect: Collect,
+    stub: StubReplica,
+    other_stub: StubReplica,
+    output: Path,
+    tasks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def find(_: object, _started: object, add: Callable[[str], None]) -> None:
+        await asyncio.to_thread(stub.stalled.wait, 30)
+        add(other_stub.base_url)
+        await asyncio.to_thread(other_stub.wait_answered, 3)
+        stub.resume()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("latentwire_batch.dispatch.session.discover", find)
+    stub.stall_after = 5
+    ended = collect("--concurrency", "2", replicas=[stub])
+    assert ended.status == 0
+    assert "replica 1 is ready" in ended.stderr
+    assert_complete(output, tasks_of(tasks))

@@ -1,0 +1,390 @@
+"""Who is let in, how long a request may take, and what is logged about it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from latentwire import Client, DeadlineExceededError, UnauthorizedError
+from latentwire_service.api.access_policy import ApiKeys, PolicyError, policy_of
+from latentwire_service.settings import Settings
+from latentwire_service.telemetry.logs import JsonFormatter, PathlessFormatter, _add_request_id
+from support.live_server import TIMEOUT_S, Gate, LiveServer
+from support.requests import GREEDY
+
+KEYS = ("first-key", "second-key")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[LiveServer]:
+    settings = Settings(
+        model=str(folder), max_slots=2, api_key=KEYS, max_new_tokens_limit=50, body_timeout=0.5
+    )
+    live = LiveServer(settings)
+    yield live.wait_ready()
+    live.close()
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., LiveServer]]:
+    started: list[LiveServer] = []
+
+    def start_one(**settings: Any) -> LiveServer:
+        given = {"model": str(folder), "max_slots": 1} | settings
+        started.append(LiveServer(Settings(**given)))
+        return started[-1].wait_ready()
+
+    yield start_one
+    for live in started:
+        live.close()
+
+
+def code_of(answer: httpx.Response) -> tuple[int, str]:
+    assert answer.headers["content-type"] == "application/problem+json"
+    return answer.status_code, answer.json()["code"]
+
+
+# --- keys
+
+
+@pytest.mark.parametrize("path", ["/info", "/metrics", "/docs", "/openapi.json", "/plan_latent"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "first-key",
+        "Bearer",
+        "Bearer first-ke",
+        "Bearer first-key2",
+        "Bearer FIRST-KEY",
+        "Basic first-key",
+        "Bearer first-key,second-key",
+    ],
+)
+def test_without_a_key_nothing_is_told(server: LiveServer, path: str, header: str | None) -> None:
+    headers = {} if header is None else {"Authorization": header}
+    answer = httpx.get(f"{server.url}{path}", headers=headers)
+    assert code_of(answer) == (401, "unauthorized")
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_two_authorization_headers_are_none(server: LiveServer) -> None:
+    headers = [("Authorization", f"Bearer {key}") for key in KEYS]
+    assert httpx.get(f"{server.url}/info", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_key_opens(server: LiveServer, key: str) -> None:
+    with Client(server.url, api_key=key) as client:
+        assert len(client.plan_latent(**GREEDY).token_ids) == 6
+        assert len(list(client.stream_plan_latent(**GREEDY))) == 6
+
+
+def test_the_client_says_that_a_key_is_missing(server: LiveServer) -> None:
+    with Client(server.url) as client:
+        with pytest.raises(UnauthorizedError, match="a key is needed"):
+            client.plan_latent("x")
+        with pytest.raises(UnauthorizedError):
+            list(client.stream_plan_latent("x"))
+
+
+def test_probes_need_no_key(server: LiveServer) -> None:
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert httpx.get(f"{server.url}/ready", headers={"Host": "10.1.2.3"}).status_code == 200
+
+
+def test_metrics_can_be_public(start: Callable[..., LiveServer]) -> None:
+    live = start(api_key="k", metrics_public=True)
+    assert httpx.get(f"{live.url}/metrics").status_code == 200
+    assert httpx.get(f"{live.url}/info").status_code == 401
+
+
+def test_no_key_is_compared_less_than_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+
+    def compare(shown: bytes, known: bytes) -> bool:
+        assert len(shown) == len(known) == 32
+        compared.append(known)
+        return shown == known
+
+    monkeypatch.setattr("hmac.compare_digest", compare)
+    keys = ApiKeys(["a", "b", "c"])
+    assert keys.caller_of(b"Bearer a") is not None
+    assert len(set(compared)) == 3
+
+
+def test_keys_come_from_flag_variable_and_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("three\n\n  four  \n")
+    monkeypatch.setenv("LATENTWIRE_API_KEY", "one, two")
+    policy = policy_of(Settings(api_key_file=file))
+    for key in ("one", "two", "three", "four"):
+        assert policy.api_keys.caller_of(f"Bearer {key}".encode()) is not None
+    assert policy.api_keys.caller_of(b"Bearer one, two") is None
+    assert "two" not in repr(Settings())
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", None, "a b\n", "ключ\n"])
+def test_a_key_file_without_usable_keys_is_refused(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(PolicyError) as caught:
+        policy_of(Settings(api_key_file=file))
+    assert str(tmp_path) not in str(caught.value)
+
+
+# --- hosts and origins
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("127.0.0.1:1", 200),
+        ("LOCALHOST:80", 200),
+        ("[::1]:80", 200),
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost:80:80", 421),
+        ("", 421),
+    ],
+)
+def test_on_loopback_only_loopback_names_are_answered(
+    server: LiveServer, host: str, status: int
+) -> None:
+    answer = server.http.get("/info", headers={"Host": host})
+    assert answer.status_code == status
+    if status == 421:
+        assert code_of(answer) == (421, "misdirected")
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        ({"host": "0.0.0.0"}, None),
+        ({"host": "0.0.0.0", "allowed_host": "Plans.example,b"}, {"plans.example", "b"}),
+        ({"allowed_host": ["a", "b"]}, {"a", "b"}),
+        ({"host": "127.0.0.2"}, {"localhost", "127.0.0.1", "[::1]", "127.0.0.2"}),
+    ],
+)
+def test_which_hosts_are_answered(settings: dict[str, Any], allowed: set[str] | None) -> None:
+    assert policy_of(Settings(**settings)).allowed_hosts == allowed
+
+
+def test_other_origins_are_let_in_only_if_configured(
+    server: LiveServer, start: Callable[..., LiveServer]
+) -> None:
+    asking = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    refused = httpx.options(f"{server.url}/plan_latent", headers=asking)
+    assert "access-control-allow-origin" not in refused.headers
+    live = start(cors_origin="https://a.example", api_key="k")
+    allowed = httpx.options(f"{live.url}/plan_latent", headers=asking)
+    assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+    other = httpx.options(
+        f"{live.url}/plan_latent", headers=asking | {"Origin": "https://b.example"}
+    )
+    assert "access-control-allow-origin" not in other.headers
+
+
+# --- limits
+
+
+def test_more_tokens_than_the_service_allows_are_refused(server: LiveServer) -> None:
+    answer = server.http.post("/plan_latent", json=GREEDY | {"max_new_tokens": 51})
+    assert code_of(answer) == (422, "invalid-request")
+    assert answer.json()["field"] == "max_new_tokens"
+    assert server.http.get("/info").json()["limits"]["max_new_tokens"] == 50
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_deadline_ends_a_request_and_frees_its_slot(
+    start: Callable[..., LiveServer], gate: Gate, is_stream: bool
+) -> None:
+    live = start(request_timeout=0.2)
+    body = GREEDY | {"max_new_tokens": 300}
+    with Client(live.url) as client:
+        plan = client.stream_plan_latent if is_stream else client.plan_latent
+        with pytest.raises(DeadlineExceededError, match=r"within 0\.2 s"):
+            list(plan(**body))
+    gate.may_pass.set()
+    # One slot: it is free again, or this is never answered.
+    answer = live.http.post("/plan_latent", json=GREEDY | {"max_new_tokens": 1})
+    assert answer.status_code == 200
+    assert live.metric("latentwire_generation_tokens_total") < 20
+    # The one that was given up had its first token, too.
+    assert live.metric("latentwire_time_to_first_token_seconds_count") == 2
+    assert live.metric("latentwire_e2e_request_latency_seconds_count") == 1
+
+
+def test_a_request_may_ask_for_less_time_and_not_for_more(
+    start: Callable[..., LiveServer], gate: Gate
+) -> None:
+    live = start(request_timeout=0.3)
+    for asked, enforced in (("0.1", "0.1"), ("1000", "0.3")):
+        answer = live.http.post("/plan_latent", json=GREEDY, headers={"X-Request-Timeout": asked})
+        assert code_of(answer) == (504, "deadline-exceeded")
+        assert f"within {enforced} s" in answer.json()["detail"]
+    gate.may_pass.set()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", ""])
+def test_a_senseless_timeout_is_refused(server: LiveServer, value: str) -> None:
+    answer = server.http.post("/plan_latent", json=GREEDY, headers={"X-Request-Timeout": value})
+    assert code_of(answer) == (422, "invalid-request")
+    assert answer.json()["field"] == "x-request-timeout"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'Transfer-Encoding: chunked\r\n\r\n5\r\n{"tas\r\n', b"Content-Length: 50\r\n\r\n{"],
+)
+def test_a_body_that_never_ends_is_given_up(server: LiveServer, body: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as connection:
+        connection.sendall(
+            b"POST /plan_latent HTTP/1.1\r\nHost: localhost\r\n"
+            b"Authorization: Bearer first-key\r\nContent-Type: application/json\r\n" + body
+        )
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"body-timeout"' in answer
+
+
+def test_a_flood_of_headers_is_cut_off(server: LiveServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as connection:
+        connection.sendall(b"GET /info HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 5000)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+    assert server.http.get("/info").status_code == 200
+
+
+def test_a_greedy_key_does_not_keep_others_out(
+    start: Callable[..., LiveServer], gate: Gate
+) -> None:
+    live = start(api_key=("greedy", "modest"), max_queue=2)
+
+    def ask(key: str) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.post(
+            f"{live.url}/plan_latent", json=GREEDY, headers=headers, timeout=TIMEOUT_S
+        )
+
+    def wait_waiting(count: int) -> None:
+        for _ in range(5000):
+            if live.metric("latentwire_requests_waiting") == count:
+                return
+        raise AssertionError("the requests do not wait")
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = [pool.submit(ask, "greedy")]
+        assert gate.is_reached.wait(TIMEOUT_S)
+        for count in (1, 2):
+            taken.append(pool.submit(ask, "greedy"))
+            wait_waiting(count)
+        assert ask("greedy").status_code == 429
+        modest = pool.submit(ask, "modest")
+        # It is taken in the moment the held step is over; the newest of the others gives way.
+        wait_waiting(3)
+        gate.may_pass.set()
+        assert modest.result(TIMEOUT_S).status_code == 200
+        statuses = sorted(future.result(TIMEOUT_S).status_code for future in taken)
+        assert statuses == [200, 200, 429]
+
+
+# --- request ids and logs
+
+
+@pytest.mark.parametrize("path", ["/health", "/nothing", "/info"])
+def test_every_answer_has_a_request_id(server: LiveServer, path: str) -> None:
+    first, second = (httpx.get(f"{server.url}{path}").headers["x-request-id"] for _ in range(2))
+    assert first != second
+    given = httpx.get(f"{server.url}{path}", headers={"X-Request-Id": "Agent-7:a.b_c"})
+    assert given.headers["x-request-id"] == "Agent-7:a.b_c"
+
+
+@pytest.mark.parametrize("value", ["a b", "x" * 129, "", "a\tb", 'a"b'])
+def test_an_id_that_is_unfit_for_a_log_is_replaced(server: LiveServer, value: str) -> None:
+    answer = server.http.get("/health", headers={"X-Request-Id": value})
+    assert answer.headers["x-request-id"].startswith("req-")
+
+
+@pytest.fixture
+def written() -> Iterator[Callable[[logging.Formatter], io.StringIO]]:
+    handlers: list[logging.Handler] = []
+    root = logging.getLogger()
+    level = root.level
+
+    def listen(formatter: logging.Formatter) -> io.StringIO:
+        lines = io.StringIO()
+        handler = logging.StreamHandler(lines)
+        handler.setFormatter(formatter)
+        handler.addFilter(_add_request_id)
+        handlers.append(handler)
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+        return lines
+
+    yield listen
+    for handler in handlers:
+        root.removeHandler(handler)
+    root.setLevel(level)
+
+
+def test_a_json_log_names_the_request_its_key_and_its_error(
+    server: LiveServer, written: Callable[..., io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = written(JsonFormatter())
+
+    def break_down(*_: object) -> bytes:
+        raise RuntimeError("cannot open /home/somebody/weights.bin")
+
+    monkeypatch.setattr("latentwire_service.api.wire_formats.render_plan", break_down)
+    server.http.post("/plan_latent", json=GREEDY, headers={"X-Request-Id": "r-1"})
+    records = [json.loads(line) for line in lines.getvalue().splitlines()]
+    own = [record for record in records if record.get("request_id") == "r-1"]
+    (error,) = (record for record in own if record["level"] == "error")
+    (answered,) = (record for record in own if "status" in record)
+    assert error["exception"].endswith("RuntimeError: cannot open weights.bin")
+    assert (answered["route"], answered["status"]) == ("/plan_latent", 500)
+    assert answered["caller"].startswith("key-")
+    assert "first-key" not in lines.getvalue()
+
+
+def test_a_text_log_ends_with_the_id(
+    server: LiveServer, written: Callable[..., io.StringIO]
+) -> None:
+    lines = written(PathlessFormatter("%(message)s%(for_request)s"))
+    server.http.get("/health", headers={"X-Request-Id": "r-2"})
+    assert any(
+        line.startswith("GET /health 200 ") and line.endswith("[r-2]")
+        for line in lines.getvalue().splitlines()
+    )
+
+
+def test_draining_fails_what_is_not_done_in_time(
+    start: Callable[..., LiveServer], gate: Gate
+) -> None:
+    live = start()
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(live.http.post, "/plan_latent", json=GREEDY)
+        assert gate.is_reached.wait(TIMEOUT_S)
+        opener = threading.Timer(0.5, gate.may_pass.set)
+        drained = pool.submit(live.serving.drain, 0.01)
+        opener.start()
+        assert drained.result(TIMEOUT_S) is False
+        answer = running.result(TIMEOUT_S)
+    assert code_of(answer) == (503, "not-ready")
+    assert "ended before" in answer.json()["detail"]

@@ -1,0 +1,90 @@
+"""The API's description: committed, and true of the running service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from tools.openapi_document import DOCUMENT, generated, render
+
+from latentwire_service.settings import Settings
+from support.live_server import LiveServer
+from support.tiny_models import save_model
+
+KEY = "key-of-the-test"
+
+
+def test_the_committed_document_is_the_services() -> None:
+    assert render(generated()) == DOCUMENT.read_text(), "run `make openapi`"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    folder = save_model(tmp_path_factory.mktemp("models") / "tiny")
+    live = LiveServer(
+        Settings(
+            model=str(folder),
+            max_slots=8,
+            max_model_len=256,
+            max_new_tokens_limit=8,
+            body_timeout=5,
+            api_key=KEY,
+        )
+    )
+    yield live.wait_ready()
+    live.close()
+
+
+SOUGHT = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+OPERATIONS = [
+    (method.upper(), path) for path, methods in generated()["paths"].items() for method in methods
+]
+# Only what takes arguments can be asked wrongly.
+CASES = [(*operation, GenerationMode.POSITIVE) for operation in OPERATIONS] + [
+    (method, "/plan_latent", GenerationMode.NEGATIVE) for method in ("GET", "POST")
+]
+
+
+def make_it_fit(case: schemathesis.Case) -> None:
+    """Cut a valid request to what this model and this service can take: no schema says that."""
+    for fields in (case.body, case.query):
+        if isinstance(fields, dict) and "task" in fields:
+            fields["max_new_tokens"] = min(int(fields.get("max_new_tokens", 8)), 8)
+            # JSON Schema takes 3.0 for an integer; the service wants it written as one.
+            for name in ("seed", "top_k"):
+                if isinstance(fields.get(name), float):
+                    fields[name] = int(fields[name])
+            fields["task"] = fields["task"][:8]
+            fields["prompt_template"] = fields.get("prompt_template", "")[:8] or "{task}"
+    if case.headers and "x-request-timeout" in case.headers:
+        case.headers["x-request-timeout"] = "60"
+
+
+@pytest.mark.parametrize(("method", "path", "mode"), CASES)
+def test_the_service_is_as_described(
+    server: LiveServer, method: str, path: str, mode: GenerationMode
+) -> None:
+    """All checks on: status, media type, headers and body of each answer are documented ones."""
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json", headers=server.headers)
+    operation = schema[path][method]
+
+    @SOUGHT
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def each(case: schemathesis.Case) -> None:
+        if mode is GenerationMode.POSITIVE:
+            make_it_fit(case)
+        case.call_and_validate(headers=server.headers)
+
+    each()

@@ -1,0 +1,387 @@
+"""One engine for every decoder: what it gives is what each architecture's `generate` gives.
+
+Prompts of different lengths join while others decode, some longer than the sliding windows, and all
+share slots. Nothing in the engine names an architecture; these tests do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from latentwire_service.engine.errors import UnsupportedModelError
+from latentwire_service.engine.hf.build import build_runner, probe
+from latentwire_service.engine.hf.model_runner import HfModelRunner
+from latentwire_service.engine.runner import PromptPart
+from support.engine_harness import EngineHarness
+from support.tiny_models import EOS, VOCAB_SIZE, build_model, generate, random_prompts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small gain nothing from more, and lose much where others use the cores."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+ConfigBuilder = Callable[[], hf.PreTrainedConfig]
+
+HIDDEN_SIZE = 48
+WINDOW = 20
+# Shorter and longer than the window, and than one bucket of the KV cache.
+LENGTHS = [1, 5, 17, 40, 70, 65, 30]
+# Relative to the largest number in the rows: models without a final norm can have large ones.
+TOLERANCE = 1e-4
+
+# The same few numbers under the names that families give them.
+SPECIAL = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": EOS}
+BASE = SPECIAL | {"vocab_size": VOCAB_SIZE, "initializer_range": 0.6}
+LLAMA_LIKE = BASE | {
+    "hidden_size": HIDDEN_SIZE,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+GPT2_LIKE = BASE | {"n_embd": HIDDEN_SIZE, "n_layer": 3, "n_head": 6, "n_positions": 512}
+FALCON_LIKE = BASE | {"hidden_size": HIDDEN_SIZE, "num_hidden_layers": 3, "num_attention_heads": 6}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": False}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 3.0, 4.0, 5.0],
+    "original_max_position_embeddings": 256,
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+
+
+def llama_like(config_class: Any, **changes: Any) -> ConfigBuilder:
+    return partial(config_class, **(LLAMA_LIKE | changes))
+
+
+SERVED: dict[str, ConfigBuilder] = {
+    "llama": llama_like(hf.LlamaConfig),
+    "llama-biases": llama_like(hf.LlamaConfig, attention_bias=True, mlp_bias=True),
+    "llama-dynamic-rope": llama_like(
+        hf.LlamaConfig, rope_parameters=DYNAMIC, max_position_embeddings=256
+    ),
+    "qwen2": llama_like(hf.Qwen2Config),
+    "qwen2-window": llama_like(
+        hf.Qwen2Config, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
+    ),
+    "qwen3": llama_like(hf.Qwen3Config, head_dim=16),
+    "mistral": llama_like(hf.MistralConfig, sliding_window=WINDOW),
+    "gemma2": llama_like(
+        hf.Gemma2Config,
+        **GEMMA,
+        sliding_window=WINDOW,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma3": llama_like(
+        hf.Gemma3TextConfig,
+        **GEMMA,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "phi": llama_like(hf.PhiConfig),
+    "phi3": llama_like(hf.Phi3Config, sliding_window=WINDOW),
+    "phi3-longrope": llama_like(
+        hf.Phi3Config,
+        rope_parameters=LONGROPE,
+        max_position_embeddings=1024,
+        original_max_position_embeddings=256,
+    ),
+    "gpt2": partial(hf.GPT2Config, **GPT2_LIKE),
+    "gpt-bigcode": partial(hf.GPTBigCodeConfig, **GPT2_LIKE),
+    "gpt-j": partial(hf.GPTJConfig, **GPT2_LIKE, rotary_dim=4),
+    "gpt-neox": llama_like(hf.GPTNeoXConfig),
+    "opt": partial(
+        hf.OPTConfig,
+        **(SPECIAL | {"vocab_size": VOCAB_SIZE, "init_std": 0.6, "ffn_dim": 96}),
+        hidden_size=HIDDEN_SIZE,
+        word_embed_proj_dim=HIDDEN_SIZE,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        max_position_embeddings=512,
+    ),
+    "bloom": partial(hf.BloomConfig, **BASE, hidden_size=HIDDEN_SIZE, n_layer=3, n_head=6),
+    "olmo2": llama_like(hf.Olmo2Config),
+    "falcon": partial(hf.FalconConfig, **FALCON_LIKE),
+    "falcon-grouped": partial(
+        hf.FalconConfig, **FALCON_LIKE, new_decoder_architecture=True, num_kv_heads=2
+    ),
+    "stablelm": llama_like(hf.StableLmConfig),
+    "granite": llama_like(
+        hf.GraniteConfig,
+        attention_multiplier=0.2,
+        residual_multiplier=0.5,
+        embedding_multiplier=3.0,
+        logits_scaling=4.0,
+    ),
+    "smollm3": llama_like(hf.SmolLM3Config, no_rope_layer_interval=2),
+    "cohere": llama_like(hf.CohereConfig),
+    "cohere2": llama_like(hf.Cohere2Config, sliding_window=WINDOW),
+    "starcoder2": llama_like(hf.Starcoder2Config, sliding_window=WINDOW),
+    "mixtral": llama_like(hf.MixtralConfig, num_local_experts=4, sliding_window=WINDOW),
+    "qwen2-moe": llama_like(
+        hf.Qwen2MoeConfig, **EXPERTS, num_experts=4, shared_expert_intermediate_size=32
+    ),
+    "olmoe": llama_like(hf.OlmoeConfig, num_experts=4, num_experts_per_tok=2),
+    # Keys and values of different widths, from one compressed projection.
+    "deepseek-v3": llama_like(
+        hf.DeepseekV3Config,
+        **EXPERTS,
+        num_key_value_heads=6,
+        kv_lora_rank=16,
+        q_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=12,
+        n_routed_experts=4,
+        n_group=2,
+        topk_group=1,
+        n_shared_experts=1,
+        first_k_dense_replace=1,
+    ),
+    # Attention sinks.
+    "gpt-oss": llama_like(
+        hf.GptOssConfig,
+        head_dim=16,
+        sliding_window=WINDOW,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    ),
+    # Chunked attention.
+    "llama4": llama_like(
+        hf.Llama4TextConfig,
+        head_dim=16,
+        intermediate_size_mlp=96,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+        attention_chunk_size=16,
+        layer_types=["chunked_attention", "full_attention", "chunked_attention"],
+        moe_layers=[1],
+        no_rope_layers=[1, 0, 1],
+    ),
+}
+
+
+def check_against_generate(model: Any, max_slots: int, prefill_chunk: int) -> None:
+    harness = EngineHarness(model, max_slots=max_slots, prefill_chunk=prefill_chunk)
+    requests = []
+    for prompt in random_prompts(LENGTHS):
+        requests.append(harness.submit(prompt, 6 + len(requests)))
+        for _ in range(2):
+            harness.engine.step()
+    harness.run()
+    tokens = set()
+    for request in requests:
+        expected = generate(model, request.prompt_token_ids, request.params.max_new_tokens)
+        completion = request.future.result(timeout=0)
+        assert completion.token_ids == expected.token_ids
+        largest = max(1.0, float(np.abs(expected.hidden_state).max()))
+        np.testing.assert_allclose(
+            completion.hidden_state, expected.hidden_state, atol=TOLERANCE * largest, rtol=0
+        )
+        tokens.update(expected.token_ids)
+    assert len(tokens) > 10, "greedy choices hardly vary, so that equal tokens say little"
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_staggered_prompts_in_few_slots_equal_generate(name: str) -> None:
+    check_against_generate(build_model(SERVED[name]()), max_slots=3, prefill_chunk=64)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "gpt-oss", "llama4", "gpt2", "falcon"])
+def test_prompts_in_chunks_smaller_than_the_window_equal_generate(name: str) -> None:
+    check_against_generate(build_model(SERVED[name]()), max_slots=4, prefill_chunk=13)
+
+
+REFUSED: dict[str, tuple[ConfigBuilder, str]] = {
+    "alibi in code of its own": (
+        partial(hf.FalconConfig, **FALCON_LIKE, alibi=True, multi_query=False),
+        r"falcon is configured with linear position biases \(alibi\)",
+    ),
+    "windows counted from the end of the cache": (
+        partial(
+            hf.GPTNeoConfig,
+            **BASE,
+            hidden_size=HIDDEN_SIZE,
+            num_layers=2,
+            num_heads=6,
+            attention_types=[[["global", "local"], 1]],
+            window_size=WINDOW,
+        ),
+        "gpt_neo computes other hidden states over slots than by itself",
+    ),
+    "bidirectional": (
+        llama_like(hf.LlamaConfig, is_causal=False),
+        "LlamaAttention asks for attention that is not causal",
+    ),
+    "encoder": (
+        partial(
+            hf.BertConfig,
+            vocab_size=VOCAB_SIZE,
+            hidden_size=HIDDEN_SIZE,
+            num_hidden_layers=2,
+            num_attention_heads=6,
+            intermediate_size=96,
+        ),
+        "bert cannot be run as a decoder over slots",
+    ),
+    "recurrent": (
+        partial(
+            hf.RwkvConfig,
+            vocab_size=VOCAB_SIZE,
+            hidden_size=HIDDEN_SIZE,
+            attention_hidden_size=HIDDEN_SIZE,
+            num_hidden_layers=2,
+        ),
+        "rwkv has a layer that leaves its KV cache empty",
+    ),
+    "without a cache": (
+        partial(hf.OpenAIGPTConfig, vocab_size=VOCAB_SIZE, n_embd=48, n_layer=2, n_head=6),
+        "openai-gpt has a layer that leaves its KV cache empty",
+    ),
+    "hybrid": (
+        llama_like(hf.RecurrentGemmaConfig),
+        "recurrent_gemma has layers without a standard KV cache",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_model_that_cannot_be_served_is_refused_with_the_reason(case: str) -> None:
+    config, reason = REFUSED[case]
+    model = build_model(config())
+    with pytest.raises(UnsupportedModelError, match=reason):
+        build_runner(model, probe(model), max_slots=3, max_model_len=256)
+
+
+@pytest.mark.parametrize("max_slots", [1, 2, 3])
+def test_the_check_needs_no_number_of_slots(max_slots: int) -> None:
+    EngineHarness(build_model(SERVED["llama"]()), max_slots=max_slots)
+
+
+@pytest.mark.parametrize("name", ["llama-dynamic-rope", "phi3-longrope"])
+def test_frequencies_that_follow_the_longest_sequence_limit_the_length(name: str) -> None:
+    model = build_model(SERVED[name]())
+    probed = probe(model)
+    assert probed.max_positions == 256
+    with pytest.raises(UnsupportedModelError, match="beyond 256 positions.*257 must not exceed"):
+        build_runner(model, probed, max_slots=2, max_model_len=257)
+
+
+def test_frequencies_that_never_change_limit_nothing() -> None:
+    yarn = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0}
+    for config in (
+        hf.LlamaConfig(**LLAMA_LIKE),
+        hf.LlamaConfig(**LLAMA_LIKE, rope_parameters=yarn),
+    ):
+        assert probe(build_model(config)).max_positions is None
+
+
+class NoteLongest(torch.nn.Module):
+    """An embedding that scales with the longest sequence of the batch."""
+
+    def __init__(self, embedding: torch.nn.Module, limit: int) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.limit = limit
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        factor = 0.5 if position_ids.max() >= self.limit else 1.0
+        cosine, sine = self.embedding(x, position_ids)
+        return cosine * factor, sine
+
+
+def test_whatever_depends_on_the_longest_neighbour_is_found_by_the_check() -> None:
+    model = build_model(SERVED["llama"]())
+    model.model.rotary_emb = NoteLongest(model.model.rotary_emb, limit=100)
+    build_runner(copy.deepcopy(model), probe(model), max_slots=2, max_model_len=100)
+    with pytest.raises(UnsupportedModelError, match="computes other hidden states over slots"):
+        build_runner(model, probe(model), max_slots=2, max_model_len=101)
+
+
+COMPILED = ["llama", "gemma2", "llama-dynamic-rope", "phi3-longrope", "falcon", "gpt2", "gpt-oss"]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_the_decode_step_traces_without_a_graph_break(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_for_real = torch.compile
+    options_seen = []
+
+    def compile_eagerly(step: Any, **options: Any) -> Any:
+        options_seen.append(options)
+        return compile_for_real(step, fullgraph=options["fullgraph"], backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    torch._dynamo.reset()
+    model = build_model(SERVED[name]())
+    eager, compiled = (
+        build_runner(copied, probe(copied), max_slots=3, max_model_len=128, compile_decode=on)
+        for on, copied in ((False, copy.deepcopy(model)), (True, model))
+    )
+    assert [options["fullgraph"] for options in options_seen] == [True]
+    for runner in (eager, compiled):
+        fill(runner)
+    tokens, positions = np.array([7, 8, 9]), np.array([40, 3, 70])
+    for step in range(2):
+        ours, theirs = (r.decode(tokens + step, positions + step) for r in (compiled, eager))
+        largest = theirs.hidden.abs().max().item()
+        torch.testing.assert_close(ours.hidden, theirs.hidden, atol=TOLERANCE * largest, rtol=0)
+        torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("max_slots", [3, 5])
+def test_few_shapes_give_what_exact_ones_give(max_slots: int) -> None:
+    model = build_model(SERVED["mistral"]())
+    probed = probe(model)
+    exact = build_runner(model, probed, max_slots, 500)
+    # On what `build_runner` made of the model: only the shapes differ.
+    coarse = HfModelRunner(
+        model, probed.shapes, HIDDEN_SIZE, max_slots, 500, False, has_few_shapes=True
+    )
+    shapes = set()
+
+    def seen(_module: object, _args: object, options: dict[str, Any]) -> None:
+        cache = options["past_key_values"]
+        shapes.add((*options["input_ids"].shape, cache.get_mask_sizes(1, 0)[0]))
+
+    model.register_forward_pre_hook(seen, with_kwargs=True)
+    coarse.warm_up()
+    warm = set(shapes)
+    assert warm == {
+        (rows, 1, length)
+        for rows in {1, 2, min(4, max_slots), max_slots}
+        for length in (64, 128, 256, 500)
+    }
+    for runner in (exact, coarse):
+        fill(runner)
+    shapes.clear()
+    for tokens, positions in (([7, 8, 9], [40, 3, 70]), ([7], [40]), ([7, 8], [40, 3])):
+        ours, theirs = (r.decode(np.array(tokens), np.array(positions)) for r in (coarse, exact))
+        torch.testing.assert_close(ours.hidden, theirs.hidden, atol=1e-4, rtol=0)
+        assert ours.logits.shape == theirs.logits.shape
+        torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
+
+
+def fill(runner: HfModelRunner) -> None:
+    for slot, prompt in enumerate(random_prompts([40, 3, 70])):
+        runner.prefill([PromptPart(slot, prompt, 0)])

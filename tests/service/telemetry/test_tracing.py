@@ -1,0 +1,183 @@
+"""Traces, sent to a collector on a real socket and read with OpenTelemetry's own definitions."""
+
+from __future__ import annotations
+
+import importlib
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from latentwire import Client
+from latentwire_service.telemetry.tracing import open_tracing
+from support.child import TIMEOUT_S, Child
+from support.tiny_models import llama_config, save_model
+
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
+SECRET = "Fetch-the-secret-kettle"
+
+
+class Collector:
+    """Takes OTLP over HTTP."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.status = 200
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                collector.bodies.append(self.rfile.read(length))
+                self.send_response(collector.status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                del format, args
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def requests(self) -> list[ExportTraceServiceRequest]:
+        return [ExportTraceServiceRequest.FromString(body) for body in self.bodies]
+
+    @property
+    def spans(self) -> list[Span]:
+        return [
+            span
+            for request in self.requests
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    running = Collector()
+    yield running
+    running.close()
+
+
+def attributes(span: Span) -> dict[str, object]:
+    return {
+        pair.key: getattr(pair.value, str(pair.value.WhichOneof("value")))
+        for pair in span.attributes
+    }
+
+
+def serve_and_ask(folder: Path, **environment: str) -> Child:
+    """Ask for a plan, one as a stream, one that is refused, and a probe; then drain."""
+    # Uncompressed, so that a text which must not be in it could be found.
+    environment |= {"OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
+    child = Child("--model", str(folder), "--port", "0", "--threads", "1", **environment)
+    try:
+        with Client(child.url) as client:
+            client.wait_ready(TIMEOUT_S)
+            stream = client.stream_plan_latent(SECRET, max_new_tokens=3, do_sample=False)
+            assert len(list(stream)) == 3
+        with httpx.Client(base_url=child.url, timeout=TIMEOUT_S) as http:
+            query = {"task": SECRET, "max_new_tokens": 5, "k": 2}
+            headers = {"traceparent": TRACEPARENT, "X-Request-Id": "mine"}
+            http.get("/plan_latent", params=query, headers=headers).raise_for_status()
+            assert http.post("/plan_latent", json={"task": SECRET, "x": 1}).status_code == 422
+        child.signal()
+        assert child.wait() == 0, child.output
+    finally:
+        child.close()
+    return child
+
+
+def test_a_request_is_a_span_with_its_parts_and_says_nothing_of_its_text(
+    tmp_path: Path, collector: Collector
+) -> None:
+    folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
+    serve_and_ask(folder, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    servers = [span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
+    names = sorted(span.name for span in servers)
+    assert names == ["GET /plan_latent", "POST /plan_latent", "POST /plan_latent"]
+    (asked,) = (span for span in servers if span.trace_id.hex() == TRACE_ID)
+    assert asked.parent_span_id.hex() == TRACEPARENT.split("-")[2]
+    noted = attributes(asked)
+    assert noted["http.response.status_code"] == 200
+    assert noted["latentwire.request_id"] == "mine"
+    assert (noted["gen_ai.usage.output_tokens"], noted["latentwire.latent_steps"]) == (5, 2)
+    parts = [span for span in collector.spans if span.parent_span_id == asked.span_id]
+    parts.sort(key=lambda span: span.start_time_unix_nano)
+    assert [span.name for span in parts] == ["queue", "prefill", "decode"]
+    for earlier, later in zip(parts, parts[1:], strict=False):
+        assert earlier.start_time_unix_nano <= earlier.end_time_unix_nano
+        assert earlier.end_time_unix_nano == later.start_time_unix_nano
+    assert asked.start_time_unix_nano <= parts[0].start_time_unix_nano + 50_000_000
+    assert parts[-1].end_time_unix_nano <= asked.end_time_unix_nano
+    streamed = [s for s in servers if attributes(s).get("gen_ai.usage.output_tokens") == 3]
+    assert len(streamed) == 1
+    # A caller's mistake is no error of the service.
+    assert all(span.status.code != Status.STATUS_CODE_ERROR for span in servers)
+    sent = b"".join(collector.bodies)
+    assert SECRET.encode() not in sent
+    assert b"127.0.0.1" not in sent
+    (resource,) = {
+        request.resource_spans[0].resource.SerializeToString() for request in collector.requests
+    }
+    assert b"latentwire" in resource
+    assert b"host.name" not in resource
+
+
+def test_nothing_is_sent_unless_the_environment_says_where_to(
+    tmp_path: Path, collector: Collector
+) -> None:
+    folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    serve_and_ask(folder, **endpoint, OTEL_SDK_DISABLED="true")
+    assert collector.bodies == []
+    assert open_tracing({}, "0") is None
+
+
+@pytest.mark.parametrize("is_listening", [True, False])
+def test_a_collector_that_does_not_answer_holds_nobody_up(
+    tmp_path: Path, is_listening: bool
+) -> None:
+    folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if is_listening:
+            silent.listen()
+        port = silent.getsockname()[1]
+        # Far longer than the test may take: whoever waits for the exporter's own limit fails.
+        limits = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1000", "OTEL_BSP_SCHEDULE_DELAY": "100000"}
+        endpoint = f"http://127.0.0.1:{port}"
+        child = serve_and_ask(folder, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **limits)
+    assert "no answer from the collector" in child.output
+    assert "127.0.0.1" not in child.output
+    assert str(port) not in child.output
+
+
+def test_spans_that_are_refused_are_reported(tmp_path: Path, collector: Collector) -> None:
+    folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
+    collector.status = 400
+    child = serve_and_ask(folder, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    assert "spans are lost: the collector did not take them" in child.output
+    assert "127.0.0.1" not in child.output
+
+
+def test_without_the_extra_it_says_which_one_to_install(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    assert open_tracing({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, "0") is None
+    assert "pip install 'latentwire[tracing]'" in caplog.text

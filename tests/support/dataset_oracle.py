@@ -1,0 +1,55 @@
+"""Reads a finished output with the usual readers and compares it with the stub's arithmetic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from latentwire_batch.dispatch.seeds import row_seed
+from support.stub_replica import latent, num_tokens, plan_text
+
+
+def assert_complete(
+    output: Path,
+    tasks: list[tuple[str, str]],
+    *,
+    without: tuple[int, ...] = (),
+    seed: int = 7,
+    max_new_tokens: int = 12,
+    hidden_size: int = 8,
+    k: int | None = None,
+) -> None:
+    """Assert that both files hold exactly these (id, task) rows in order, and nothing is left."""
+    table = pq.read_table(output / "data.parquet")
+    assert table.schema.names == ["task", "task_id", "plan", "hidden_state"]
+    assert [field.type for field in table.schema][:3] == [pa.string()] * 3
+    latents = table.schema.field("hidden_state").type
+    assert pa.types.is_list(latents)
+    assert pa.types.is_list(latents.value_type)
+    assert latents.value_type.value_type == pa.float32()
+
+    saved = datasets.load_from_disk(str(output / "hf_dataset"))
+    assert table.cast(saved.data.schema).equals(saved.data.table)
+
+    rows = table.to_pylist()
+    present = [i for i in range(len(tasks)) if i not in without]
+    assert [(row["task_id"], row["task"]) for row in rows] == [tasks[i] for i in present]
+    for index, row in zip(present, rows, strict=True):
+        task, own_seed = tasks[index][1], row_seed(seed, index)
+        count = num_tokens(task, own_seed, max_new_tokens)
+        expected = latent(task, own_seed, count if k is None else min(k, count), hidden_size)
+        assert row["plan"] == plan_text(task, own_seed)
+        np.testing.assert_array_equal(
+            np.array(row["hidden_state"], dtype=np.float32).reshape(-1, hidden_size), expected
+        )
+    assert not (output / ".partial").exists()
+
+
+def tasks_of(path: Path) -> list[tuple[str, str]]:
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(record["id"], record["task"]) for record in records]

@@ -1,0 +1,103 @@
+"""The whole service on a real socket, in a thread of the test's process."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import torch
+import uvicorn
+
+from latentwire import Client
+from latentwire_service.api.access_policy import policy_of
+from latentwire_service.api.app import create_app
+from latentwire_service.engine.runner import StepOutput
+from latentwire_service.model_service import Serving
+from latentwire_service.server import http_config
+from latentwire_service.settings import Settings
+from latentwire_service.telemetry.metrics import Metrics
+
+TIMEOUT_S = 60
+
+
+class LiveServer:
+    def __init__(self, settings: Settings) -> None:
+        self.failed = threading.Event()
+        metrics = Metrics()
+        self.serving = Serving(settings, metrics, "0.0.0", self.failed.set)
+        app = create_app(self.serving, metrics, policy_of(settings), "0.0.0")
+        self._server = uvicorn.Server(http_config(app, settings.max_header_bytes))
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        keys = [key.get_secret_value() for key in settings.api_key]
+        self.headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+        self.http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, headers=self.headers)
+        self.thread = threading.Thread(target=self._server.run, args=([self._socket],))
+        self.thread.start()
+
+    def wait_ready(self) -> LiveServer:
+        with Client(self.url) as client:
+            client.wait_ready(TIMEOUT_S)
+        return self
+
+    def shrink_send_buffers(self) -> None:
+        """Have connections made from here on keep little that is not read, in the kernel."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+    def close(self) -> None:
+        self.http.close()
+        self.serving.drain()
+        self._server.should_exit = True
+        self.thread.join(TIMEOUT_S)
+        assert not self.thread.is_alive()
+        self._socket.close()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Value of one sample of `/metrics`; 0 where there is none."""
+        inner = ",".join(f'{key}="{value}"' for key, value in labels.items())
+        start = f"{name}{{{inner}}} " if labels else f"{name} "
+        lines = self.http.get("/metrics").text.splitlines()
+        return next((float(line[len(start) :]) for line in lines if line.startswith(start)), 0.0)
+
+
+class Gate:
+    """Holds whoever calls it until it is opened; remembers that somebody came."""
+
+    def __init__(self) -> None:
+        self.is_reached = threading.Event()
+        self.may_pass = threading.Event()
+
+    def __call__(self) -> None:
+        self.is_reached.set()
+        assert self.may_pass.wait(TIMEOUT_S)
+
+
+class GatedRunner:
+    """A real runner; each decode first calls `before`, and `change` gets each output."""
+
+    def __init__(
+        self,
+        runner: Any,
+        before: Callable[[], None] = lambda: None,
+        change: Callable[[StepOutput], StepOutput] = lambda output: output,
+    ) -> None:
+        self._runner = runner
+        self._before = before
+        self._change = change
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def decode(self, *args: Any, **kwargs: Any) -> StepOutput:
+        self._before()
+        output: StepOutput = self._runner.decode(*args, **kwargs)
+        return self._change(output)
+
+
+def without_numbers(output: StepOutput) -> StepOutput:
+    return dataclasses.replace(output, hidden=torch.full_like(output.hidden, torch.nan))

@@ -1,0 +1,400 @@
+"""A replica without a model: speaks the wire contract over a real socket, answers by arithmetic.
+
+Its latents are a pure function of task, seed and position, so a test can say what any row of a
+dataset has to hold. In a test it runs on a thread and takes scripted faults; as a program it can be
+killed: `python stub_replica.py --port 8100 --hidden-size 896 --steps 256`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import sys
+import threading
+import time
+import zlib
+from collections import deque
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import safetensors.numpy
+
+_SAFETENSORS = "application/x-safetensors"
+_CODES = {
+    401: "unauthorized",
+    422: "prompt-too-long",
+    429: "queue-full",
+    500: "internal",
+    503: "not-ready",
+    504: "deadline-exceeded",
+}
+
+
+_REFUSAL = (
+    "2026-01-01 10:00:00,000 INFO latentwire_service.server: listening\n"
+    "2026-01-01 10:00:00,001 ERROR latentwire_service.model_service: "
+    "cannot serve the model: none there\n"
+    + "2026-01-01 10:00:00,002 INFO uvicorn.error: an ERROR in the text only\n"
+    * 20
+)
+
+
+def num_tokens(task: str, seed: int, max_new_tokens: int) -> int:
+    """Tokens the stub generates: 1..max_new_tokens."""
+    return 1 + zlib.crc32(f"{task}/{seed}".encode()) % max_new_tokens
+
+
+def latent(task: str, seed: int, num_steps: int, hidden_size: int) -> np.ndarray:
+    """`[num_steps, hidden_size]` float32 that only (task, seed, position) decides."""
+    base = np.float32(zlib.crc32(f"{seed}:{task}".encode()) % 4096)
+    steps = np.arange(num_steps, dtype=np.float32)[:, None]
+    columns = np.arange(hidden_size, dtype=np.float32)[None, :] / np.float32(1024)
+    return base + steps - columns
+
+
+def plan_text(task: str, seed: int) -> str:
+    return f"Plan {zlib.crc32(f'{task}|{seed}'.encode())}: {task}"
+
+
+@dataclass
+class Behaviour:
+    """What the stub does; tests change it while it runs.
+
+    Attributes:
+        faults: statuses to answer the next plan requests with, any task.
+        task_faults: statuses by task, used up from the left; the task is answered after that.
+        is_ready: what `/ready` says.
+        info_faults: statuses to answer the next `/info` with; 0: none, the connection is dropped.
+        is_dead: connections are dropped without an answer.
+        die_after: drop everything from this many answered plans on.
+        gate: plan requests wait for it.
+        nan_tasks: tasks whose latent has a NaN.
+        drop_tasks: tasks whose connection is dropped without an answer.
+        speaks_json_only: answer with JSON whatever the caller would like.
+    """
+
+    model: str = "stub"
+    hidden_size: int = 8
+    dtype: str = "float32"
+    steps: int | None = None
+    max_slots: int = 4
+    delay_s: float = 0.0
+    api_key: str | None = None
+    faults: deque[int] = field(default_factory=deque)
+    task_faults: dict[str, list[int]] = field(default_factory=dict)
+    is_ready: bool = True
+    info_faults: deque[int] = field(default_factory=deque)
+    is_dead: bool = False
+    die_after: int | None = None
+    exit_on_death: bool = False
+    gate: threading.Event | None = None
+    nan_tasks: set[str] = field(default_factory=set)
+    drop_tasks: set[str] = field(default_factory=set)
+    speaks_json_only: bool = False
+    record: Path | None = None
+
+
+class StubReplica:
+    """A stub on a thread of this process, on a free loopback port.
+
+    Attributes:
+        behaviour: what it does.
+        asked: (task_id, seed) of every plan request, in order of arrival.
+        answered: task ids answered with a plan.
+        sent_media_types: of the answers with a plan.
+        arrived: set at every plan request.
+    """
+
+    def __init__(self, behaviour: Behaviour | None = None, port: int = 0) -> None:
+        self.behaviour = behaviour or Behaviour()
+        self.asked: list[tuple[str | None, int]] = []
+        self.answered: list[str | None] = []
+        self.sent_media_types: set[str] = set()
+        self.arrived = threading.Event()
+        self.num_in_flight = self.most_in_flight = 0
+        # After this many answers the stub answers no more until `resume`; then `stalled` is set.
+        self.stall_after: int | None = None
+        self.stalled = threading.Event()
+        self.lock = threading.Condition()
+        self._server = _Server(("127.0.0.1", port), _Handler)
+        self._server.stub = self
+        self.port = self._server.server_address[1]
+        self.base_url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> StubReplica:
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.behaviour.gate is not None:
+            self.behaviour.gate.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def serve_forever(self) -> None:
+        self._server.serve_forever(0.5)
+
+    def wait_asked(self, count: int) -> None:
+        with self.lock:
+            assert self.lock.wait_for(lambda: len(self.asked) >= count, timeout=30)
+
+    def wait_answered(self, count: int) -> None:
+        with self.lock:
+            assert self.lock.wait_for(lambda: len(self.answered) >= count, timeout=30)
+
+    def resume(self) -> None:
+        with self.lock:
+            self.stall_after = None
+            self.stalled.clear()
+            self.lock.notify_all()
+
+    def wait_while_stalled(self) -> None:
+        with self.lock:
+            while self.stall_after is not None and len(self.answered) >= self.stall_after:
+                self.stalled.set()
+                self.lock.wait()
+
+    def asked_ids(self) -> list[str | None]:
+        return [task_id for task_id, _ in self.asked]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+    stub: StubReplica
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        del request, client_address  # A client that went away is part of many tests.
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def log_message(self, format: str, *args: object) -> None:
+        del format, args
+
+    def do_GET(self) -> None:
+        stub = self.server.stub
+        if self._is_gone():
+            return
+        path = urlsplit(self.path).path
+        if path == "/ready" and not stub.behaviour.is_ready:
+            self._problem(503, "not-ready")
+        elif path == "/ready":
+            self._send(200, {"status": "ready"})
+        elif path == "/health":
+            self._send(200, {"status": "ok"})
+        elif path == "/info" and stub.behaviour.info_faults:
+            status = stub.behaviour.info_faults.popleft()
+            if status:
+                self._problem(status, "not-ready")
+            else:
+                self.close_connection = True
+        elif path == "/info":
+            self._send(200, _info(stub.behaviour))
+        else:
+            self._problem(404, "not-found")
+
+    def do_POST(self) -> None:
+        stub, behaviour = self.server.stub, self.server.stub.behaviour
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self._is_gone():
+            return
+        with stub.lock:
+            stub.num_in_flight += 1
+            stub.most_in_flight = max(stub.most_in_flight, stub.num_in_flight)
+            stub.asked.append((body["task_id"], body["seed"]))
+            if behaviour.record is not None:
+                with behaviour.record.open("a") as file:
+                    file.write(f"{body['task_id']}\n")
+            status = self._fault(body["task"])
+            stub.lock.notify_all()
+        stub.arrived.set()
+        if behaviour.gate is not None:
+            behaviour.gate.wait()
+        if behaviour.delay_s:
+            time.sleep(behaviour.delay_s)
+        stub.wait_while_stalled()
+        with stub.lock:
+            stub.num_in_flight -= 1
+        self._reply(body, status)
+
+    def _reply(self, body: dict[str, object], status: int | None) -> None:
+        stub, behaviour = self.server.stub, self.server.stub.behaviour
+        if self._is_gone():
+            return
+        if body["task"] in behaviour.drop_tasks:
+            self.close_connection = True
+            return
+        if status is not None:
+            self._problem(status, _CODES[status])
+            return
+        query = parse_qs(urlsplit(self.path).query)
+        k = int(query["k"][0]) if "k" in query else None
+        with stub.lock:
+            # Decided under the lock: exactly `die_after` answers are sent.
+            if behaviour.die_after is not None and len(stub.answered) >= behaviour.die_after:
+                self.close_connection = True
+                return
+            stub.answered.append(str(body["task_id"]))
+            is_last = len(stub.answered) == behaviour.die_after
+            behaviour.is_dead = behaviour.is_dead or is_last
+            stub.lock.notify_all()
+        answer, matrix = _answer(behaviour, body, k)
+        if not behaviour.speaks_json_only and _SAFETENSORS in self.headers["accept"]:
+            metadata = {"response": json.dumps(answer)}
+            content = safetensors.numpy.save({"hidden_state": matrix}, metadata)
+            stub.sent_media_types.add(_SAFETENSORS)
+            self._send_bytes(200, content, _SAFETENSORS)
+        else:
+            stub.sent_media_types.add("application/json")
+            data = base64.b64encode(matrix.astype("<f4").tobytes()).decode()
+            answer["hidden_state"] |= {"data": data}
+            self._send(200, answer)
+        if is_last and behaviour.exit_on_death:
+            os._exit(9)
+
+    def _fault(self, task: str) -> int | None:
+        behaviour = self.server.stub.behaviour
+        expected = behaviour.api_key and f"Bearer {behaviour.api_key}"
+        if expected and self.headers.get("authorization") != expected:
+            return 401
+        if behaviour.faults:
+            return behaviour.faults.popleft()
+        if behaviour.task_faults.get(task):
+            return behaviour.task_faults[task].pop(0)
+        return None
+
+    def _is_gone(self) -> bool:
+        if self.server.stub.behaviour.is_dead:
+            self.close_connection = True
+        return self.server.stub.behaviour.is_dead
+
+    def _problem(self, status: int, code: str) -> None:
+        problem = {"title": code, "status": status, "code": code, "detail": f"scripted {code}"}
+        headers = {"Retry-After": "0.01"} if status in (429, 503) else {}
+        self._send(status, problem, "application/problem+json", headers)
+
+    def _send(
+        self,
+        status: int,
+        value: object,
+        media_type: str = "application/json",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        self._send_bytes(status, json.dumps(value).encode(), media_type, headers)
+
+    def _send_bytes(
+        self, status: int, payload: bytes, media_type: str, headers: dict[str, str] | None = None
+    ) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", media_type)
+        self.send_header("Content-Length", str(len(payload)))
+        for name, text in (headers or {}).items():
+            self.send_header(name, text)
+        self.end_headers()
+        self.wfile.write(payload)
+
+
+def _info(behaviour: Behaviour) -> dict[str, object]:
+    return {
+        "model": behaviour.model,
+        "revision": None,
+        "hidden_size": behaviour.hidden_size,
+        "vocab_size": 100,
+        "dtype": behaviour.dtype,
+        "device": "cpu",
+        "limits": {
+            "max_slots": behaviour.max_slots,
+            "max_model_len": 4096,
+            "max_queue": 64,
+            "max_body_bytes": 1 << 20,
+        },
+        "version": "0",
+        "compressors": [],
+    }
+
+
+def _answer(
+    behaviour: Behaviour, body: dict[str, object], k: int | None
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The answer's fields, without the latent's data, and the latent."""
+    task, seed = str(body["task"]), int(str(body["seed"]))
+    count = behaviour.steps or num_tokens(task, seed, int(str(body["max_new_tokens"])))
+    rows = count if k is None else min(k, count)
+    matrix = latent(task, seed, rows, behaviour.hidden_size)
+    if task in behaviour.nan_tasks:
+        matrix[0, 0] = np.nan
+    answer = {
+        "id": f"plan-{zlib.crc32(task.encode())}",
+        "model": behaviour.model,
+        "task": task,
+        "task_id": body["task_id"],
+        "plan": plan_text(task, seed),
+        "k": k,
+        "hidden_state": {
+            "data": "",
+            "dtype": "float32",
+            "byteorder": "little",
+            "shape": [rows, behaviour.hidden_size],
+        },
+        "latent": {
+            "layer": "last",
+            "normed": True,
+            "alignment": "predicts",
+            "model": behaviour.model,
+            "revision": None,
+        },
+        "token_ids": list(range(count)),
+        "finish_reason": "stop",
+        "seed": seed,
+        "usage": {"prompt_tokens": 5, "completion_tokens": count, "latent_steps": rows},
+        "timings": {"queue_ms": 0.0, "prefill_ms": 0.0, "decode_ms": 0.0},
+    }
+    return answer, matrix
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="0: a free one, named on stdout")
+    parser.add_argument("--hidden-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=None, help="tokens per row; absent: varies")
+    parser.add_argument("--max-slots", type=int, default=4)
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--model", default="stub")
+    parser.add_argument("--die-after", type=int, default=None, help="answers before it dies")
+    parser.add_argument("--record", type=Path, default=None, help="append each asked task id here")
+    parser.add_argument("--not-ready", action="store_true", help="never become ready")
+    parser.add_argument("--refuse-model", action="store_true", help="log like a failed load, exit")
+    args = parser.parse_args()
+    if args.refuse_model:
+        sys.stderr.write(_REFUSAL)
+        sys.exit(2)
+    behaviour = Behaviour(
+        model=args.model,
+        hidden_size=args.hidden_size,
+        steps=args.steps,
+        max_slots=args.max_slots,
+        delay_s=args.delay,
+        die_after=args.die_after,
+        exit_on_death=True,
+        is_ready=not args.not_ready,
+        record=args.record,
+    )
+    stub = StubReplica(behaviour, args.port)
+    sys.stdout.write(f"{stub.port}\n")
+    sys.stdout.flush()
+    stub.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The OpenAPI document of the service, as it is committed: `make openapi` writes it anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from latentwire_service.api.access_policy import policy_of
+from latentwire_service.api.app import create_app
+from latentwire_service.model_service import Serving
+from latentwire_service.settings import Settings
+from latentwire_service.telemetry.metrics import Metrics
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "openapi.json"
+
+
+def generated() -> dict[str, Any]:
+    """What a service with default settings shows at `/openapi.json`."""
+    settings, metrics = Settings(_env_file=None), Metrics()
+    serving = Serving(settings, metrics, "0.0.0", lambda: None)
+    return create_app(serving, metrics, policy_of(settings), "0.0.0").openapi()
+
+
+def render(document: dict[str, Any]) -> str:
+    """Return the document as the text that is committed."""
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(render(generated()))
