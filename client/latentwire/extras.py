@@ -35,10 +35,13 @@ SERVE = ExtraCommand(
             "accelerate",
             "fastapi",
             "gguf",
+            "h11",
+            "huggingface_hub",
             "prometheus_client",
             "pyarrow",
             "pydantic_settings",
             "safetensors",
+            "starlette",
             "torch",
             "transformers",
             "uvicorn",
@@ -49,7 +52,7 @@ COLLECT = ExtraCommand(
     name="collect",
     module="latentwire_batch.__main__",
     extra="batch",
-    dependencies=frozenset({"datasets", "pyarrow", "pydantic_settings", "rich"}),
+    dependencies=frozenset({"datasets", "ijson", "pyarrow", "pydantic_settings", "rich"}),
 )
 INSPECT = ExtraCommand(
     name="inspect",
