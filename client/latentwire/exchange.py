@@ -44,6 +44,7 @@ from latentwire.protocol import (
 )
 from latentwire.retry import Outcome, retry_after_of
 from latentwire.safetensors_wire import unpack
+from latentwire.validation import describe
 from latentwire.version import VERSION
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -310,11 +311,3 @@ def _where(request: httpx.Request) -> str:
 def _field_at_fault(error: ValidationError) -> str:
     location = error.errors(include_url=False, include_input=False)[0]["loc"]
     return str(location[0]) if location else ""
-
-
-def describe(error: ValidationError) -> str:
-    """Say in one line which fields are wrong and why, without their values."""
-    return "; ".join(
-        ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
-        for problem in error.errors(include_url=False, include_input=False)
-    )

@@ -16,11 +16,12 @@ from pydantic import ValidationError
 
 from latentwire.constants import REQUEST_ID_HEADER
 from latentwire.errors import ConnectionFailedError, ProtocolError, api_error
-from latentwire.exchange import Call, check_k, describe, error_of
+from latentwire.exchange import Call, check_k, error_of
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import ErrorBody, StreamDone, StreamStep
 from latentwire.sse import Event, EventDecoder
 from latentwire.tensors import decode_row
+from latentwire.validation import describe
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Settings of `latentwire serve`: flags, else `LATENTWIRE_*` environment variables, else defaults.
 
-Never read at import: the command builds one frozen `Settings` and passes on what is needed.
+No module reads them at import: the command builds one frozen `Settings` and passes on the values
+that each part needs.
 """
 
 from __future__ import annotations
@@ -16,18 +17,13 @@ AutoInt = Literal["auto"] | Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseSettings):
-    """Serve latents of one model over HTTP."""
+    """Settings of one service."""
 
     model_config = SettingsConfigDict(
         env_prefix="LATENTWIRE_",
         env_ignore_empty=True,
         frozen=True,
         extra="ignore",
-        cli_prog_name="latentwire serve",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
         protected_namespaces=(),
     )
 
@@ -39,115 +35,130 @@ class Settings(BaseSettings):
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model.")
     host: str = Field(
         default="127.0.0.1",
-        description="Address to listen on; the default is reachable from this machine only.",
+        description="Address to listen on. The default is reachable from this machine only.",
     )
     port: int = Field(
-        default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one."
+        default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free port."
     )
     device: Literal["auto", "cuda", "mps", "cpu"] = Field(
-        default="auto", description="auto: cuda, else mps, else cpu."
+        default="auto", description="Device of the model. auto: cuda, else mps, else cpu."
     )
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        default="auto", description="auto: bf16 on a GPU, fp32 on the CPU."
+        default="auto", description="Compute dtype. auto: bf16 on a GPU, fp32 on the CPU."
     )
     max_slots: AutoInt = Field(
         default="auto",
-        description="Sequences decoded together; auto: what memory holds, at most 64.",
+        description="Sequences decoded together. auto: as many as fit in memory, at most 64.",
     )
     max_model_len: AutoInt = Field(
         default="auto",
-        description="Prompt and generated tokens of one sequence; auto: the model's own limit, "
-        "at most 4096.",
+        description="Most tokens of one sequence, prompt and generated tokens together. auto: the "
+        "model's own limit, at most 4096.",
     )
     memory_fraction: float = Field(
         default=0.8,
         gt=0,
         le=1,
-        description="Part of the memory free after loading that the KV cache may take.",
+        description="Fraction of the memory free after loading that the KV cache may use.",
     )
     prefill_chunk: int = Field(
         default=512,
         ge=1,
-        description="Prompt positions computed in one step: running requests wait no longer.",
+        description="Most prompt tokens computed in one step. It bounds how long a new prompt "
+        "delays the running requests.",
     )
     compile: bool = Field(
         default=False,
-        description="Compile the decode step (inductor; CUDA graphs on a GPU): faster steps, after "
-        "a first start of minutes. Later ones find the result in --cache-dir.",
+        description="Compile the decode step (inductor; CUDA graphs on a GPU). Steps get faster; "
+        "the first start takes minutes. Later starts reuse the result in --cache-dir.",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads for the model; default: torch's choice."
+        default=None, ge=1, description="CPU threads for the model; absent: torch's choice."
     )
     max_queue: int = Field(
-        default=1024, ge=1, description="Requests that may wait for a slot before 429."
+        default=1024,
+        ge=1,
+        description="Most requests waiting for a slot. A full queue answers 429.",
     )
     max_body_bytes: int = Field(
-        default=1_048_576, ge=1024, description="Size of one request body before 413."
+        default=1_048_576,
+        ge=1024,
+        description="Most bytes of one request body. A larger body is answered 413.",
     )
     request_timeout: float | None = Field(
         default=None,
         gt=0,
-        description="Seconds a request may take before 504; its X-Request-Timeout may be less.",
+        description="Seconds a request may take before it is answered 504. A request can set less "
+        "with the X-Request-Timeout header.",
     )
     max_new_tokens_limit: int | None = Field(
-        default=None, ge=1, description="Most max_new_tokens of a request; default: what fits."
+        default=None,
+        ge=1,
+        description="Largest max_new_tokens that a request may set; absent: --max-model-len is the "
+        "only limit.",
     )
     max_header_bytes: int = Field(
-        default=16_384, ge=1024, description="Size of one request's head before 400."
+        default=16_384,
+        ge=1024,
+        description="Most bytes of one request head. A larger head is answered 400.",
     )
     body_timeout: float = Field(
-        default=60.0, gt=0, description="Seconds in which a request's body has to arrive, else 408."
+        default=60.0,
+        gt=0,
+        description="Seconds in which a request body must arrive. A slower body is answered 408.",
     )
     drain_timeout: float = Field(
         default=100.0,
         gt=0,
-        description="Seconds that running requests have after SIGTERM before they are failed.",
+        description="Seconds that requests have to finish after SIGTERM. Later ones fail.",
     )
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
-        description="Key that callers must send; may be repeated. With none, all may call.",
+        description="API key that clients must send. Repeat the flag for several keys; "
+        "LATENTWIRE_API_KEY separates them by commas. Without keys, every client may call.",
     )
     api_key_file: Path | None = Field(
         default=None,
-        description="File with further keys, one per line: other users cannot see it in a list of "
-        "processes.",
+        description="File with more API keys, one per line. Unlike a flag, a file does not show in "
+        "the list of processes.",
     )
     metrics_public: bool = Field(
-        default=False, description="Answer /metrics without a key, where keys are set."
+        default=False, description="Answer /metrics without a key even if keys are set."
     )
     allowed_host: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="Host header to answer; may be repeated. Default: any, but on a loopback "
-        "address only its own names.",
+        description="Host header to accept. Repeat the flag for several; LATENTWIRE_ALLOWED_HOST "
+        "separates them by commas. Default: loopback names if --host is a loopback address, else "
+        "any name.",
     )
     cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="Web origin whose pages may call; may be repeated. Default: none.",
+        description="Web origin whose pages may call. Repeat the flag for several; "
+        "LATENTWIRE_CORS_ORIGIN separates them by commas. Default: none.",
     )
     cache_dir: Path = Field(
         default=Path("~/.cache/latentwire"),
-        description="Where converted GGUF files and compiled steps are kept.",
+        description="Directory for converted GGUF files and compiled steps.",
     )
     trust_remote_code: bool = Field(
-        default=False, description="Run code that comes with a hub model. Only if you trust it."
+        default=False,
+        description="Run code that a hub model brings along. Only for models that you trust.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log records to write."
     )
     log_format: Literal["text", "json"] = Field(
-        default="text", description="text: a line per record; json: an object per line."
+        default="text",
+        description="Format of the log. text: one line per record. json: one object per line.",
     )
 
     @field_validator("api_key", "allowed_host", "cors_origin", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
-        """Take several values from one variable, divided by commas."""
-        values = [value] if isinstance(value, str) else value
-        if not isinstance(values, list | tuple):
-            return values
-        # A flag that is repeated comes as a list.
-        return tuple(
-            part.strip() if isinstance(part, str) else part
-            for item in values
-            for part in (item.split(",") if isinstance(item, str) else [item])
-        )
+    def _split_variable(cls, value: object) -> object:
+        """Split a text at commas: that is how an environment variable holds several values.
+
+        Flags arrive as a list, whose values are kept as they are.
+        """
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(","))
+        return value

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 
@@ -57,6 +58,21 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert parse().k == 3
     assert parse("--k", "4").k == 4
     assert parse().replica == ("http://a", "http://b")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, field in CollectSettings.model_fields.items()
+        if get_origin(field.annotation) is tuple
+    ],
+)
+def test_the_value_of_a_list_flag_is_never_split(name: str) -> None:
+    flag = "--" + name.replace("_", "-")
+    for values in (["a,b"], ["a,b", "c"]):
+        args = [part for value in values for part in (flag, value)]
+        assert getattr(parse(*args), name) == tuple(values)
 
 
 @pytest.mark.parametrize(

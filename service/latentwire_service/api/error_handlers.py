@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latentwire.constants import PROBLEM_MEDIA_TYPE
 from latentwire.protocol import ErrorBody, ErrorCode
+from latentwire.validation import dotted, reason
 from latentwire_service.engine import errors
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,8 @@ async def _on_validation_error(_request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     # The name of an unknown field is the sender's: it may be of any length, and no Unicode text.
     field = _field_name(first["loc"])[:_MAX_FIELD_CHARS].encode("utf-8", "replace").decode()
-    return _problem(_INVALID, f"{field}: {first['msg']}", {}, field=field)
+    detail = f"{field}: {reason(first['type'], first['msg'])}"
+    return _problem(_INVALID, detail, {}, field=field)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -206,10 +208,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 def _field_name(location: Sequence[str | int]) -> str:
     """Name the field: ("body", "stop", 0) is `stop.0`; ("body", 17), a JSON position, is `body`."""
-    parts = [str(part) for part in location[1:]]
-    if not parts or isinstance(location[1], int):
+    if len(location) < 2 or isinstance(location[1], int):
         return str(location[0])
-    return ".".join(parts)
+    return dotted(location[1:])
 
 
 def _problem(answer: _Answer, detail: str, headers: Mapping[str, str], **members: Any) -> Response:
