@@ -79,7 +79,8 @@ def run_stage(name: str, directory: Path, count: int) -> dict[str, float]:
     done = subprocess.run(
         [*command, str(directory), str(count)], stdout=subprocess.PIPE, text=True, check=True
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def collect_from(directory: Path, count: int, num_rows: int, delay_s: float) -> dict[str, float]:

@@ -184,7 +184,8 @@ def compare(output: Path, calm: Path, is_exact: bool) -> None:
 
 
 def _values(latents: pa.ChunkedArray) -> np.ndarray:
-    return latents.combine_chunks().flatten().flatten().to_numpy()
+    values: np.ndarray = latents.combine_chunks().flatten().flatten().to_numpy()
+    return values
 
 
 def free_ports(count: int) -> list[int]:

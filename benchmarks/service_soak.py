@@ -145,10 +145,9 @@ async def run(args: argparse.Namespace) -> int:
         limits = (await client.info()).limits
     num_callers = 2 * (limits.max_slots + limits.max_queue)
     end = time.monotonic() + args.seconds
-    memory, *_ = await asyncio.gather(
-        watch_memory(args.pid, args.seconds),
-        *(soak.call(end, random.Random(n)) for n in range(num_callers)),
-    )
+    watching = asyncio.create_task(watch_memory(args.pid, args.seconds))
+    await asyncio.gather(*(soak.call(end, random.Random(n)) for n in range(num_callers)))
+    memory = await watching
     held = await slots_held(args.url)
     bad = sum(n for name, n in soak.outcomes.items() if name.startswith(("wrong", "unanswered")))
     bad += soak.outcomes["internal"] + soak.outcomes["latent-invalid"]

@@ -27,7 +27,9 @@ ENVIRONMENT_NAMES = {f"LATENTWIRE_{name.upper()}" for name in Settings.model_fie
 
 
 def makefile_variable(name: str) -> str:
-    return re.search(rf"^{name} := (.+)$", MAKEFILE, re.MULTILINE)[1]
+    found = re.search(rf"^{name} := (.+)$", MAKEFILE, re.MULTILINE)
+    assert found, name
+    return found[1]
 
 
 def instructions(keyword: str) -> list[str]:

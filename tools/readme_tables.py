@@ -9,6 +9,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -36,11 +37,15 @@ _MARKED = r"(?<=<!-- begin {name} -->\n)(.*?)(?=<!-- end {name} -->)"
 def rewrite(readme: str) -> str:
     """Return the README with every marked table made anew."""
     for name, make in TABLES.items():
-        table = make()
+        # A function, because a replacement string would read the table's backslashes as escapes.
         readme = re.sub(
-            _MARKED.format(name=name), lambda _, table=table: table, readme, flags=re.DOTALL
+            _MARKED.format(name=name), partial(_constant, make()), readme, flags=re.DOTALL
         )
     return readme
+
+
+def _constant(text: str, _: re.Match[str]) -> str:
+    return text
 
 
 def _settings_table(model: type[BaseModel]) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
@@ -35,8 +36,9 @@ def _environment(monkeypatch: pytest.MonkeyPatch, stub: StubReplica) -> Iterator
     signal.signal(signal.SIGTERM, before)
 
 
-def manifest_of(output: Path) -> dict[str, dict[str, object]]:
-    return json.loads((output / "manifest.json").read_text())
+def manifest_of(output: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((output / "manifest.json").read_text())
+    return manifest
 
 
 def hidden_states(tasks: Path, output: Path, *flags: str) -> int:

@@ -148,7 +148,8 @@ def test_an_installation_cut_short_is_completed(
     class PowerLoss(BaseException):
         pass
 
-    real, moved = os.replace, []
+    real = os.replace
+    moved: list[Path] = []
 
     def replace(source: Path, target: Path) -> None:
         if target != layout.marker:

@@ -118,7 +118,7 @@ class SyncCaller:
         self.time = time
 
     def __call__(self, method: str, *args: Any, client: dict[str, Any], **kwargs: Any) -> Any:
-        options = {
+        options: dict[str, Any] = {
             "base_url": self.url,
             "rng": random.Random(7),
             "sleep": self.time.sleep,
@@ -132,7 +132,7 @@ class AsyncCaller(SyncCaller):
     """Calls one method of a fresh `AsyncClient` in an event loop of its own."""
 
     def __call__(self, method: str, *args: Any, client: dict[str, Any], **kwargs: Any) -> Any:
-        options = {
+        options: dict[str, Any] = {
             "base_url": self.url,
             "rng": random.Random(7),
             "sleep": self.time.sleep_async,

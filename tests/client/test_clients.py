@@ -23,7 +23,7 @@ from latentwire import (
 from latentwire.protocol import ErrorCode
 from latentwire.retry import retry_delay
 
-INFO = {
+INFO: dict[str, Any] = {
     "model": "tiny",
     "revision": None,
     "hidden_size": 3,

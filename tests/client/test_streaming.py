@@ -182,7 +182,7 @@ def test_nothing_is_sent_before_iterating_and_bad_arguments_come_at_once(server:
 
 @pytest.mark.parametrize("field", ["task", "task_id", "prompt_template"])
 def test_half_a_surrogate_pair_is_refused_before_anything_is_sent(server: Any, field: str) -> None:
-    arguments = {"task": "x"} | {field: "a\ud800"}
+    arguments: dict[str, Any] = {"task": "x"} | {field: "a\ud800"}
     with Client(server.url) as client, pytest.raises(InvalidArgumentError) as caught:
         client.plan_latent(**arguments)
     assert caught.value.field == field

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_decoding_returns_the_encoded_bits(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("view", [np.s_[::2], np.s_[:, ::-1], np.s_[1:3, 2:5]])
-def test_strided_views_are_encoded_in_c_order(view: object) -> None:
+def test_strided_views_are_encoded_in_c_order(view: Any) -> None:
     strided = rows((8, 6))[view]  # any index expression will do
     assert not strided.flags.c_contiguous
     assert encode_base64(strided) == base64.b64encode(np.ascontiguousarray(strided).tobytes())

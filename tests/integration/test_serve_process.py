@@ -78,7 +78,7 @@ def assert_same(first: PlanLatent, second: PlanLatent) -> None:
 
 
 def test_both_clients_get_the_same_plan_for_a_seed(service: Client) -> None:
-    def ask(**more: int) -> PlanLatent:
+    def ask(**more: Any) -> PlanLatent:
         return service.plan_latent(
             "Wash the mug.", k=5, task_id="t", max_new_tokens=9, temperature=1.4, top_p=0.95, **more
         )

@@ -11,6 +11,7 @@ import pytest
 
 from latentwire_service import engine_factory
 from latentwire_service.engine.engine_thread import EngineThread
+from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.settings import Settings
 from support.live_server import Gate, GatedRunner, LiveServer
 from support.requests import MAX_BODY_BYTES
@@ -52,7 +53,7 @@ def start(folder: Path) -> Iterator[Callable[..., LiveServer]]:
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Holds every decode step of servers that are started afterwards."""
     held = Gate()
-    build = engine_factory.build_runner
+    build = build_runner
     monkeypatch.setattr(
         engine_factory,
         "build_runner",

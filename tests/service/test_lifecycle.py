@@ -13,6 +13,8 @@ import pytest
 
 from latentwire_service import engine_factory
 from latentwire_service.engine.engine_thread import EngineThread
+from latentwire_service.engine.hf.build import build_runner
+from latentwire_service.engine.hf.loader import load_model
 from support.live_server import TIMEOUT_S, Gate, GatedRunner, LiveServer, without_numbers
 from support.requests import GREEDY, assert_problem, plan_of, post
 
@@ -28,7 +30,7 @@ def test_while_loading_the_service_lives_but_is_not_ready(
     start: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Gate()
-    load = engine_factory.load_model
+    load = load_model
 
     def load_slowly(*args: Any, **kwargs: Any) -> Any:
         held()
@@ -112,7 +114,7 @@ def test_a_lost_engine_answers_503_to_all_and_reports_failure(
     def break_down() -> None:
         raise RuntimeError("device lost")
 
-    build = engine_factory.build_runner
+    build = build_runner
     monkeypatch.setattr(
         engine_factory,
         "build_runner",
@@ -128,7 +130,7 @@ def test_a_lost_engine_answers_503_to_all_and_reports_failure(
 def test_a_latent_that_is_not_finite_is_an_error_never_a_message(
     start: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = engine_factory.build_runner
+    build = build_runner
     monkeypatch.setattr(
         engine_factory,
         "build_runner",

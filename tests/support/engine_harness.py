@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from latentwire_service.engine.detokenizer import Detokenizer
@@ -25,7 +25,7 @@ class EngineHarness:
         max_slots: int = 4,
         max_model_len: int = 256,
         prefill_chunk: int = 64,
-        eos: Sequence[int] = (EOS,),
+        eos: Iterable[int] = (EOS,),
         tokenizer: Any = None,
     ) -> None:
         # The engine's own copy: the original stays what `generate` runs on.

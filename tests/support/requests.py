@@ -9,7 +9,7 @@ import httpx
 from latentwire.protocol import ErrorBody, PlanLatentResponse
 from support.live_server import LiveServer
 
-GREEDY = {"task": "Wash the mug.", "do_sample": False, "max_new_tokens": 6}
+GREEDY: dict[str, Any] = {"task": "Wash the mug.", "do_sample": False, "max_new_tokens": 6}
 MAX_BODY_BYTES = 100_000
 
 

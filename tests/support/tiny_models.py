@@ -52,7 +52,7 @@ def build_model(config: PreTrainedConfig, seed: int = 0) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer() -> Any:
     """Byte-level: every text round-trips, and one character may take several tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {"<pad>": 0, "<eos>": EOS}

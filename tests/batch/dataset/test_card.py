@@ -4,6 +4,7 @@ import getpass
 import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -14,9 +15,10 @@ from support.collecting import Collect
 from support.stub_replica import Behaviour, StubReplica
 
 
-def front_matter(card: str) -> dict[str, object]:
+def front_matter(card: str) -> dict[str, Any]:
     _, head, _ = card.split("---\n", 2)
-    return yaml.safe_load(head)
+    fields: dict[str, Any] = yaml.safe_load(head)
+    return fields
 
 
 def test_the_card_names_model_settings_features_and_counts(

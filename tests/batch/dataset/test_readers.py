@@ -40,7 +40,9 @@ def by_polars(output: Path) -> Rows:
 
 def by_duckdb(output: Path) -> Rows:
     file = output / "data.parquet"
-    return duckdb.sql(f"SELECT {', '.join(COLUMNS)} FROM read_parquet('{file}')").fetchall()
+    rows = duckdb.sql(f"SELECT {', '.join(COLUMNS)} FROM read_parquet('{file}')")
+    assert rows is not None
+    return rows.fetchall()
 
 
 def by_datasets(output: Path) -> Rows:

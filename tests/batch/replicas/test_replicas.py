@@ -232,7 +232,18 @@ def test_a_slow_replica_gets_less(collect: Collect, stub: StubReplica) -> None:
 @pytest.mark.parametrize("num_slots", [1, 2, 9, 64])
 def test_as_many_rows_as_slots_are_in_flight(num_slots: int) -> None:
     limits = Limits(max_slots=num_slots, max_model_len=1, max_queue=8, max_body_bytes=1)
-    assert default_window(InfoResponse.model_construct(limits=limits)) == num_slots
+    info = InfoResponse(
+        model="stub",
+        revision=None,
+        hidden_size=1,
+        vocab_size=1,
+        dtype="float32",
+        device="cpu",
+        limits=limits,
+        version="0",
+        compressors=[],
+    )
+    assert default_window(info) == num_slots
 
 
 LOOKS = [["10.0.0.1"], [], ["10.0.0.1", "10.0.0.2"], ["10.0.0.2"], ["10.0.0.1"]]

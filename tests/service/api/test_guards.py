@@ -40,7 +40,7 @@ def start(folder: Path) -> Iterator[Callable[..., LiveServer]]:
     started: list[LiveServer] = []
 
     def start_one(**settings: Any) -> LiveServer:
-        given = {"model": str(folder), "max_slots": 1} | settings
+        given: dict[str, Any] = {"model": str(folder), "max_slots": 1} | settings
         started.append(LiveServer(Settings(**given)))
         return started[-1].wait_ready()
 
@@ -216,7 +216,7 @@ def test_a_deadline_ends_a_request_and_frees_its_slot(
     live = start(request_timeout=0.2)
     body = GREEDY | {"max_new_tokens": 300}
     with Client(live.url) as client:
-        plan = client.stream_plan_latent if is_stream else client.plan_latent
+        plan: Callable[..., Any] = client.stream_plan_latent if is_stream else client.plan_latent
         with pytest.raises(DeadlineExceededError, match=r"within 0\.2 s"):
             list(plan(**body))
     gate.may_pass.set()

@@ -224,7 +224,7 @@ def test_the_log_tells_neither_task_nor_query_nor_path(
     server: LiveServer, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = server
-    secret = {"task": "SECRET task", "task_id": "SECRET", "max_new_tokens": 2}
+    secret: dict[str, Any] = {"task": "SECRET task", "task_id": "SECRET", "max_new_tokens": 2}
     plan_of(post(live, secret))
     plan_of(live.http.get("/plan_latent", params=secret))
     post(live, secret | {"SECRET": 1})

@@ -27,6 +27,7 @@ from latentwire.protocol import StreamDone
 from latentwire.sse import Event, EventDecoder
 from latentwire_service import engine_factory
 from latentwire_service.api import event_stream
+from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.engine.runner import StepOutput
 from latentwire_service.settings import Settings
 from support.live_server import TIMEOUT_S, Gate, GatedRunner, LiveServer, without_numbers
@@ -52,7 +53,7 @@ def server(folder: Path) -> Iterator[LiveServer]:
 def start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LiveServer]]:
     """Start a server whose every decode step goes through `before` and `change`."""
     started: list[LiveServer] = []
-    build = engine_factory.build_runner
+    build = build_runner
 
     def start_one(
         before: Callable[[], None] = lambda: None,

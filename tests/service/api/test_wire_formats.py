@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -94,7 +94,7 @@ def test_the_client_reads_both_forms_alike(server: LiveServer) -> None:
     for name in set(PlanLatent.__dataclass_fields__) - OWN:
         assert getattr(plan, name) == getattr(expected, name), name
     with pytest.raises(InvalidArgumentError):
-        Client(server.url, wire="protobuf")
+        Client(server.url, wire=cast(Any, "protobuf"))
 
 
 @pytest.mark.parametrize(

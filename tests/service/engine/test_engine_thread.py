@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ class Running:
 def start() -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
-    def start_one(max_queue: int = 8, **runner: object) -> Running:
+    def start_one(max_queue: int = 8, **runner: Any) -> Running:
         started.append(Running(max_queue, FakeModelRunner(**runner)))
         return started[-1]
 

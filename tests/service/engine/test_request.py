@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -80,7 +82,7 @@ def test_a_stop_wins_over_the_length(tokens: list[int], reason: FinishReason | N
     ],
 )
 def test_a_parameter_out_of_range_is_refused_by_name(field: str, value: object) -> None:
-    given: dict[str, object] = {"max_new_tokens": 1, "seed": 0, field: value}
+    given: dict[str, Any] = {"max_new_tokens": 1, "seed": 0, field: value}
     with pytest.raises(InvalidParamsError) as caught:
         SamplingParams(**given)
     assert caught.value.field == field
@@ -90,7 +92,7 @@ def test_a_parameter_out_of_range_is_refused_by_name(field: str, value: object) 
     ("changes", "is_greedy"),
     [({}, False), ({"temperature": 0.0}, True), ({"do_sample": False}, True)],
 )
-def test_what_is_greedy(changes: dict[str, float], is_greedy: bool) -> None:
+def test_what_is_greedy(changes: dict[str, Any], is_greedy: bool) -> None:
     params = SamplingParams(max_new_tokens=1, seed=0, **changes)
     assert params.is_greedy is is_greedy
 

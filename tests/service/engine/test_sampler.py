@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -52,8 +52,10 @@ def reference(logits: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
         chain.append(TopKLogitsWarper(settings["top_k"]))
     if settings.get("top_p", 1.0) < 1:
         chain.append(TopPLogitsWarper(settings["top_p"]))
-    no_tokens = torch.zeros(len(logits), 1, dtype=torch.long)
-    return torch.softmax(chain(no_tokens, logits), dim=-1)
+    # These processors look at the logits only.
+    no_tokens = cast(torch.LongTensor, torch.zeros(len(logits), 1, dtype=torch.long))
+    scores = cast(torch.FloatTensor, logits)
+    return torch.softmax(chain(no_tokens, scores), dim=-1)
 
 
 def kept_probabilities(logits: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:

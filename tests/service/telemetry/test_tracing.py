@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -91,7 +92,7 @@ def serve_and_ask(folder: Path, **environment: str) -> Child:
             stream = client.stream_plan_latent(SECRET, max_new_tokens=3, do_sample=False)
             assert len(list(stream)) == 3
         with httpx.Client(base_url=child.url, timeout=TIMEOUT_S) as http:
-            query = {"task": SECRET, "max_new_tokens": 5, "k": 2}
+            query: dict[str, Any] = {"task": SECRET, "max_new_tokens": 5, "k": 2}
             headers = {"traceparent": TRACEPARENT, "X-Request-Id": "mine"}
             http.get("/plan_latent", params=query, headers=headers).raise_for_status()
             assert http.post("/plan_latent", json={"task": SECRET, "x": 1}).status_code == 422

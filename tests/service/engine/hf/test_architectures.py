@@ -19,6 +19,7 @@ import transformers as hf
 from latentwire_service.engine.errors import UnsupportedModelError
 from latentwire_service.engine.hf.build import build_runner, probe
 from latentwire_service.engine.hf.model_runner import HfModelRunner
+from latentwire_service.engine.request import Request
 from latentwire_service.engine.runner import PromptPart
 from support.engine_harness import EngineHarness
 from support.tiny_models import EOS, VOCAB_SIZE, build_model, generate, random_prompts
@@ -43,7 +44,7 @@ LENGTHS = [1, 5, 17, 40, 70, 65, 30]
 TOLERANCE = 1e-4
 
 # The same few numbers under the names that families give them.
-SPECIAL = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": EOS}
+SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": EOS}
 BASE = SPECIAL | {"vocab_size": VOCAB_SIZE, "initializer_range": 0.6}
 LLAMA_LIKE = BASE | {
     "hidden_size": HIDDEN_SIZE,
@@ -55,8 +56,8 @@ LLAMA_LIKE = BASE | {
 }
 GPT2_LIKE = BASE | {"n_embd": HIDDEN_SIZE, "n_layer": 3, "n_head": 6, "n_positions": 512}
 FALCON_LIKE = BASE | {"hidden_size": HIDDEN_SIZE, "num_hidden_layers": 3, "num_attention_heads": 6}
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
-GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": False}
+EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
+GEMMA: dict[str, Any] = {"head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": False}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10_000.0,
@@ -182,7 +183,7 @@ SERVED: dict[str, ConfigBuilder] = {
 
 def check_against_generate(model: Any, max_slots: int, prefill_chunk: int) -> None:
     harness = EngineHarness(model, max_slots=max_slots, prefill_chunk=prefill_chunk)
-    requests = []
+    requests: list[Request] = []
     for prompt in random_prompts(LENGTHS):
         requests.append(harness.submit(prompt, 6 + len(requests)))
         for _ in range(2):

@@ -12,7 +12,9 @@ from latentwire_service.engine.errors import UnsupportedModelError
 from latentwire_service.engine.hf.attention import slot_attention
 
 
-def attention_inputs(num_queries: int, num_kv_heads: int = 2) -> tuple[torch.Tensor, ...]:
+def attention_inputs(
+    num_queries: int, num_kv_heads: int = 2
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     query = torch.randn(2, 6, num_queries, 8)
     key, value = torch.randn(2, num_kv_heads, 12, 8), torch.randn(2, num_kv_heads, 12, 5)
@@ -27,9 +29,14 @@ def test_grouped_attention_equals_repeated_keys_and_values(
     num_queries: int, num_kv_heads: int
 ) -> None:
     query, key, value, mask = attention_inputs(num_queries, num_kv_heads)
-    repeated = [t.repeat_interleave(6 // num_kv_heads, dim=1) for t in (key, value)]
-    expected = scaled_dot_product_attention(query, *repeated, attn_mask=mask, scale=0.3)
-    for options in ({}, {"softcap": 1e6}, {"s_aux": torch.full((6,), -1e6)}):
+    keys, values = (t.repeat_interleave(6 // num_kv_heads, dim=1) for t in (key, value))
+    expected = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=0.3)
+    without_effect: list[dict[str, Any]] = [
+        {},
+        {"softcap": 1e6},
+        {"s_aux": torch.full((6,), -1e6)},
+    ]
+    for options in without_effect:
         actual, _ = slot_attention(
             torch.nn.Module(), query, key, value, mask, scaling=0.3, **options
         )

@@ -40,7 +40,7 @@ def check(request: Request, model: Any, k: int | None = None) -> None:
 
 def run_staggered(harness: EngineHarness, prompts: list[list[int]], budget: int) -> list[Request]:
     """Submit a prompt every third step, so that requests join while others decode."""
-    requests = []
+    requests: list[Request] = []
     for prompt in prompts:
         requests.append(harness.submit(prompt, budget + len(requests)))
         for _ in range(3):
@@ -119,7 +119,7 @@ def test_finish_reason_is_stop_at_eos_even_on_the_last_allowed_token(model: Any)
         assert len(completion.hidden_state) == len(completion.token_ids)
 
 
-SAMPLING = {"do_sample": True, "temperature": 1.3, "top_p": 0.8, "seed": 1234}
+SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 1.3, "top_p": 0.8, "seed": 1234}
 
 
 @pytest.mark.parametrize(

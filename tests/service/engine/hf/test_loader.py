@@ -132,7 +132,12 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "t5", tmp_path)
 
 
-SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+}
 HYBRID = SMALL | {"num_attention_heads": 2, "num_key_value_heads": 2}
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -220,7 +221,7 @@ def test_a_library_that_does_not_load_is_done_without(
 
 
 @needs_compiler
-def test_compiled_code_says_nothing_on_its_output_and_leaves_nothing(tmp_path: os.PathLike) -> None:
+def test_compiled_code_says_nothing_on_its_output_and_leaves_nothing(tmp_path: Path) -> None:
     script = (
         "import torch; from latentwire_service.engine.hf.cpu import c_extension; "
         "assert c_extension.load('decode_attention.c') is not None"
@@ -230,4 +231,4 @@ def test_compiled_code_says_nothing_on_its_output_and_leaves_nothing(tmp_path: o
         [sys.executable, "-c", script], env=environ, capture_output=True, check=True
     )
     assert done.stdout == done.stderr == b""
-    assert not os.listdir(tmp_path)
+    assert not any(tmp_path.iterdir())
