@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import types
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
-from typer.models import OptionInfo
 
-from latentwire.cli import app
+from latentwire.plan_command import PlanSettings
 from latentwire.protocol import PlanLatentQuery
 from latentwire_batch.config import CollectSettings
 from latentwire_service.settings import Settings
@@ -58,6 +56,8 @@ def _settings_table(model: type[BaseModel]) -> str:
             field.description or "",
         )
         for name, field in model.model_fields.items()
+        # The task of `latentwire plan` is an argument, not a flag.
+        if name != "task"
     ]
     return _table(("Flag", "Value", "Default", "Meaning"), rows)
 
@@ -71,29 +71,6 @@ def _fields_table() -> str:
         for name, field in fields.items()
     ]
     return _table(("Field", "Value", "Default", "Meaning"), rows)
-
-
-def _plan_table() -> str:
-    """From the signature of the command's function, which is all that typer goes by."""
-    (callback,) = (c.callback for c in app.registered_commands if c.name == "plan")
-    assert callback is not None
-    hints = get_type_hints(callback, include_extras=True)
-    rows = []
-    for name, parameter in inspect.signature(callback).parameters.items():
-        annotation, option = get_args(hints[name])
-        if not isinstance(option, OptionInfo):
-            continue
-        # Inside `Annotated`, the first argument of `typer.Option` is a declaration, not a default.
-        declared = option.default if isinstance(option.default, str) else _kebab(name)
-        flags = " / ".join(f"`{flag}`" for flag in declared.split("/"))
-        meaning = option.help or ""
-        if option.envvar:
-            meaning += f" Else from `{option.envvar}`."
-        default = "" if parameter.default is None else _code(parameter.default)
-        rows.append(
-            (flags, " or ".join(_kinds(annotation)).removeprefix("true or false"), default, meaning)
-        )
-    return _table(("Flag", "Value", "Default", "Meaning"), rows)
 
 
 def _flag(name: str, field: FieldInfo) -> str:
@@ -149,7 +126,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "serve": lambda: _settings_table(Settings),
-    "plan": _plan_table,
+    "plan": lambda: _settings_table(PlanSettings),
     "collect": lambda: _settings_table(CollectSettings),
     "fields": _fields_table,
 }

@@ -46,15 +46,11 @@ def request_settings(
         data: the input's rows.
         seed: the dataset's seed; None where any would do, then it is left out.
     """
-    options = settings.plan_options
     wanted: dict[str, Any] = {
         "data": asdict(data),
         "k": settings.k,
-        "prompt": {key: options[key] for key in ("prompt_template", "chat_template")},
-        "sampling": {
-            key: options[key]
-            for key in ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "stop")
-        },
+        "prompt": settings.prompt,
+        "sampling": settings.sampling,
     }
     if seed is not None:
         wanted["seed"] = seed

@@ -35,7 +35,6 @@ from latentwire.errors import (
 )
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import (
-    ChatTemplate,
     ErrorBody,
     InfoResponse,
     PlanLatentQuery,
@@ -44,6 +43,7 @@ from latentwire.protocol import (
 )
 from latentwire.retry import Outcome, retry_after_of
 from latentwire.safetensors_wire import unpack
+from latentwire.sampling import ChatTemplate
 from latentwire.validation import describe
 from latentwire.version import VERSION
 

@@ -12,19 +12,12 @@ This module must not know HTTP, torch or FastAPI.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from latentwire.constants import (
-    DEFAULT_MAX_NEW_TOKENS,
-    DEFAULT_PROMPT_TEMPLATE,
-    MAX_SEED,
-    MAX_STOP_CHARS,
-    MAX_STOP_STRINGS,
-)
+from latentwire.sampling import PromptFields, SamplingFields, Seed, Text
 
-ChatTemplate = Literal["auto", "none", "qwen"]
 DtypeName = Literal["bfloat16", "float16", "float32"]
 FinishReason = Literal["stop", "length"]
 ErrorCode = Literal[
@@ -44,26 +37,6 @@ ErrorCode = Literal[
 ]
 
 
-def _must_be_unicode(text: str) -> str:
-    """Refuse half of a surrogate pair: Python and JSON can hold one, but no text does."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must be Unicode text") from None
-    return text
-
-
-def _integral(value: object) -> object:
-    """Take 2.0 for 2: to JSON, and to JSON Schema, they are the same number."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Text = Annotated[str, AfterValidator(_must_be_unicode)]
-JsonInt = Annotated[int, BeforeValidator(_integral)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_integral)]
-StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-
-
 class RequestModel(BaseModel):
     """Base of what clients send: unknown fields are refused, NaN and Infinity are not numbers."""
 
@@ -79,40 +52,27 @@ class ResponseModel(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class PlanLatentRequest(RequestModel):
+class TaskFields(RequestModel):
+    """What to plan."""
+
+    task: Text = Field(min_length=1, description="The task to plan, in words.")
+    task_id: Text | None = Field(default=None, description="Returned as given; not interpreted.")
+
+
+class PlanLatentRequest(SamplingFields, PromptFields, TaskFields):
     """Body of ``POST /plan_latent``; each field is also a query parameter of the GET form.
 
-    JSON has types, so nothing is converted: `true` and `"3"` are no number of tokens.
+    JSON has types, so nothing is converted: `true` and `"3"` are not numbers of tokens.
     """
 
     model_config = ConfigDict(strict=True)
 
-    task: Text = Field(min_length=1, description="The task to plan, in words.")
-    task_id: Text | None = Field(default=None, description="Returned as given; not interpreted.")
-    prompt_template: Text = Field(
-        default=DEFAULT_PROMPT_TEMPLATE,
-        description="Each `{task}` is replaced by the task, literally; other braces stay.",
-    )
-    chat_template: ChatTemplate = Field(
-        default="auto",
-        description="auto: the tokenizer's own if it has one, else none. none: the bare prompt. "
-        "qwen: ChatML with one user turn and an opened assistant turn.",
-    )
-    max_new_tokens: JsonInt = Field(
-        default=DEFAULT_MAX_NEW_TOKENS, ge=1, description="Most tokens to generate."
-    )
-    do_sample: bool = Field(default=True, description="False: greedy decoding.")
-    temperature: float = Field(default=1.0, ge=0, le=100, description="0 means greedy decoding.")
-    top_p: float = Field(default=0.9, gt=0, le=1, description="Nucleus mass; 1 keeps all tokens.")
-    top_k: JsonInt = Field(default=0, ge=0, description="Most tokens kept; 0 keeps all tokens.")
-    seed: Seed | None = Field(default=None, description="Drawn when absent; the answer states it.")
-    stop: list[StopString] = Field(
-        default=[],
-        max_length=MAX_STOP_STRINGS,
-        description="Generation ends when one of these is in the text; the plan ends before it.",
+    seed: Seed | None = Field(
+        default=None, description="Drawn if absent; the answer states the seed that was used."
     )
     stream: bool = Field(
-        default=False, description="True: answered with an event per token (text/event-stream)."
+        default=False,
+        description="True: the answer is a stream with one event per token (text/event-stream).",
     )
 
 
@@ -150,6 +110,16 @@ class LatentInfo(ResponseModel):
     alignment: Literal["predicts"] = "predicts"
     model: str
     revision: str | None = None
+
+
+def latent_info(model: str, revision: str | None) -> LatentInfo:
+    """Declare what the latents of a model are, for every wire and file format.
+
+    Args:
+        model: id of the model.
+        revision: branch, tag or commit of a hub model; None when it has none.
+    """
+    return LatentInfo(model=model, revision=revision)
 
 
 class Usage(ResponseModel):

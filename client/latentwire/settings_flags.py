@@ -1,39 +1,28 @@
 """Command line to settings: one flag per field of a pydantic-settings class.
 
-The command line of pydantic-settings itself is not used: it splits the value of a repeated flag at
-commas, which keys and stop strings may hold, and turns the field `k` into `-k`.
-
-Needs pydantic-settings, which the extras `service` and `batch` install.
+pydantic-settings makes the flags and their help, and reads the environment. Its `CliApp` is not
+used to parse, because it joins the values of a repeated flag and splits them at commas again,
+which keys and stop strings may contain.
 """
 
 from __future__ import annotations
 
 import argparse
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Literal,
-    NoReturn,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-)
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from latentwire.validation import describe
 
-if TYPE_CHECKING:
-    from pydantic_settings import BaseSettings
+SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
-SettingsT = TypeVar("SettingsT", bound="BaseSettings")
-
+# pydantic-settings shows Python types (`tuple[str,...]`, `{auto,int}`) and empty defaults.
 _METAVARS = {"int": "N", "float": "X", "Path": "PATH"}
+_PYTHON_TYPE = re.compile(r"(?:tuple|list)\[.*\]|\b(?:int|float|str|Path|SecretStr)\b")
+_NO_DEFAULT = re.compile(r" ?\(default: (?:None|\(\)|\[\])\)")
 
 
 class FlagError(Exception):
@@ -69,8 +58,15 @@ def parse_settings(
     parser = FlagParser(
         prog=prog, description=description, epilog=_epilog(settings_type), allow_abbrev=False
     )
-    for name, field in settings_type.model_fields.items():
-        _add_flag(parser, name, field)
+    CliSettingsSource(
+        settings_type,
+        root_parser=parser,
+        add_argument_method=_add_flag,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
     return make_settings(settings_type, vars(parser.parse_args(args)), flag_of)
 
 
@@ -87,8 +83,6 @@ def make_settings(
     Raises:
         FlagError: naming the flag and what is wrong with it.
     """
-    from pydantic_settings import SettingsError
-
     try:
         return settings_type(**given)
     except ValidationError as error:
@@ -111,43 +105,19 @@ def _epilog(settings_type: type[BaseSettings]) -> str:
     )
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
-    # Absent flags stay out of the namespace: the environment and the defaults come after them.
-    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field)}
-    if field.annotation is bool:
-        options["action"] = argparse.BooleanOptionalAction
-    else:
-        options["metavar"] = "|".join(_metavars(field.annotation))
-        if get_origin(field.annotation) is tuple:
-            options["action"] = "append"
-    parser.add_argument(flag_of(name), dest=name, **options)
+def _add_flag(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None:
+    """Add a flag that pydantic-settings has prepared; it is called back for each field.
+
+    Every flag gets two dashes (`--k`, not `-k`) and a placeholder that names no Python type.
+    """
+    if names[0].startswith("-"):
+        names = tuple("--" + name.lstrip("-") for name in names)
+        if "metavar" in options:
+            placeholder = _PYTHON_TYPE.sub(_word_for, options["metavar"])
+            options["metavar"] = placeholder.strip("{}").replace(",", "|")
+    options["help"] = _NO_DEFAULT.sub("", options["help"])
+    parser.add_argument(*names, **options)
 
 
-def _metavars(annotation: Any) -> Iterator[str]:
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        yield from _metavars(get_args(annotation)[0])
-    elif origin in (Union, types.UnionType):
-        for choice in get_args(annotation):
-            if choice is not type(None):
-                yield from _metavars(choice)
-    elif origin is Literal:
-        yield from map(str, get_args(annotation))
-    else:
-        yield _METAVARS.get(getattr(annotation, "__name__", ""), "TEXT")
-
-
-def _help(field: FieldInfo) -> str:
-    text = field.description or ""
-    if field.is_required():
-        text += " Required."
-    elif field.default is True:
-        text += " Default: yes."
-    elif field.default not in (None, (), False):
-        text += f" Default: {_shown(field.default)}."
-    return text.replace("%", "%%")
-
-
-def _shown(default: object) -> str:
-    """Return a default as it would be typed, with line breaks escaped."""
-    return str(default).replace("\n", "\\n")
+def _word_for(match: re.Match[str]) -> str:
+    return _METAVARS.get(match[0], "TEXT")

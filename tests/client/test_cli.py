@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 import latentwire
 from latentwire.cli import app
-from latentwire.extras import COLLECT, SERVE, ExtraCommand
+from latentwire.subcommands import COLLECT, SERVE, Subcommand
 
 COMMANDS = pytest.mark.parametrize("command", [SERVE, COLLECT], ids=lambda command: command.name)
 
@@ -81,6 +81,24 @@ def test_plan_reads_url_and_key_from_the_environment(answered: Any) -> None:
     assert answered.received[0].headers["authorization"] == "Bearer s3cret"
 
 
+def test_every_option_can_come_from_the_environment_and_a_flag_wins(answered: Any) -> None:
+    env = {"LATENTWIRE_URL": answered.url, "LATENTWIRE_TOP_K": "3", "LATENTWIRE_SEED": "8"}
+    assert run("plan", "t", "--k", "2", "--seed", "9", env=env).exit_code == 0
+    assert answered.received[0].json == {"task": "t", "task_id": None, "top_k": 3, "seed": 9}
+
+
+def test_a_key_is_not_repeated_in_an_error() -> None:
+    result = run("plan", "t", "--api-key", "s3cret key", "--k", "x")
+    assert result.exit_code == 2
+    assert "s3cret" not in result.stderr
+
+
+@pytest.mark.parametrize("flag", ["--greedy", "--no-do-sample"])
+def test_greedy_decoding_has_two_names(answered: Any, flag: str) -> None:
+    assert run("plan", "t", "--url", answered.url, "--k", "2", flag).exit_code == 0
+    assert answered.received[0].json["do_sample"] is False
+
+
 def test_empty_key_in_the_environment_is_no_key(answered: Any) -> None:
     env = {"LATENTWIRE_URL": answered.url, "LATENTWIRE_API_KEY": ""}
     assert run("plan", "t", "--k", "2", env=env).exit_code == 0
@@ -102,12 +120,17 @@ def test_output_has_exactly_the_name_given(
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("absent/x.npy", "No such file or directory"), ("file/x.npy", "Not a directory")],
+    [
+        ("absent/x.npy", "No such file or directory"),
+        ("file/x.npy", "Not a directory"),
+        ("folder", "Is a directory"),
+    ],
 )
 def test_unwritable_output_is_bad_usage_before_anything_is_asked(
     answered: Any, tmp_path: Path, name: str, reason: str
 ) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
     path = tmp_path / name
     result = run("plan", "t", "--url", answered.url, "--k", "2", "--output", str(path))
     assert (result.exit_code, result.stdout) == (2, "")
@@ -144,13 +167,16 @@ def test_service_error_is_one_line_and_status_1(server: Any, wire: Any) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--temperature", "-1"], "temperature: Input should be greater than or equal to 0"),
-        (["--chat-template", "chatml"], "chat_template: Input should be 'auto', 'none' or 'qwen'"),
-        (["--k", "-1"], "k: Input should be greater than or equal to 0"),
+        (["--temperature", "-1"], "--temperature: Input should be greater than or equal to 0"),
+        (
+            ["--chat-template", "chatml"],
+            "--chat-template: Input should be 'auto', 'none' or 'qwen'",
+        ),
+        (["--k", "-1"], "--k: Input should be greater than or equal to 0"),
         (["--timeout", "0"], "timeout_s: must be above 0"),
         (["--url", "nowhere"], "base_url: must be like"),
-        (["--k", "many"], "Invalid value for '--k'"),
-        (["--depth", "3"], "No such option"),
+        (["--k", "many"], "--k: Input should be a valid integer"),
+        (["--depth", "3"], "unrecognized arguments: --depth 3"),
     ],
 )
 def test_bad_usage_is_status_2(args: list[str], message: str) -> None:
@@ -190,7 +216,7 @@ class FakeMain(ModuleType):
 
 
 def install(
-    monkeypatch: pytest.MonkeyPatch, command: ExtraCommand, outcome: int | Exception
+    monkeypatch: pytest.MonkeyPatch, command: Subcommand, outcome: int | Exception
 ) -> FakeMain:
     fake = FakeMain(command.module, outcome)
     monkeypatch.setitem(sys.modules, command.module, fake)
@@ -208,7 +234,7 @@ def install(
     ],
 )
 def test_arguments_are_forwarded_untouched(
-    monkeypatch: pytest.MonkeyPatch, command: ExtraCommand, args: list[str]
+    monkeypatch: pytest.MonkeyPatch, command: Subcommand, args: list[str]
 ) -> None:
     fake = install(monkeypatch, command, outcome=0)
     assert run(command.name, *args).exit_code == 0
@@ -217,14 +243,14 @@ def test_arguments_are_forwarded_untouched(
 
 @COMMANDS
 def test_status_of_the_subcommand_is_the_commands(
-    monkeypatch: pytest.MonkeyPatch, command: ExtraCommand
+    monkeypatch: pytest.MonkeyPatch, command: Subcommand
 ) -> None:
     install(monkeypatch, command, outcome=130)
     assert run(command.name).exit_code == 130
 
 
 @COMMANDS
-def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, command: ExtraCommand) -> None:
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, command: Subcommand) -> None:
     name = f"{min(command.dependencies)}.part"
     install(monkeypatch, command, ModuleNotFoundError("No module", name=name))
     result = run(command.name, "--port", "1")
@@ -246,14 +272,14 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, command: ExtraC
     ids=["our own module", "unnamed", "name in a module"],
 )
 def test_other_import_errors_are_not_masked(
-    monkeypatch: pytest.MonkeyPatch, command: ExtraCommand, error: ImportError
+    monkeypatch: pytest.MonkeyPatch, command: Subcommand, error: ImportError
 ) -> None:
     install(monkeypatch, command, error)
     assert run(command.name).exception is error
 
 
 @COMMANDS
-def test_real_subcommand_without_its_extra_names_it(command: ExtraCommand, tmp_path: Path) -> None:
+def test_real_subcommand_without_its_extra_names_it(command: Subcommand, tmp_path: Path) -> None:
     args = {"serve": ["--model", "demo"], "collect": ["--dataset", "x", "--output-dir", "y"]}
     script = (
         "import sys\n"

@@ -10,11 +10,14 @@ import pytest
 
 import latentwire
 from latentwire import errors
-from latentwire.extras import COLLECT, SERVE, ExtraCommand
 from latentwire.protocol import ErrorBody
+from latentwire.subcommands import COLLECT, SERVE, Subcommand
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
-HEAVY = "torch fastapi pyarrow datasets typer transformers latentwire_service latentwire_batch"
+HEAVY = (
+    "torch fastapi pyarrow datasets typer pydantic_settings transformers "
+    "latentwire_service latentwire_batch"
+)
 
 
 def test_importing_the_client_imports_nothing_heavy() -> None:
@@ -54,7 +57,7 @@ def test_version_is_the_distributions() -> None:
 
 
 @pytest.mark.parametrize("command", [SERVE, COLLECT], ids=lambda command: command.name)
-def test_extras_name_the_dependencies_of_pyproject(command: ExtraCommand) -> None:
+def test_extras_name_the_dependencies_of_pyproject(command: Subcommand) -> None:
     extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
     names = {
         requirement.partition(">")[0].replace("-", "_") for requirement in extras[command.extra]

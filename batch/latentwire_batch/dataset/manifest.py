@@ -9,7 +9,7 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-from latentwire.protocol import LatentInfo
+from latentwire.protocol import latent_info
 from latentwire_batch.assembly import Totals
 
 _PACKAGES = ("latentwire", "numpy", "pyarrow")
@@ -28,7 +28,7 @@ def build_manifest(
         fleet: number, devices and versions of the replicas that answered last.
     """
     model = run_settings["model"]
-    latent = LatentInfo(model=model["model"], revision=model["revision"])
+    latent = latent_info(model["model"], model["revision"])
     return {
         "format": FORMAT,
         "model": model,

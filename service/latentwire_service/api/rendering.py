@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from latentwire.protocol import (
     ErrorBody,
     HiddenState,
-    LatentInfo,
     PlanLatentRequest,
     PlanLatentResponse,
     StreamDone,
     StreamStep,
     Timings,
     Usage,
+    latent_info,
 )
 from latentwire.tensors import encode_base64
 from latentwire_service.engine.request import Completion, Step
@@ -50,7 +50,7 @@ def plan_response(plan: Plan, asked: Asked) -> PlanLatentResponse:
         plan=completion.text,
         k=asked.k,
         hidden_state=HiddenState(data="", shape=(rows, width)),
-        latent=LatentInfo(model=asked.model, revision=asked.revision),
+        latent=latent_info(asked.model, asked.revision),
         token_ids=completion.token_ids,
         finish_reason=completion.finish_reason.value,
         seed=plan.seed,
@@ -91,7 +91,7 @@ def render_done(plan: Plan, asked: Asked, streamed_text: str) -> bytes:
         task_id=asked.body.task_id,
         k=asked.k,
         shape=(rows, width),
-        latent=LatentInfo(model=asked.model, revision=asked.revision),
+        latent=latent_info(asked.model, asked.revision),
         finish_reason=completion.finish_reason.value,
         seed=plan.seed,
         usage=_usage(completion),

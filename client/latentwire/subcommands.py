@@ -1,4 +1,4 @@
-"""Subcommands that live in the other import packages: loaded when called, or the extra named."""
+"""The subcommands: each module is imported when its command is called, or its extra is named."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from latentwire.errors import MissingDependencyError
 
 
 @dataclass(frozen=True)
-class ExtraCommand:
-    """A subcommand whose package needs an extra.
+class Subcommand:
+    """A subcommand and the module that implements it.
 
     Attributes:
         name: the subcommand.
         module: has `main(args: list[str]) -> int`.
-        extra: the extra that installs what the module imports.
-        dependencies: top-level modules of that extra. Only one of these missing means that the
-            extra is; any other failed import is a defect and must be seen as one.
+        extra: the extra that installs what the module imports; None: the base package suffices.
+        dependencies: top-level modules of that extra. When one of these is missing, the extra is
+            missing; any other failed import is a defect and must show as one.
     """
 
     name: str
     module: str
-    extra: str
-    dependencies: frozenset[str]
+    extra: str | None = None
+    dependencies: frozenset[str] = frozenset()
 
 
-SERVE = ExtraCommand(
+PLAN = Subcommand(name="plan", module="latentwire.plan_command")
+
+
+SERVE = Subcommand(
     name="serve",
     module="latentwire_service.__main__",
     extra="service",
@@ -39,7 +42,6 @@ SERVE = ExtraCommand(
             "huggingface_hub",
             "prometheus_client",
             "pyarrow",
-            "pydantic_settings",
             "safetensors",
             "starlette",
             "torch",
@@ -48,13 +50,13 @@ SERVE = ExtraCommand(
         }
     ),
 )
-COLLECT = ExtraCommand(
+COLLECT = Subcommand(
     name="collect",
     module="latentwire_batch.__main__",
     extra="batch",
-    dependencies=frozenset({"datasets", "ijson", "pyarrow", "pydantic_settings", "rich"}),
+    dependencies=frozenset({"datasets", "ijson", "pyarrow", "rich"}),
 )
-INSPECT = ExtraCommand(
+INSPECT = Subcommand(
     name="inspect",
     module="latentwire_batch.inspection.command",
     extra="batch",
@@ -62,8 +64,8 @@ INSPECT = ExtraCommand(
 )
 
 
-def run_extra_command(command: ExtraCommand, args: list[str]) -> int:
-    """Run a subcommand of another package.
+def run_subcommand(command: Subcommand, args: list[str]) -> int:
+    """Import and run a subcommand.
 
     Args:
         command: the subcommand.

@@ -1,0 +1,139 @@
+"""`latentwire plan`: one task in, the plan, the latent's shape and the usage out."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import typer
+from pydantic import BaseModel, Field, SecretStr
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+
+from latentwire.client import Client
+from latentwire.constants import DEFAULT_BASE_URL, DEFAULT_TIMEOUT_S
+from latentwire.errors import InvalidArgumentError, LatentwireError
+from latentwire.exchange import PlanOptions
+from latentwire.plan_latent import PlanLatent
+from latentwire.sampling import PromptFields, SamplingFields, Seed
+from latentwire.settings_flags import FlagError, parse_settings
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+class _CallFields(BaseModel):
+    """What to plan, and where."""
+
+    task: CliPositionalArg[str] = Field(description="The task, in words.")
+    url: str = Field(default=DEFAULT_BASE_URL, description="Address of the service.")
+    api_key: SecretStr | None = Field(
+        default=None, description="API key, when the service requires one."
+    )
+    k: int | None = Field(default=None, ge=0, description="Hidden rows to keep; absent: all.")
+    output: Path | None = Field(
+        default=None, description="Write the hidden state to this file (.npy)."
+    )
+    timeout: float = Field(
+        default=DEFAULT_TIMEOUT_S,
+        description="Maximum silence while waiting for the answer, in seconds.",
+    )
+
+
+class PlanSettings(SamplingFields, PromptFields, _CallFields, BaseSettings):
+    """One call of `latentwire plan`: flags, else `LATENTWIRE_*` variables, else defaults."""
+
+    model_config = SettingsConfigDict(env_prefix="LATENTWIRE_", env_ignore_empty=True, frozen=True)
+
+    seed: Seed | None = Field(
+        default=None, description="Seed of the answer; the same seed repeats it. Drawn if absent."
+    )
+    greedy: bool = Field(default=False, description="The same as --no-do-sample.")
+
+    @property
+    def plan_options(self) -> PlanOptions:
+        """The options that were given; the service decides the others."""
+        given = self.model_dump(
+            include={*PlanOptions.__annotations__}, exclude_unset=True, exclude_none=True
+        )
+        if self.greedy:
+            given["do_sample"] = False
+        return cast(PlanOptions, given)
+
+
+def main(args: list[str]) -> int:
+    """Run `latentwire plan`.
+
+    Args:
+        args: the command line after `latentwire plan`.
+
+    Returns:
+        0 for an answer; 2 for bad usage; 1 when the service or the file fails.
+    """
+    try:
+        settings = parse_settings(
+            PlanSettings,
+            args,
+            prog="latentwire plan",
+            description="Plan one task; print the plan, the latent's shape and the usage.",
+        )
+        _check_output(settings.output)
+        _plan(settings)
+    except (FlagError, InvalidArgumentError) as error:
+        return _fail(error, EXIT_USAGE)
+    except (LatentwireError, OSError) as error:
+        return _fail(error, EXIT_FAILED)
+    return 0
+
+
+def _plan(settings: PlanSettings) -> None:
+    api_key = settings.api_key.get_secret_value() if settings.api_key else None
+    with Client(settings.url, timeout_s=settings.timeout, api_key=api_key) as client:
+        plan = client.plan_latent(settings.task, k=settings.k, **settings.plan_options)
+    _print_plan(plan)
+    if settings.output is not None:
+        _save(plan.hidden_state, settings.output)
+
+
+def _print_plan(plan: PlanLatent) -> None:
+    usage = plan.usage
+    typer.echo(plan.plan)
+    typer.echo("")
+    typer.echo(f"hidden_state: {list(plan.hidden_state.shape)} float32")
+    typer.echo(
+        f"usage: {usage.prompt_tokens} prompt tokens, {usage.completion_tokens} completion tokens, "
+        f"{usage.latent_steps} latent steps; finish_reason {plan.finish_reason}, seed {plan.seed}"
+    )
+
+
+def _check_output(path: Path | None) -> None:
+    """Refuse a file that cannot be written: not only after minutes of generation.
+
+    Raises:
+        FlagError: the file cannot be opened for writing.
+    """
+    if path is None:
+        return
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            # Permission bits are not enough: they say nothing to root or about a read-only disk.
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise FlagError(f"--output: {path}: {error.strerror}") from error
+
+
+def _save(hidden_state: npt.NDArray[np.float32], path: Path) -> None:
+    # Through an open file: numpy would add ".npy" to a name that lacks it.
+    with path.open("wb") as file:
+        np.save(file, hidden_state)
+    typer.echo(f"saved: {path}")
+
+
+def _fail(error: Exception, status: int) -> int:
+    """Report an error in one line on stderr and return the exit status."""
+    typer.echo(f"latentwire: {' '.join(str(error).split())}", err=True)
+    return status
