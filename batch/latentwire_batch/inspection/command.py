@@ -35,7 +35,7 @@ def main(args: list[str]) -> int:
     """
     console = Console(sys.stderr, "latentwire inspect")
     try:
-        given = _parser().parse_args(args)
+        given = build_parser().parse_args(args)
         return _inspect(given.path, given.html)
     except BatchError as error:
         console.say(str(error))
@@ -45,7 +45,8 @@ def main(args: list[str]) -> int:
         return int(request.code or 0)
 
 
-def _parser() -> Parser:
+def build_parser() -> Parser:
+    """Build the parser of the command's flags."""
     parser = Parser(
         prog="latentwire inspect",
         description="Look at a dataset of latents: lengths, norms, values that are not finite.",

@@ -1,6 +1,6 @@
-"""The tables of the README that restate code: made from it, so that they cannot drift.
+"""The tables of the docs that restate code. The code is their source, so they cannot drift.
 
-`make readme` rewrites them in place, between their `<!-- begin NAME -->` and `<!-- end NAME -->`.
+`make docs` writes each table between its `<!-- begin NAME -->` and `<!-- end NAME -->`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from pydantic.fields import FieldInfo
 from latentwire.plan_command import PlanSettings
 from latentwire.protocol import PlanLatentQuery
 from latentwire_batch.config import CollectSettings
+from latentwire_batch.inspection.command import build_parser
 from latentwire_service.settings import Settings
+from latentwire_service.telemetry.metrics import Metrics
 
-README = Path(__file__).parents[1] / "README.md"
+DOCS = Path(__file__).parents[1] / "docs"
 
 _VALUES: dict[object, str] = {
     int: "integer",
@@ -32,14 +34,12 @@ _VALUES: dict[object, str] = {
 _MARKED = r"(?<=<!-- begin {name} -->\n)(.*?)(?=<!-- end {name} -->)"
 
 
-def rewrite(readme: str) -> str:
-    """Return the README with every marked table made anew."""
+def rewrite(page: str) -> str:
+    """Return a page's text with the current content in every marked table."""
     for name, make in TABLES.items():
         # A function, because a replacement string would read the table's backslashes as escapes.
-        readme = re.sub(
-            _MARKED.format(name=name), partial(_constant, make()), readme, flags=re.DOTALL
-        )
-    return readme
+        page = re.sub(_MARKED.format(name=name), partial(_constant, make()), page, flags=re.DOTALL)
+    return page
 
 
 def _constant(text: str, _: re.Match[str]) -> str:
@@ -71,6 +71,26 @@ def _fields_table() -> str:
         for name, field in fields.items()
     ]
     return _table(("Field", "Value", "Default", "Meaning"), rows)
+
+
+def _inspect_table() -> str:
+    rows = [
+        (", ".join(f"`{flag}`" for flag in action.option_strings), "path", "", action.help or "")
+        for action in build_parser()._actions
+        if action.option_strings and action.dest != "help"
+    ]
+    return _table(("Flag", "Value", "Default", "Meaning"), rows)
+
+
+def _metrics_table() -> str:
+    shown = Metrics().render().decode()
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", shown, re.MULTILINE))
+    rows = [
+        (f"`{name}`", kinds[name], meaning)
+        for name, meaning in re.findall(r"^# HELP (\S+) (.+)$", shown, re.MULTILINE)
+        if name.startswith("latentwire_") and not name.endswith("_created")
+    ]
+    return _table(("Metric", "Kind", "Meaning"), rows)
 
 
 def _flag(name: str, field: FieldInfo) -> str:
@@ -128,9 +148,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "serve": lambda: _settings_table(Settings),
     "plan": lambda: _settings_table(PlanSettings),
     "collect": lambda: _settings_table(CollectSettings),
+    "inspect": _inspect_table,
     "fields": _fields_table,
+    "metrics": _metrics_table,
 }
 
 
 if __name__ == "__main__":
-    README.write_text(rewrite(README.read_text()))
+    for path in sorted(DOCS.glob("*.md")):
+        path.write_text(rewrite(path.read_text()))
