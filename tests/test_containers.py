@@ -38,7 +38,7 @@ def instructions(keyword: str) -> list[str]:
 
 
 def interpolated(text: str) -> str:
-    """What compose makes of `${NAME:-default}` where NAME is not set."""
+    """Replace `${NAME:-default}` like compose does when NAME is not set."""
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
 
 
@@ -64,7 +64,7 @@ def test_dockerfile_installs_with_the_makefiles_own_line() -> None:
         makefile_variable("INSTALL"),
         makefile_variable("INSTALL_DEMO_MODEL"),
     }
-    # The last one installs the sources, which were copied just before.
+    # The last line installs the sources, which were copied just before.
     assert pip_lines[-1] == makefile_variable("INSTALL")
 
 
@@ -77,7 +77,7 @@ def test_dockerfile_copies_the_dependencies_before_the_sources() -> None:
     assert first_install < DOCKERFILE.index("COPY client")
 
 
-def test_dockerignore_lets_through_exactly_what_is_copied() -> None:
+def test_dockerignore_allows_exactly_the_copied_files() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = {line[1:] for line in lines if line.startswith("!")}
     copied = {source for copy in instructions("COPY") for source in copy.split()[:-1]}
@@ -90,7 +90,7 @@ def test_image_runs_as_a_user_that_is_not_root() -> None:
     assert instructions("USER") == ["1000:1000"]
 
 
-def test_image_serves_by_default_and_is_checked_on_health() -> None:
+def test_image_serves_by_default_and_checks_health() -> None:
     assert instructions("ENTRYPOINT") == ['["latentwire"]']
     assert instructions("CMD") == ['["serve", "--host", "0.0.0.0"]']
     (check,) = instructions("HEALTHCHECK")
@@ -98,7 +98,7 @@ def test_image_serves_by_default_and_is_checked_on_health() -> None:
     assert '"python"' in check
 
 
-def test_models_are_kept_in_the_volume() -> None:
+def test_the_volume_keeps_the_models() -> None:
     assert instructions("VOLUME") == ["/models"]
     assert "HF_HOME=/models/" in DOCKERFILE
     assert "LATENTWIRE_CACHE_DIR=/models/" in DOCKERFILE
@@ -112,7 +112,7 @@ def test_a_profile_starts_one_replica_per_gpu(num_gpus: int) -> None:
     assert [device_ids(spec) for spec in started] == [[str(gpu)] for gpu in range(num_gpus)]
 
 
-def test_every_replica_has_a_port_of_its_own_on_loopback() -> None:
+def test_every_replica_has_its_own_loopback_port() -> None:
     published = [spec["ports"] for spec in REPLICAS.values()]
     assert published == [[f"127.0.0.1:{8000 + gpu}:8000"] for gpu in range(max(NUM_GPUS))]
 
@@ -128,7 +128,7 @@ def test_a_replica_is_three_lines() -> None:
     assert len([line for line in body.splitlines() if line.strip()]) == 3
 
 
-def test_replicas_are_checked_on_ready() -> None:
+def test_replicas_are_checked_for_readiness() -> None:
     assert all("/ready" in spec["healthcheck"]["test"][-1] for spec in REPLICAS.values())
 
 
@@ -143,6 +143,7 @@ def test_no_service_runs_as_root_or_with_capabilities(name: str) -> None:
 
 def test_nothing_is_published_beyond_loopback() -> None:
     ports = [port for spec in SERVICES.values() for port in spec.get("ports", [])]
+    assert len(ports) == len(REPLICAS) + 1
     assert all(str(port).startswith("127.0.0.1:") for port in ports)
 
 
@@ -168,7 +169,7 @@ def test_batch_waits_until_replicas_are_ready() -> None:
     waits = SERVICES["batch"]["depends_on"]
     assert set(waits) == set(REPLICAS)
     assert all(wait["condition"] == "service_healthy" for wait in waits.values())
-    # Replica 0 is in every profile; the others may be left out by the chosen one.
+    # Every profile has replica 0; the chosen one may lack the others.
     assert [wait.get("required", True) for wait in waits.values()] == [True] + [False] * 7
 
 
@@ -179,7 +180,7 @@ def test_batch_reads_and_writes_mounted_folders() -> None:
     assert mounts["/data"]["read_only"] is True
     assert command[command.index("--output-dir") + 1] == "/out"
     assert not mounts["/out"].get("read_only", False)
-    # With nothing set, the repository's own tasks are collected.
+    # By default, batch collects the repository's own tasks.
     host_folder = interpolated(mounts["/data"]["source"])
     assert (ROOT / host_folder / Path(dataset).relative_to("/data")).is_file()
 

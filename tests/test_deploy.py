@@ -1,4 +1,4 @@
-"""What is under deploy/: valid for those who read it, and true of the service."""
+"""The files under deploy/ are valid, and they agree with the service."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=BY_KIND)
-def test_a_manifest_keeps_to_the_schema_of_kubernetes(manifest: dict[str, Any]) -> None:
+def test_a_manifest_is_valid_kubernetes(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_all_that_a_deployment_needs_is_there() -> None:
+def test_the_manifests_are_complete() -> None:
     assert set(BY_KIND) == {
         "Deployment",
         "Service",
@@ -38,7 +38,7 @@ def test_all_that_a_deployment_needs_is_there() -> None:
     }
 
 
-def test_the_pod_is_run_without_rights() -> None:
+def test_the_pod_has_no_privileges() -> None:
     assert POD["securityContext"]["runAsNonRoot"] is True
     assert SERVE["securityContext"] == {
         "allowPrivilegeEscalation": False,
@@ -48,7 +48,7 @@ def test_the_pod_is_run_without_rights() -> None:
     assert POD["automountServiceAccountToken"] is False
 
 
-def test_the_pod_has_more_time_to_end_than_the_service_takes() -> None:
+def test_the_pod_has_longer_to_end_than_the_drain_timeout() -> None:
     drain_s = Settings.model_fields["drain_timeout"].default
     assert POD["terminationGracePeriodSeconds"] > drain_s + 5 + 5
     grace = COMPOSE["services"]["replica-0"]["stop_grace_period"]
@@ -59,6 +59,8 @@ def test_flags_and_variables_exist() -> None:
     flags = {word[2:].replace("-", "_") for word in SERVE["args"] if word.startswith("--")}
     variables = {variable["name"] for variable in SERVE["env"]} - {"HOME"}
     names = {name.removeprefix("LATENTWIRE_").lower() for name in variables}
+    assert flags
+    assert names
     assert flags | names <= set(Settings.model_fields)
 
 
@@ -69,7 +71,7 @@ def metrics_of(text: str) -> set[str]:
     }
 
 
-def test_dashboard_and_autoscaler_ask_for_metrics_that_exist() -> None:
+def test_dashboard_and_autoscaler_use_metrics_that_exist() -> None:
     shown = Metrics().render().decode()
     known = set(re.findall(r"^# TYPE (\S+)", shown, re.MULTILINE))
     dashboard = (ROOT / "deploy/grafana/latentwire.json").read_text()
@@ -77,9 +79,9 @@ def test_dashboard_and_autoscaler_ask_for_metrics_that_exist() -> None:
         target["expr"] for panel in json.loads(dashboard)["panels"] for target in panel["targets"]
     )
     (metric,) = BY_KIND["HorizontalPodAutoscaler"]["spec"]["metrics"]
-    asked = metrics_of(queries) | {metric["pods"]["metric"]["name"]}
-    assert asked <= known
-    assert len(asked) > 8
+    used = metrics_of(queries) | {metric["pods"]["metric"]["name"]}
+    assert used <= known
+    assert len(used) > 8
 
 
 def test_prometheus_scrapes_the_replicas_of_the_compose_file() -> None:
@@ -96,6 +98,6 @@ def test_no_container_can_write_to_its_own_file_system(name: str) -> None:
     assert any(str(entry).startswith("/tmp") for entry in spec["tmpfs"])
 
 
-def test_no_variable_of_the_clusters_own_is_taken_for_a_setting() -> None:
+def test_service_links_set_no_setting() -> None:
     """A Service named latentwire would set LATENTWIRE_PORT to an address."""
     assert POD["enableServiceLinks"] is False
