@@ -70,19 +70,11 @@ class PlanLatent:
             ProtocolError: when the counts disagree.
         """
         plan = cls(
-            id=response.id,
-            model=response.model,
+            **response.shared(),
             task=response.task,
-            task_id=response.task_id,
             plan=response.plan,
-            k=response.k,
             hidden_state=hidden_state,
-            latent=response.latent,
             token_ids=tuple(response.token_ids),
-            finish_reason=response.finish_reason,
-            seed=response.seed,
-            usage=response.usage,
-            timings=response.timings,
         )
         plan.check_counts()
         return plan

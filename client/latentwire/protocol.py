@@ -12,7 +12,7 @@ This module must not know HTTP, torch or FastAPI.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -138,22 +138,31 @@ class Timings(ResponseModel):
     decode_ms: float
 
 
-class PlanLatentResponse(ResponseModel):
-    """A plan and its latent."""
+class AnswerFields(ResponseModel):
+    """Fields that every form of an answer has."""
 
     id: str
     model: str
-    task: str
     task_id: str | None
-    plan: str
     k: int | None
-    hidden_state: HiddenState
     latent: LatentInfo
-    token_ids: list[int]
     finish_reason: FinishReason
     seed: int
     usage: Usage
     timings: Timings
+
+    def shared(self) -> dict[str, Any]:
+        """Return these fields and their values, to build another form of the same answer."""
+        return {name: getattr(self, name) for name in AnswerFields.model_fields}
+
+
+class PlanLatentResponse(AnswerFields):
+    """A plan and its latent."""
+
+    task: str
+    plan: str
+    hidden_state: HiddenState
+    token_ids: list[int]
 
 
 class StreamStep(ResponseModel):
@@ -169,23 +178,14 @@ class StreamStep(ResponseModel):
     )
 
 
-class StreamDone(ResponseModel):
-    """Data of the `done` event, the last one: what the steps have not said."""
+class StreamDone(AnswerFields):
+    """Data of the `done` event, the last one: what the `step` events have not said."""
 
-    id: str
-    model: str
-    task_id: str | None
-    k: int | None
     shape: tuple[int, int] = Field(description="[rows sent, hidden size]")
-    latent: LatentInfo
-    finish_reason: FinishReason
-    seed: int
-    usage: Usage
-    timings: Timings
     plan: str | None = Field(
         default=None,
-        description="Only where the steps' texts do not join to the plan: the tokenizer reads "
-        "invalid bytes otherwise once others follow them.",
+        description="Present only when the concatenated texts differ from the plan (invalid UTF-8 "
+        "can decode differently once more bytes follow).",
     )
 
 

@@ -122,19 +122,11 @@ class PlanAssembly:
         joined = "".join(step.text for step in self._steps)
         body = self._call.body or {}
         plan = PlanLatent(
-            id=done.id,
-            model=done.model,
+            **done.shared(),
             task=str(body.get("task", "")),
-            task_id=done.task_id,
             plan=joined if done.plan is None else done.plan,
-            k=done.k,
             hidden_state=matrix,
-            latent=done.latent,
             token_ids=tuple(step.token_id for step in self._steps),
-            finish_reason=done.finish_reason,
-            seed=done.seed,
-            usage=done.usage,
-            timings=done.timings,
         )
         plan.check_counts()
         return check_k(plan, self._call)

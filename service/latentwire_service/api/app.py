@@ -1,4 +1,4 @@
-"""The FastAPI app: routes, error answers, guards, one log line per request."""
+"""The FastAPI app: routes, error responses and middleware."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from latentwire_service.api.access_policy import Policy
 from latentwire_service.api.guards import AllowedHosts, BodyLimit, KeyCheck
 from latentwire_service.api.request_log import RequestLog
 from latentwire_service.api.routes import create_router
+from latentwire_service.api.trace_middleware import RequestSpans
 from latentwire_service.model_service import Serving
 from latentwire_service.telemetry.metrics import Metrics
 from latentwire_service.telemetry.tracing import Tracing
@@ -26,14 +27,14 @@ def create_app(
     version: str,
     tracing: Tracing | None = None,
 ) -> FastAPI:
-    """Build the app. Loading starts with it; `/health` answers at once.
+    """Build the app. Its start begins to load the model; `/health` answers at once.
 
     Args:
-        serving: the model's life.
-        metrics: where answers are counted.
-        policy: what requests have to keep to.
-        version: of the service, for OpenAPI.
-        tracing: makes a span of each request; None: nobody traces.
+        serving: runs the requests.
+        metrics: counts requests and answers `/metrics`.
+        policy: what requests must satisfy.
+        version: version of the service, for the OpenAPI document.
+        tracing: makes a span of each request; None: no traces.
     """
 
     @asynccontextmanager
@@ -43,21 +44,29 @@ def create_app(
 
     app = FastAPI(
         title="latentwire",
-        summary="Plans as text and as the model's own last-layer hidden states.",
+        summary="A language model's plans, as text and as its own last-layer hidden states.",
         version=version,
         lifespan=lifespan,
-        # An answer that sends elsewhere would repeat the query, task and all, in a header.
+        # A redirect would repeat the query, task included, in a response header.
         redirect_slashes=False,
     )
     app.include_router(create_router(serving, metrics, policy.request_timeout_s))
     error_handlers.install(app)
-    # The last one added is the first one asked.
+    _add_guards(app, policy)
+    if tracing is not None:
+        app.add_middleware(RequestSpans, tracing=tracing)
+    app.add_middleware(RequestLog, observe=metrics.observe_response)
+    return app
+
+
+def _add_guards(app: FastAPI, policy: Policy) -> None:
+    """Add the middleware that enforces the policy. The one added last sees a request first."""
     app.add_middleware(
         BodyLimit, max_body_bytes=policy.max_body_bytes, timeout_s=policy.body_timeout_s
     )
     app.add_middleware(KeyCheck, keys=policy.api_keys, is_metrics_public=policy.is_metrics_public)
     if policy.cors_origins:
-        # Before the keys: a browser's preflight shows none.
+        # Before the key check, because a browser's preflight request carries no key.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=policy.cors_origins,
@@ -66,7 +75,3 @@ def create_app(
             expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
         )
     app.add_middleware(AllowedHosts, allowed=policy.allowed_hosts)
-    if tracing is not None:
-        app.add_middleware(tracing.middleware)
-    app.add_middleware(RequestLog, observe=metrics.observe_response)
-    return app

@@ -1,4 +1,4 @@
-"""Work for a client that may go."""
+"""Work for a client that may disconnect."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from starlette.types import Receive
 
 ResultT = TypeVar("ResultT")
 
-# nginx's. The caller is gone and reads no status; this one is for the log and the metrics.
+# nginx's status. The client is gone and cannot read it: it is for the log and the metrics.
 CLIENT_CLOSED_REQUEST = 499
 
 
 async def until_disconnect(
     receive: Receive, work: Coroutine[Any, Any, ResultT]
 ) -> ResultT | Response:
-    """Await work, but give it up when the client goes: its slot serves somebody else.
+    """Await work, but cancel it when the client disconnects, so that its slot serves another.
 
     Returns:
-        what the work does, or, when the client is gone, an answer that says so.
+        the result of the work, or a response with status 499 if the client is gone.
 
     Raises:
-        HTTPException: there was no going, but a body that is larger than it may be.
+        HTTPException: the request body exceeded its limit.
     """
     working = asyncio.create_task(work)
     watching = asyncio.create_task(_disconnected(receive))
@@ -38,7 +38,7 @@ async def until_disconnect(
         watching.cancel()
         if not working.done():
             working.cancel()
-            # What it uses may be closed from here on.
+            # After this function returns, the caller may close what the work uses.
             await asyncio.wait({working})
 
 

@@ -1,4 +1,4 @@
-"""A plan as `text/event-stream`: sent while it is made, given up when its reader goes."""
+"""A plan as `text/event-stream`: sent while it is generated, cancelled when its reader leaves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from latentwire.constants import EVENT_STREAM_MEDIA_TYPE
 from latentwire.protocol import ErrorBody
 from latentwire_service.api.disconnect import until_disconnect
 from latentwire_service.api.error_handlers import error_body
-from latentwire_service.api.rendering import Asked, render_done, render_error, render_steps
+from latentwire_service.api.rendering import AnswerContext, render_done, render_error, render_steps
 from latentwire_service.engine.request import Step
 from latentwire_service.model_service import Plan
 
@@ -21,24 +21,27 @@ class PlanEvents:
     """The events of one plan.
 
     Args:
-        items: of `Serving.stream`.
-        asked: what the answer repeats of its request.
-        on_error: told about an error that becomes an `error` event.
+        items: items of `Serving.stream`.
+        context: what the answer states besides the plan.
+        on_plan: receives the finished plan.
+        on_error: receives an error that becomes an `error` event.
     """
 
     def __init__(
         self,
         items: AsyncIterator[list[Step] | Plan],
-        asked: Asked,
+        context: AnswerContext,
+        on_plan: Callable[[Plan], None],
         on_error: Callable[[ErrorBody], None],
     ) -> None:
         self._items = items
-        self._asked = asked
+        self._context = context
+        self._on_plan = on_plan
         self._on_error = on_error
         self._first: list[Step] | Plan = []
 
     async def start(self) -> None:
-        """Wait for the first item, so that a request which never runs has an error's status.
+        """Wait for the first item, so that a request that never runs gets an error status.
 
         Raises:
             EngineError: as `Serving.stream`.
@@ -46,14 +49,14 @@ class PlanEvents:
         self._first = await anext(self._items)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield what is sent; an error is the last event."""
+        """Yield the bytes of the events. An error becomes the last event."""
         texts: list[str] = []
         try:
             yield self._render(self._first, texts)
             async for item in self._items:
                 yield self._render(item, texts)
         except Exception as error:
-            # The boundary: the status is sent, so this reader is told in the stream.
+            # The boundary: the status is already sent, so the stream itself reports the error.
             body, _ = error_body(error)
             self._on_error(body)
             yield render_error(body)
@@ -66,19 +69,20 @@ class PlanEvents:
 
     def _render(self, item: list[Step] | Plan, texts: list[str]) -> bytes:
         if isinstance(item, Plan):
-            return render_done(item, self._asked, "".join(texts))
+            self._on_plan(item)
+            return render_done(item, self._context, "".join(texts))
         texts += (step.text for step in item)
         return render_steps(item)
 
 
 class EventStream(Response):
-    """Sends the events of a plan, from the first on.
+    """Sends the events of a plan.
 
-    An error before it is raised while nothing is sent: it is answered with its own status.
+    An error before the first event is raised before anything is sent, and gets its own status.
     """
 
     media_type = EVENT_STREAM_MEDIA_TYPE
-    # Gateways that collect answers before they pass them on are asked not to.
+    # Both tell gateways not to collect the answer before they pass it on.
     _HEADERS = (("cache-control", "no-store"), ("x-accel-buffering", "no"))
 
     def __init__(self, events: PlanEvents) -> None:
@@ -88,13 +92,13 @@ class EventStream(Response):
         self._is_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the last one, or until the reader goes."""
+        """Send events until the last one, or until the reader leaves."""
         try:
             refusal = await until_disconnect(receive, self._send(send))
         except HTTPException:
             if not self._is_begun:
                 raise
-            # The reader goes on sending what it may not: this connection just ends.
+            # The client exceeded the body limit during the stream: only the connection can end.
             return
         finally:
             await self._events.aclose()

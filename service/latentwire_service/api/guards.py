@@ -1,4 +1,4 @@
-"""ASGI middleware that turns requests away before a route sees them."""
+"""ASGI middleware that refuses requests before a route sees them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latentwire_service.api.access_policy import ApiKeys
 from latentwire_service.api.error_handlers import problem_response
+from latentwire_service.api.request_scope import set_caller, set_key_name
 
-# Orchestrators probe these without a key, and by address.
+# Orchestrators probe these without a key and by IP address.
 PROBES = frozenset({"/health", "/ready"})
-_CALLER, _KEY = "latentwire.caller", "latentwire.key"
-
-
-def caller_of(scope: Scope) -> str:
-    """Return who calls: the name of the key, else the address."""
-    caller: str = scope.get(_CALLER, "")
-    return caller
-
-
-def key_of(scope: Scope) -> str:
-    """Return the name of the key that was shown; empty where none was needed."""
-    key: str = scope.get(_KEY, "")
-    return key
 
 
 class AllowedHosts:
-    """Answers 421 to a `Host` that is not this service's."""
+    """Answers 421 to a `Host` header that does not name this service."""
 
     def __init__(self, app: ASGIApp, allowed: frozenset[str] | None) -> None:
         self._app = app
@@ -49,7 +37,7 @@ class AllowedHosts:
 
 
 class KeyCheck:
-    """Answers 401 to whoever shows no key; notes whose key it was."""
+    """Answers 401 to a request without a valid API key; notes the caller of any other."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, is_metrics_public: bool) -> None:
         self._app = app
@@ -65,19 +53,19 @@ class KeyCheck:
         if len(self._keys) and scope["path"] not in self._open_paths:
             shown = Headers(scope=scope).getlist("authorization")
             caller = self._keys.caller_of(shown[0].encode("latin-1")) if len(shown) == 1 else None
-            scope[_KEY] = caller or ""
+            set_key_name(scope, caller or "")
         if caller is None:
             refusal = problem_response(
                 401, "a key is needed: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}
             )
             await refusal(scope, receive, send)
             return
-        scope[_CALLER] = caller
+        set_caller(scope, caller)
         await self._app(scope, receive, send)
 
 
 class BodyLimit:
-    """Stops reading a body at its limit, announced or not, and when it does not come to its end."""
+    """Stops reading a body that is too large, announced or not, or that arrives too slowly."""
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, timeout_s: float) -> None:
         self._app = app
@@ -85,7 +73,7 @@ class BodyLimit:
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with a `receive` that counts."""
+        """Pass the request on with a `receive` that enforces the limits."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -99,7 +87,7 @@ class BodyLimit:
         async def counted() -> Message:
             nonlocal num_bytes, is_complete
             try:
-                # After the body the only message is the client's going: that may take its time.
+                # After the body the only message is the disconnect, which has no deadline.
                 async with asyncio.timeout_at(None if is_complete else deadline):
                     message = await receive()
             except TimeoutError:

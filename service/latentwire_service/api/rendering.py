@@ -1,9 +1,10 @@
-"""Plans and steps to bytes. Knows the wire's formats, not how they are sent."""
+"""Plans and tokens to bytes. Knows the wire formats, not how bytes are sent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from latentwire.protocol import (
     ErrorBody,
@@ -22,14 +23,14 @@ from latentwire_service.model_service import Plan
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What an answer repeats of its request, and who made it.
+class AnswerContext:
+    """What an answer states besides its plan: fields of the request, and the model.
 
     Attributes:
-        body: the request's.
-        k: hidden rows asked for.
+        body: body of the request.
+        k: rows that the request keeps; None: all.
         model: id of the model.
-        revision: of the model.
+        revision: revision of the model.
     """
 
     body: PlanLatentRequest
@@ -38,72 +39,88 @@ class Asked:
     revision: str | None
 
 
-def plan_response(plan: Plan, asked: Asked) -> PlanLatentResponse:
-    """Return a plan's answer with `hidden_state.data` left empty."""
+def plan_response(plan: Plan, context: AnswerContext) -> PlanLatentResponse:
+    """Return the answer of a plan with an empty `hidden_state.data`."""
     completion = plan.completion
-    rows, width = completion.hidden_state.shape
     return PlanLatentResponse(
-        id=plan.request_id,
-        model=asked.model,
-        task=asked.body.task,
-        task_id=asked.body.task_id,
+        **_answer_fields(plan, context),
+        task=context.body.task,
         plan=completion.text,
-        k=asked.k,
-        hidden_state=HiddenState(data="", shape=(rows, width)),
-        latent=latent_info(asked.model, asked.revision),
+        hidden_state=HiddenState(data="", shape=_shape(completion)),
         token_ids=completion.token_ids,
-        finish_reason=completion.finish_reason.value,
-        seed=plan.seed,
-        usage=_usage(completion),
-        timings=_timings(completion),
     )
 
 
-def render_plan(plan: Plan, asked: Asked) -> bytes:
+def render_plan(plan: Plan, context: AnswerContext) -> bytes:
     """Return the JSON of a `PlanLatentResponse`.
 
-    The base64 text is put in afterwards: passing megabytes through the model would copy and scan
-    them. `"data":""` cannot occur earlier, because quotes inside JSON strings are escaped.
+    The base64 text is inserted afterwards, because the model would copy and scan its megabytes.
+    `"data":""` cannot occur earlier, because quotes inside JSON strings are escaped.
     """
-    before, _, after = plan_response(plan, asked).model_dump_json().encode().partition(b'"data":""')
+    answer = plan_response(plan, context).model_dump_json().encode()
+    before, _, after = answer.partition(b'"data":""')
     data = encode_base64(plan.completion.hidden_state)
     return b"".join([before, b'"data":"', data, b'"', after])
 
 
 def render_steps(steps: Iterable[Step]) -> bytes:
-    """Return a `step` event for each step."""
+    """Return a `step` event for each generated token."""
     return b"".join(_event("step", _stream_step(step).model_dump_json()) for step in steps)
 
 
-def render_done(plan: Plan, asked: Asked, streamed_text: str) -> bytes:
+def render_done(plan: Plan, context: AnswerContext, streamed_text: str) -> bytes:
     """Return the `done` event.
 
     Args:
-        plan: finished.
-        asked: what the answer repeats.
-        streamed_text: all that the steps said; the plan is repeated only if it is another text.
+        plan: the finished plan.
+        context: what the answer states besides.
+        streamed_text: the text of all `step` events; the event holds the plan only if it differs.
     """
     completion = plan.completion
-    rows, width = completion.hidden_state.shape
     done = StreamDone(
-        id=plan.request_id,
-        model=asked.model,
-        task_id=asked.body.task_id,
-        k=asked.k,
-        shape=(rows, width),
-        latent=latent_info(asked.model, asked.revision),
-        finish_reason=completion.finish_reason.value,
-        seed=plan.seed,
-        usage=_usage(completion),
-        timings=_timings(completion),
+        **_answer_fields(plan, context),
+        shape=_shape(completion),
         plan=None if streamed_text == completion.text else completion.text,
     )
     return _event("done", done.model_dump_json())
 
 
 def render_error(body: ErrorBody) -> bytes:
-    """Return the `error` event, after which nothing comes."""
+    """Return the `error` event, which is the last one."""
     return _event("error", body.model_dump_json(exclude_none=True))
+
+
+def _answer_fields(plan: Plan, context: AnswerContext) -> dict[str, Any]:
+    """Return the fields of `AnswerFields`, which every form of an answer has."""
+    completion = plan.completion
+    return {
+        "id": plan.request_id,
+        "model": context.model,
+        "task_id": context.body.task_id,
+        "k": context.k,
+        "latent": latent_info(context.model, context.revision),
+        "finish_reason": completion.finish_reason.value,
+        "seed": plan.seed,
+        "usage": Usage(
+            prompt_tokens=completion.prompt_tokens,
+            completion_tokens=len(completion.token_ids),
+            latent_steps=len(completion.hidden_state),
+        ),
+        "timings": Timings(
+            queue_ms=_milliseconds(completion.queue_s),
+            prefill_ms=_milliseconds(completion.prefill_s),
+            decode_ms=_milliseconds(completion.decode_s),
+        ),
+    }
+
+
+def _shape(completion: Completion) -> tuple[int, int]:
+    rows, width = completion.hidden_state.shape
+    return rows, width
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
 
 
 def _stream_step(step: Step) -> StreamStep:
@@ -112,21 +129,5 @@ def _stream_step(step: Step) -> StreamStep:
 
 
 def _event(name: str, data: str) -> bytes:
-    # JSON escapes line feeds inside of strings, so that one line holds it all.
+    # JSON escapes line feeds inside strings, so one line holds all the data.
     return f"event: {name}\ndata: {data}\n\n".encode()
-
-
-def _usage(completion: Completion) -> Usage:
-    return Usage(
-        prompt_tokens=completion.prompt_tokens,
-        completion_tokens=len(completion.token_ids),
-        latent_steps=len(completion.hidden_state),
-    )
-
-
-def _timings(completion: Completion) -> Timings:
-    return Timings(
-        queue_ms=round(completion.queue_s * 1e3, 3),
-        prefill_ms=round(completion.prefill_s * 1e3, 3),
-        decode_ms=round(completion.decode_s * 1e3, 3),
-    )

@@ -1,4 +1,4 @@
-"""One log line, one count and one id per request."""
+"""One log line, one metric and one id per request."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latentwire.constants import REQUEST_ID_HEADER, REQUEST_ID_PATTERN
-from latentwire_service.api.guards import key_of
+from latentwire_service.api.request_scope import (
+    key_name_of,
+    method_of,
+    plan_id_of,
+    route_of,
+)
 from latentwire_service.telemetry.logs import request_id
 
 logger = logging.getLogger(__name__)
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
 
 
 class RequestLog:
-    """ASGI middleware: names each request, and notes its route and status, never its query.
+    """ASGI middleware that gives each request an id and logs its route and status.
+
+    The log line holds the matched route, never the path or the query that the client sent.
 
     Args:
-        app: the rest.
-        observe: gets the route and the status of each answer.
+        app: the next ASGI app.
+        observe: receives the route and the status of each response.
     """
 
     def __init__(self, app: ASGIApp, observe: Callable[[str, int], None]) -> None:
@@ -34,7 +40,7 @@ class RequestLog:
         self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and note its status."""
+        """Pass the request on and log its status."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -53,33 +59,32 @@ class RequestLog:
         try:
             await self._app(scope, receive, noted)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
-            method = method_of(scope)
-            self._observe(route, status)
-            took_ms = round((time.monotonic() - started) * 1e3, 1)
-            logger.info(
-                "%s %s %d %.1f ms",
-                method,
-                route,
-                status,
-                took_ms,
-                extra={
-                    "method": method,
-                    "route": route,
-                    "status": status,
-                    "duration_ms": took_ms,
-                    "caller": key_of(scope),
-                },
-            )
+            self._observe(route_of(scope), status)
+            _log(scope, status, round((time.monotonic() - started) * 1e3, 1))
             request_id.reset(token)
 
 
-def method_of(scope: Scope) -> str:
-    """Return the request's method, for the log; a caller may send any text as one."""
-    return scope["method"] if scope["method"] in _METHODS else "other"
+def _log(scope: Scope, status: int, duration_ms: float) -> None:
+    method, route, plan_id = method_of(scope), route_of(scope), plan_id_of(scope)
+    logger.info(
+        "%s %s %d %.1f ms%s",
+        method,
+        route,
+        status,
+        duration_ms,
+        f" {plan_id}" if plan_id else "",
+        extra={
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_ms": duration_ms,
+            "caller": key_name_of(scope),
+            "plan_id": plan_id,
+        },
+    )
 
 
 def _request_id(scope: Scope) -> str:
-    """Return the id that the caller gave, if it is fit for a log line, else a new one."""
+    """Return the client's request id if it fits in a log line, else a new one."""
     given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
     return given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"

@@ -1,4 +1,4 @@
-"""The forms of an answer, and which of them a caller's `Accept` asks for."""
+"""The formats of an answer, and the one that an `Accept` header prefers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from latentwire.constants import (
     SAFETENSORS_MEDIA_TYPE,
 )
 from latentwire.safetensors_wire import pack
-from latentwire_service.api.rendering import Asked, plan_response, render_plan
+from latentwire_service.api.rendering import AnswerContext, plan_response, render_plan
 from latentwire_service.model_service import Plan
 
-# The columns of the datasets that `latentwire collect` makes.
+# The columns of a dataset, as `latentwire collect` writes them.
 ARROW_SCHEMA = pa.schema(
     [
         pa.field("task", pa.string()),
@@ -25,12 +25,12 @@ ARROW_SCHEMA = pa.schema(
         pa.field("hidden_state", pa.list_(pa.list_(pa.float32()))),
     ]
 )
-# Key of the schema's metadata that holds the answer's other fields, as JSON.
+# Key of the schema's metadata whose value is the JSON of the answer's other fields.
 ARROW_RESPONSE_KEY = b"latentwire.response"
 
 
 class WireFormat(enum.Enum):
-    """A form of an answer; the value is its media type."""
+    """A format of an answer; the value is its media type."""
 
     JSON = JSON_MEDIA_TYPE
     ARROW = ARROW_STREAM_MEDIA_TYPE
@@ -38,7 +38,7 @@ class WireFormat(enum.Enum):
 
 
 def negotiate(accept: str) -> WireFormat:
-    """Return the form that an `Accept` header likes best; JSON where it names none of them."""
+    """Return the format that an `Accept` header prefers; JSON if it names none of them."""
     best, best_quality = WireFormat.JSON, 0.0
     known = {wire.value: wire for wire in WireFormat}
     for entry in accept.split(","):
@@ -49,29 +49,32 @@ def negotiate(accept: str) -> WireFormat:
     return best
 
 
-def render(wire: WireFormat, plan: Plan, asked: Asked) -> bytes:
-    """Return an answer in a form. A large latent takes milliseconds: not on the event loop."""
+def render(wire: WireFormat, plan: Plan, context: AnswerContext) -> bytes:
+    """Return an answer in a format.
+
+    A large latent takes milliseconds: call this off the event loop.
+    """
     match wire:
         case WireFormat.JSON:
-            return render_plan(plan, asked)
+            return render_plan(plan, context)
         case WireFormat.SAFETENSORS:
-            return pack(plan_response(plan, asked), plan.completion.hidden_state)
+            return pack(plan_response(plan, context), plan.completion.hidden_state)
         case WireFormat.ARROW:
-            return _render_arrow(plan, asked)
+            return _render_arrow(plan, context)
 
 
-def _render_arrow(plan: Plan, asked: Asked) -> bytes:
+def _render_arrow(plan: Plan, context: AnswerContext) -> bytes:
     """Return an Arrow IPC stream of one record batch with one row."""
     hidden_state = plan.completion.hidden_state
     rows, width = hidden_state.shape
     values = pa.array(hidden_state.reshape(-1))
     steps = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * width), values)
     latents = pa.ListArray.from_arrays(pa.array([0, rows], pa.int32()), steps)
-    response = plan_response(plan, asked).model_dump_json()
+    response = plan_response(plan, context).model_dump_json()
     schema = ARROW_SCHEMA.with_metadata({ARROW_RESPONSE_KEY: response.encode()})
     columns = [
-        pa.array([asked.body.task], pa.string()),
-        pa.array([asked.body.task_id], pa.string()),
+        pa.array([context.body.task], pa.string()),
+        pa.array([context.body.task_id], pa.string()),
         pa.array([plan.completion.text], pa.string()),
         latents,
     ]

@@ -1,8 +1,8 @@
-"""OpenTelemetry traces: a span per request, and in it the time it waited, read and generated.
+"""OpenTelemetry traces: a span per request, and within it the parts of its completion.
 
-Needs the extra `tracing`, and an endpoint in the environment (`OTEL_EXPORTER_OTLP_ENDPOINT`); the
-other `OTEL_*` variables hold as OpenTelemetry documents them. Spans hold no task, plan, query, key,
-host name or address.
+Needs the extra `tracing` and an endpoint in the environment (`OTEL_EXPORTER_OTLP_ENDPOINT`); the
+other `OTEL_*` variables work as OpenTelemetry documents them. Spans hold no task, plan, query, key,
+host name or address. This module knows no web framework: `api/trace_middleware.py` has that part.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import importlib.util
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from latentwire_service.api.request_log import method_of
 from latentwire_service.engine.request import Completion
-from latentwire_service.telemetry.logs import request_id
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
@@ -29,18 +26,33 @@ logger = logging.getLogger(__name__)
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _EXTRA = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
-# How long the last spans may keep a process that ends.
+# How long sending the last spans may delay the end of the process.
 _CLOSE_TIMEOUT_S = 5.0
-# Asked for every few seconds by whoever watches the service: traces of it tell nothing.
-_UNTRACED_PATHS = frozenset({"/health", "/ready", "/metrics"})
+
+
+@dataclass(slots=True)
+class RequestOutcome:
+    """What a request's span says of it. Set until the span ends.
+
+    Attributes:
+        route: the path of the route, never the path of the request, so that names stay few.
+        status: the HTTP status.
+        request_id: the `X-Request-Id`.
+        plan_id: the answer id; empty for an answer without a plan.
+    """
+
+    route: str = "other"
+    status: int = 500
+    request_id: str = ""
+    plan_id: str = ""
 
 
 class Tracing:
     """Makes spans.
 
     Args:
-        processor: takes the finished spans.
-        version: of the service.
+        processor: receives the finished spans.
+        version: version of the service.
     """
 
     def __init__(self, processor: SpanProcessor, version: str) -> None:
@@ -49,7 +61,7 @@ class Tracing:
         from opentelemetry.sdk.trace import TracerProvider
 
         resource = Resource.create()
-        # Unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says another.
+        # `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win.
         if str(resource.attributes["service.name"]).startswith("unknown_service"):
             own = {"service.name": "latentwire", "service.version": version}
             resource = resource.merge(Resource(own))
@@ -60,56 +72,49 @@ class Tracing:
         self._trace = trace
 
     def close(self) -> None:
-        """Send what is not sent yet, for some seconds at most: a collector may hang."""
+        """Send the remaining spans. Gives up after some seconds, because a collector may hang."""
         closing = threading.Thread(target=self._provider.shutdown, name="spans", daemon=True)
         closing.start()
         closing.join(_CLOSE_TIMEOUT_S)
         if closing.is_alive():
             logger.warning("the last spans may be lost: no answer from the collector")
 
-    def middleware(self, app: ASGIApp) -> ASGIApp:
-        """Wrap an ASGI app: a span per request, a child of the caller's where it sent one."""
+    @contextmanager
+    def request_span(self, method: str, headers: Mapping[str, str]) -> Iterator[RequestOutcome]:
+        """Run the block in a span of one request.
 
-        async def traced(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http" or scope["path"] in _UNTRACED_PATHS:
-                await app(scope, receive, send)
-                return
-            status = 500
-
-            async def noted(message: Message) -> None:
-                nonlocal status
-                if message["type"] == "http.response.start":
-                    status = message["status"]
-                await send(message)
-
-            with self._tracer.start_as_current_span(
-                method_of(scope),
-                context=self._extract(dict(Headers(scope=scope))),
-                kind=self._trace.SpanKind.SERVER,
-                # Its text could hold the input that it is about.
-                record_exception=False,
-                set_status_on_exception=False,
-            ) as span:
-                try:
-                    await app(scope, receive, noted)
-                finally:
-                    route = getattr(scope.get("route"), "path", "other")
-                    span.update_name(f"{scope['method']} {route}")
-                    span.set_attributes(
-                        {
-                            "http.request.method": method_of(scope),
-                            "http.route": route,
-                            "http.response.status_code": status,
-                            "latentwire.request_id": request_id.get() or "",
-                        }
-                    )
-                    if status >= 500:
-                        span.set_status(self._trace.StatusCode.ERROR)
-
-        return traced
+        Args:
+            method: the HTTP method, one of a few.
+            headers: headers of the request, by lower-case name; a `traceparent` makes the span a
+                child of the caller's.
+        """
+        outcome = RequestOutcome()
+        with self._tracer.start_as_current_span(
+            method,
+            context=self._extract(headers),
+            kind=self._trace.SpanKind.SERVER,
+            # An exception's text could hold the request's input.
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield outcome
+            finally:
+                span.update_name(f"{method} {outcome.route}")
+                attributes: dict[str, str | int] = {
+                    "http.request.method": method,
+                    "http.route": outcome.route,
+                    "http.response.status_code": outcome.status,
+                    "latentwire.request_id": outcome.request_id,
+                }
+                if outcome.plan_id:
+                    attributes["latentwire.plan_id"] = outcome.plan_id
+                span.set_attributes(attributes)
+                if outcome.status >= 500:
+                    span.set_status(self._trace.StatusCode.ERROR)
 
     def note_completion(self, completion: Completion, model: str) -> None:
-        """Add what a finished request did to the span of the task that awaited it."""
+        """Describe a finished completion in the current span, and add a span for each part."""
         self._trace.get_current_span().set_attributes(
             {
                 "gen_ai.operation.name": "text_completion",
@@ -133,14 +138,14 @@ class Tracing:
 
 
 def _reporting(exporter: SpanExporter) -> SpanExporter:
-    """Have this log say which spans were lost; what the exporter says holds a host name."""
+    """Log lost spans ourselves, because the exporter's own records hold a host name."""
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
     class Reporting(SpanExporter):
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
             result = exporter.export(spans)
             if result is not SpanExportResult.SUCCESS:
-                logger.warning("%d spans are lost: the collector did not take them", len(spans))
+                logger.warning("%d spans are lost: the collector did not accept them", len(spans))
             return result
 
         def shutdown(self) -> None:
@@ -151,11 +156,11 @@ def _reporting(exporter: SpanExporter) -> SpanExporter:
 
 
 def open_tracing(environ: Mapping[str, str], version: str) -> Tracing | None:
-    """Return what the environment asks for; None where it asks for nothing.
+    """Open tracing if the environment names an endpoint; else return None.
 
     Args:
-        environ: of this process; OpenTelemetry reads it, too.
-        version: of the service.
+        environ: environment variables of this process; OpenTelemetry reads them too.
+        version: version of the service.
     """
     is_disabled = environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if is_disabled or not any(environ.get(name) for name in _ENDPOINTS):

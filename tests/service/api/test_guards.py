@@ -18,7 +18,7 @@ import pytest
 from latentwire import Client, DeadlineExceededError, UnauthorizedError
 from latentwire_service.api.access_policy import ApiKeys, PolicyError, policy_of
 from latentwire_service.settings import Settings
-from latentwire_service.telemetry.logs import JsonFormatter, PathlessFormatter, _add_request_id
+from latentwire_service.telemetry.logs import JsonFormatter, PathlessFormatter, add_request_id
 from support.live_server import TIMEOUT_S, Gate, LiveServer
 from support.requests import GREEDY
 
@@ -331,7 +331,7 @@ def written() -> Iterator[Callable[[logging.Formatter], io.StringIO]]:
         lines = io.StringIO()
         handler = logging.StreamHandler(lines)
         handler.setFormatter(formatter)
-        handler.addFilter(_add_request_id)
+        handler.addFilter(add_request_id)
         handlers.append(handler)
         root.addHandler(handler)
         root.setLevel(logging.INFO)
@@ -372,6 +372,45 @@ def test_a_text_log_ends_with_the_id(
         line.startswith("GET /health 200 ") and line.endswith("[r-2]")
         for line in lines.getvalue().splitlines()
     )
+
+
+class RouteLines(logging.Handler):
+    """Waits for the lines of that many requests: an answer is sent before its line is written."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._missing = threading.Semaphore(0)
+        self._count = count
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if hasattr(record, "route"):
+            self._missing.release()
+
+    def wait(self) -> bool:
+        return all(self._missing.acquire(timeout=TIMEOUT_S) for _ in range(self._count))
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_the_log_line_of_an_answer_has_its_id(
+    server: LiveServer, written: Callable[..., io.StringIO], is_stream: bool
+) -> None:
+    objects, lines = written(JsonFormatter()), written(PathlessFormatter("%(message)s"))
+    both_logged = RouteLines(2)
+    logging.getLogger().addHandler(both_logged)
+    with Client(server.url, api_key=KEYS[0]) as client:
+        stream = client.stream_plan_latent(**GREEDY)
+        plan_id = (
+            (list(stream) and stream.plan.id) if is_stream else client.plan_latent(**GREEDY).id
+        )
+    server.http.get("/info")
+    assert both_logged.wait()
+    logging.getLogger().removeHandler(both_logged)
+    answered = [json.loads(line) for line in objects.getvalue().splitlines()]
+    ids = {record["route"]: record.get("plan_id") for record in answered if "route" in record}
+    assert ids == {"/plan_latent": plan_id, "/info": None}
+    assert plan_id.startswith("plan-")
+    texts = [line.partition(" ms") for line in lines.getvalue().splitlines()]
+    assert [after.strip() for _, found, after in texts if found] == [plan_id, ""]
 
 
 def test_draining_fails_what_is_not_done_in_time(

@@ -81,8 +81,11 @@ def attributes(span: Span) -> dict[str, object]:
     }
 
 
-def serve_and_ask(folder: Path, **environment: str) -> Child:
-    """Ask for a plan, one as a stream, one that is refused, and a probe; then drain."""
+def serve_and_plan(folder: Path, **environment: str) -> tuple[Child, list[str]]:
+    """Serve a plan, a streamed one, a refusal and a probe, then drain.
+
+    Returns the process and the ids of both answers.
+    """
     # Uncompressed, so that a text which must not be in it could be found.
     environment |= {"OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
     child = Child("--model", str(folder), "--port", "0", "--threads", "1", **environment)
@@ -91,23 +94,24 @@ def serve_and_ask(folder: Path, **environment: str) -> Child:
             client.wait_ready(TIMEOUT_S)
             stream = client.stream_plan_latent(SECRET, max_new_tokens=3, do_sample=False)
             assert len(list(stream)) == 3
+            streamed_id = stream.plan.id
         with httpx.Client(base_url=child.url, timeout=TIMEOUT_S) as http:
             query: dict[str, Any] = {"task": SECRET, "max_new_tokens": 5, "k": 2}
             headers = {"traceparent": TRACEPARENT, "X-Request-Id": "mine"}
-            http.get("/plan_latent", params=query, headers=headers).raise_for_status()
+            plan_id = http.get("/plan_latent", params=query, headers=headers).json()["id"]
             assert http.post("/plan_latent", json={"task": SECRET, "x": 1}).status_code == 422
         child.signal()
         assert child.wait() == 0, child.output
     finally:
         child.close()
-    return child
+    return child, [plan_id, streamed_id]
 
 
 def test_a_request_is_a_span_with_its_parts_and_says_nothing_of_its_text(
     tmp_path: Path, collector: Collector
 ) -> None:
     folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
-    serve_and_ask(folder, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    plan_id, streamed_id = serve_and_plan(folder, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)[1]
     servers = [span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
     names = sorted(span.name for span in servers)
     assert names == ["GET /plan_latent", "POST /plan_latent", "POST /plan_latent"]
@@ -116,6 +120,7 @@ def test_a_request_is_a_span_with_its_parts_and_says_nothing_of_its_text(
     noted = attributes(asked)
     assert noted["http.response.status_code"] == 200
     assert noted["latentwire.request_id"] == "mine"
+    assert noted["latentwire.plan_id"] == plan_id
     assert (noted["gen_ai.usage.output_tokens"], noted["latentwire.latent_steps"]) == (5, 2)
     parts = [span for span in collector.spans if span.parent_span_id == asked.span_id]
     parts.sort(key=lambda span: span.start_time_unix_nano)
@@ -126,7 +131,7 @@ def test_a_request_is_a_span_with_its_parts_and_says_nothing_of_its_text(
     assert asked.start_time_unix_nano <= parts[0].start_time_unix_nano + 50_000_000
     assert parts[-1].end_time_unix_nano <= asked.end_time_unix_nano
     streamed = [s for s in servers if attributes(s).get("gen_ai.usage.output_tokens") == 3]
-    assert len(streamed) == 1
+    assert [attributes(span)["latentwire.plan_id"] for span in streamed] == [streamed_id]
     # A caller's mistake is no error of the service.
     assert all(span.status.code != Status.STATUS_CODE_ERROR for span in servers)
     sent = b"".join(collector.bodies)
@@ -144,7 +149,7 @@ def test_nothing_is_sent_unless_the_environment_says_where_to(
 ) -> None:
     folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
-    serve_and_ask(folder, **endpoint, OTEL_SDK_DISABLED="true")
+    serve_and_plan(folder, **endpoint, OTEL_SDK_DISABLED="true")
     assert collector.bodies == []
     assert open_tracing({}, "0") is None
 
@@ -162,7 +167,7 @@ def test_a_collector_that_does_not_answer_holds_nobody_up(
         # Far longer than the test may take: whoever waits for the exporter's own limit fails.
         limits = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1000", "OTEL_BSP_SCHEDULE_DELAY": "100000"}
         endpoint = f"http://127.0.0.1:{port}"
-        child = serve_and_ask(folder, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **limits)
+        child, _ = serve_and_plan(folder, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **limits)
     assert "no answer from the collector" in child.output
     assert "127.0.0.1" not in child.output
     assert str(port) not in child.output
@@ -171,8 +176,8 @@ def test_a_collector_that_does_not_answer_holds_nobody_up(
 def test_spans_that_are_refused_are_reported(tmp_path: Path, collector: Collector) -> None:
     folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
     collector.status = 400
-    child = serve_and_ask(folder, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
-    assert "spans are lost: the collector did not take them" in child.output
+    child, _ = serve_and_plan(folder, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    assert "spans are lost: the collector did not accept them" in child.output
     assert "127.0.0.1" not in child.output
 
 

@@ -1,0 +1,51 @@
+"""Facts about one request that middleware and routes share in its ASGI scope."""
+
+from __future__ import annotations
+
+from starlette.types import Scope
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_CALLER, _KEY_NAME, _PLAN_ID = "latentwire.caller", "latentwire.key", "latentwire.plan_id"
+
+
+def method_of(scope: Scope) -> str:
+    """Return the method, or `other`: a client can send any text, and logs keep few names."""
+    return scope["method"] if scope["method"] in _METHODS else "other"
+
+
+def route_of(scope: Scope) -> str:
+    """Return the path of the matched route, never the path of the request; else `other`."""
+    return getattr(scope.get("route"), "path", "other")
+
+
+def set_caller(scope: Scope, caller: str) -> None:
+    """Note who calls, for the turns in the queue."""
+    scope[_CALLER] = caller
+
+
+def caller_of(scope: Scope) -> str:
+    """Return who calls: the name of the API key, else the address."""
+    caller: str = scope.get(_CALLER, "")
+    return caller
+
+
+def set_key_name(scope: Scope, name: str) -> None:
+    """Note which API key the request carries."""
+    scope[_KEY_NAME] = name
+
+
+def key_name_of(scope: Scope) -> str:
+    """Return the name of the request's API key; empty if no key was needed or none matched."""
+    name: str = scope.get(_KEY_NAME, "")
+    return name
+
+
+def set_plan_id(scope: Scope, plan_id: str) -> None:
+    """Note the answer id."""
+    scope[_PLAN_ID] = plan_id
+
+
+def plan_id_of(scope: Scope) -> str:
+    """Return the answer id; empty for an answer without a plan."""
+    plan_id: str = scope.get(_PLAN_ID, "")
+    return plan_id
