@@ -21,7 +21,7 @@ import pyarrow as pa
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import PlanLatentRequest, PlanLatentResponse
 from latentwire.safetensors_wire import unpack
-from latentwire_service.api.rendering import Asked, plan_response
+from latentwire_service.api.rendering import AnswerContext, plan_response
 from latentwire_service.api.wire_formats import WireFormat, render
 from latentwire_service.engine.request import Completion, FinishReason
 from latentwire_service.model_service import Plan
@@ -36,7 +36,7 @@ def main() -> None:
         "A plan. " * 200, list(range(SHAPE[0])), hidden_state, FinishReason.STOP, 40, 0.0, 0.0, 0.0
     )
     plan = Plan("plan-0", 1, completion)
-    asked = Asked(PlanLatentRequest(task="A task"), None, "model", None)
+    asked = AnswerContext(PlanLatentRequest(task="A task"), None, "model", None)
 
     def nested() -> bytes:
         body = plan_response(plan, asked).model_dump()

@@ -398,10 +398,12 @@ def test_the_log_line_of_an_answer_has_its_id(
     both_logged = RouteLines(2)
     logging.getLogger().addHandler(both_logged)
     with Client(server.url, api_key=KEYS[0]) as client:
-        stream = client.stream_plan_latent(**GREEDY)
-        plan_id = (
-            (list(stream) and stream.plan.id) if is_stream else client.plan_latent(**GREEDY).id
-        )
+        if is_stream:
+            stream = client.stream_plan_latent(**GREEDY)
+            assert list(stream)
+            plan_id = stream.plan.id
+        else:
+            plan_id = client.plan_latent(**GREEDY).id
     server.http.get("/info")
     assert both_logged.wait()
     logging.getLogger().removeHandler(both_logged)
