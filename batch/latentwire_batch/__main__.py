@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 
 from latentwire_batch.collect import collect
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.errors import BatchError
-from latentwire_batch.exit_status import ExitStatus, status_of
+from latentwire_batch.exit_status import report_interrupted, status_of
 from latentwire_batch.flags import parse_settings
 
 
@@ -21,7 +20,7 @@ def main(args: list[str]) -> int:
 
     Returns:
         0 all rows; 3 some rows failed, the others are written; 2 bad usage or unreadable input;
-        130 interrupted; 1 anything else.
+        130 interrupted; 1 any other error.
     """
     console = Console(sys.stderr)
     try:
@@ -29,17 +28,16 @@ def main(args: list[str]) -> int:
             CollectSettings,
             args,
             prog="latentwire collect",
-            description="Plan every task of a dataset and store the plans with their latents.",
+            description="Plan every task of a dataset, and store the plans with their latents.",
         )
-        return collect(settings, console, time.monotonic)
+        return collect(settings, console)
     except BatchError as error:
         console.say(str(error))
         return status_of(error)
     except KeyboardInterrupt:
-        console.say("interrupted; the same command goes on from here")
-        return ExitStatus.INTERRUPTED
+        return report_interrupted(console)
     except SystemExit as request:
-        # argparse ends this way after --help.
+        # argparse exits after --help.
         return int(request.code or 0)
 
 

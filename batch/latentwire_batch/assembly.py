@@ -1,4 +1,4 @@
-"""Assembly: finished rows, in input order, streamed into the final files.
+"""Assembly: streams the finished rows, in input order, into the final files.
 
 Memory is bounded by a few record batches, whatever the number of rows.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from latentwire_batch.dataset.manifest import Counts
 from latentwire_batch.dataset.previous import PreviousRow
 from latentwire_batch.dataset.schema import DEFAULT_BATCH_BYTES, BatchBuilder
 from latentwire_batch.dataset.writers import BatchSink, HfDatasetSink, ParquetSink
@@ -25,14 +26,14 @@ from latentwire_batch.tasks.results import FailedRow, RowState, RowText
 
 @dataclass
 class Totals:
-    """What the rows of a dataset add up to; grows while they pass by.
+    """Running sums over the rows of a dataset.
 
     Attributes:
         finished: rows with a latent.
         failed: rows without one.
-        prompt_tokens: sum over the finished rows.
-        completion_tokens: sum over the finished rows.
-        latent_steps: hidden rows stored.
+        prompt_tokens: over the finished rows.
+        completion_tokens: over the finished rows.
+        latent_steps: stored rows of latents.
         finish_reasons: finished rows by reason.
     """
 
@@ -44,24 +45,36 @@ class Totals:
     finish_reasons: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of_finished(cls, counts: Mapping[str, Any]) -> Totals:
-        """Take over the sums of an earlier output, from its manifest, without its failures."""
+    def of_finished(cls, counts: Counts) -> Totals:
+        """Start with the finished rows of an earlier output."""
         return cls(
-            finished=counts["finished"],
-            prompt_tokens=counts["prompt_tokens"],
-            completion_tokens=counts["completion_tokens"],
-            latent_steps=counts["latent_steps"],
-            finish_reasons=Counter(counts["finish_reasons"]),
+            finished=counts.finished,
+            prompt_tokens=counts.prompt_tokens,
+            completion_tokens=counts.completion_tokens,
+            latent_steps=counts.latent_steps,
+            finish_reasons=Counter(counts.finish_reasons),
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """Give the sums as JSON values."""
-        return {**asdict(self), "finish_reasons": dict(sorted(self.finish_reasons.items()))}
+    def counts(self, num_rows: int) -> Counts:
+        """Return the sums for a manifest.
+
+        Args:
+            num_rows: rows of the input.
+        """
+        return Counts(
+            rows=num_rows,
+            finished=self.finished,
+            failed=self.failed,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            latent_steps=self.latent_steps,
+            finish_reasons=dict(self.finish_reasons),
+        )
 
 
 @dataclass
 class _Filling:
-    """A builder, and what still reads its last batch."""
+    """A builder, and the jobs that still read its last batch."""
 
     builder: BatchBuilder
     jobs: list[Future[None]] = field(default_factory=list)
@@ -78,7 +91,7 @@ class Assembly:
 
     def __init__(self, directory: Path, width: int, max_shard_bytes: int) -> None:
         self._directory = directory
-        # One is filled while the other's batch is written.
+        # One is filled while the batch of the other is written.
         self._builders = deque(
             _Filling(BatchBuilder(width, min(DEFAULT_BATCH_BYTES, max_shard_bytes)))
             for _ in range(2)
@@ -87,17 +100,17 @@ class Assembly:
             ParquetSink(directory / DATA_NAME),
             HfDatasetSink(directory / HF_DATASET_NAME, max_shard_bytes),
         )
-        # Encoding Parquet takes as long as reading the rows and writing Arrow together. Each sink
-        # has a thread of its own, which also keeps its batches in order.
+        # Encoding Parquet takes as long as reading the rows and writing Arrow together, so each
+        # sink has its own thread, which also keeps its batches in order.
         self._writers = [ThreadPoolExecutor(1, thread_name_prefix="assembly") for _ in self._sinks]
 
     def run(self, store: RowStore, previous: Iterator[PreviousRow], totals: Totals) -> None:
         """Write all rows.
 
         Args:
-            store: of this run; no row of it is pending.
-            previous: rows that the store marks as kept, in order.
-            totals: of the kept rows; grows by the store's.
+            store: of this run; none of its rows is pending.
+            previous: the rows that the store marks as kept, in order.
+            totals: of the kept rows; those of the store are added.
 
         Raises:
             StorageError: when a row cannot be read back.
@@ -112,7 +125,7 @@ class Assembly:
                     builder = self._room_for(row.text, len(row.latent))
                     builder.add(row.text, len(row.latent))[:] = row.latent
             self._flush()
-            # The last batches first: a file whose batch was not written is not to be closed.
+            # The last batches first: a file must not be closed before its batches are written.
             for job in chain(*(filling.jobs for filling in self._builders)):
                 job.result()
             for job in self._submit(lambda sink: sink.close()):
@@ -144,7 +157,7 @@ class Assembly:
         batch = filling.builder.finish()
         filling.jobs = self._submit(lambda sink: sink.write(batch))
         self._builders.rotate()
-        # Its buffer is used again: both sinks have to be done with it.
+        # The next batch reuses its buffer, so both sinks must be done with it.
         for job in self._builders[0].jobs:
             job.result()
 

@@ -6,7 +6,6 @@ import argparse
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +15,7 @@ from latentwire_batch.collect import collect
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.errors import BatchError, UsageError
-from latentwire_batch.exit_status import ExitStatus, status_of
+from latentwire_batch.exit_status import report_interrupted, status_of
 from latentwire_batch.flags import Parser, make_settings
 from latentwire_batch.ranks.rank import Rank, rank_of
 
@@ -76,13 +75,12 @@ def run_classic(
                 lambda field: flags.get(field, "--" + field),
             )
             is_quiet = getattr(given, "disable_tqdm", False)
-            return collect(settings, _console_of(rank, parser.prog, is_quiet), time.monotonic, rank)
+            return collect(settings, _console_of(rank, parser.prog, is_quiet), rank)
     except BatchError as error:
         console.say(str(error))
         return status_of(error)
     except KeyboardInterrupt:
-        console.say("interrupted; the same command goes on from here")
-        return ExitStatus.INTERRUPTED
+        return report_interrupted(console)
     except SystemExit as request:
         # argparse ends this way after --help.
         return int(request.code or 0)

@@ -1,243 +1,182 @@
-"""The order of things in a collection: read, compare, ask, assemble, install."""
+"""The steps of a collection: read the input, compare the output, collect, assemble, install."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
 
 from latentwire_batch.assembly import Assembly, Totals
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.dataset.card import build_card
-from latentwire_batch.dataset.manifest import build_manifest, settings_of
+from latentwire_batch.dataset.manifest import Manifest, read_manifest
 from latentwire_batch.dataset.previous import previous_rows
+from latentwire_batch.dispatch.interrupts import run_interruptible
 from latentwire_batch.dispatch.seeds import draw_seed
-from latentwire_batch.dispatch.session import SessionOutcome, SessionPlan, run_session
-from latentwire_batch.errors import InputError, StorageError, UsageError
+from latentwire_batch.errors import RunInterrupted, StorageError, UsageError, storage_error
 from latentwire_batch.existing_output import finished_counts, refuse_differences
-from latentwire_batch.exit_status import ExitStatus, report
-from latentwire_batch.follower import follow
-from latentwire_batch.journal.open_store import open_store
-from latentwire_batch.journal.record_log import storage_error
-from latentwire_batch.journal.row_store import RowStore
-from latentwire_batch.output.layout import (
-    CARD_NAME,
-    MANIFEST_NAME,
-    OutputLayout,
-    discard_all,
-    locked_output,
-    read_json,
-    remove,
-    write_json,
-    write_text,
+from latentwire_batch.exit_status import (
+    ExitStatus,
+    report_interrupted,
+    report_nothing_to_do,
+    report_written,
 )
+from latentwire_batch.follower import follow
+from latentwire_batch.journal.row_store import RowStore
+from latentwire_batch.output.discard import discard_all
+from latentwire_batch.output.durable import remove, write_json, write_text
+from latentwire_batch.output.layout import CARD_NAME, MANIFEST_NAME
+from latentwire_batch.output.ownership import locked_output
 from latentwire_batch.output.publish import finish_install, install
 from latentwire_batch.ranks.rank import ALONE, Rank
 from latentwire_batch.ranks.rendezvous import Crew, refuse_strangers
-from latentwire_batch.run_settings import ModelIdentity, request_settings
-from latentwire_batch.tasks.reader import TaskSource
+from latentwire_batch.replicas.fleet import FleetSummary
+from latentwire_batch.run import Run
+from latentwire_batch.run_settings import RunSettings, read_settings
+from latentwire_batch.share import Share
 from latentwire_batch.tasks.results import RowState
-from latentwire_batch.tasks.rows import DataIdentity, identify
 
 
-def collect(
-    settings: CollectSettings,
-    console: Console,
-    clock: Callable[[], float],
-    rank: Rank = ALONE,
-) -> ExitStatus:
-    """Make, or go on making, one dataset.
+def collect(settings: CollectSettings, console: Console, rank: Rank = ALONE) -> ExitStatus:
+    """Make one dataset, or resume making it.
 
     Args:
-        settings: of the run.
+        settings: given by the user.
         console: for notices and progress.
-        clock: monotonic seconds.
-        rank: of this process; one that is not the first only does its share of the asking.
+        rank: of this process; all but the first only collect their share of the rows.
 
     Raises:
-        UsageError: when it cannot be done as asked; nothing was written.
-        BatchError: when it could not be finished; what is done is kept.
+        UsageError: when the settings cannot be followed; nothing was written.
+        BatchError: when the dataset could not be finished; finished rows are kept.
     """
-    source = TaskSource(settings.dataset, settings.row_fields, settings.limit)
-    data = _survey(source)
-    layout = OutputLayout(settings.output_dir)
+    try:
+        return _collect(Run.of(settings, console, rank))
+    except RunInterrupted:
+        return report_interrupted(console)
+
+
+def _collect(run: Run) -> ExitStatus:
+    layout, overwrite = run.layout, run.settings.overwrite
     if layout.root.exists() and not layout.root.is_dir():
         raise UsageError("--output-dir: is not a directory")
-    if not settings.overwrite and not layout.partial.exists():
-        counts = finished_counts(settings, data, layout, clock)
-        if counts is not None:
-            return report(console, counts["finished"], counts["failed"], "there already")
-    if rank.index > 0:
-        return follow(settings, source, data, layout, console, clock, rank)
+    if not overwrite and not layout.partial.exists():
+        status = _status_of_finished(run)
+        if status is not None:
+            return status
+    if run.rank.index > 0:
+        return follow(run)
     with locked_output(layout):
         refuse_strangers(layout)
-        if settings.overwrite:
+        if overwrite:
             discard_all(layout)
         finish_install(layout)
-        if not layout.settings.exists():
-            counts = finished_counts(settings, data, layout, clock)
-            if counts is not None:
-                return report(console, counts["finished"], counts["failed"], "there already")
-        return Collection(settings, source, data, layout, console, clock, rank).run()
+        status = None if layout.settings.exists() else _status_of_finished(run)
+        return Collection(run).collect() if status is None else status
+
+
+def _status_of_finished(run: Run) -> ExitStatus | None:
+    """Report a finished output; return None when rows are still missing."""
+    counts = finished_counts(run)
+    if counts is None:
+        return None
+    return report_nothing_to_do(run.console, counts.finished, counts.failed)
 
 
 class Collection:
-    """One run on one output directory, whose lock is held.
+    """The first rank's work on an output directory, whose lock it holds.
 
     Args:
-        settings: of the run.
-        source: the input.
-        data: what `identify` says of the input.
-        layout: of the output.
-        console: for notices and progress.
-        clock: monotonic seconds.
-        rank: of this process, the first of its run.
+        run: of this process.
     """
 
-    def __init__(
-        self,
-        settings: CollectSettings,
-        source: TaskSource,
-        data: DataIdentity,
-        layout: OutputLayout,
-        console: Console,
-        clock: Callable[[], float],
-        rank: Rank,
-    ) -> None:
-        self._settings = settings
-        self._source = source
-        self._data = data
-        self._layout = layout
-        self._console = console
-        self._clock = clock
-        self._rank = rank
-        self._crew = Crew(layout, rank)
-        self._manifest = read_json(layout.manifest)
-        self._stored = read_json(layout.settings) or (
-            settings_of(self._manifest) if self._manifest else None
-        )
-        self._store: RowStore | None = None
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._layout = run.layout
+        self._crew = Crew(run.layout, run.rank)
+        self._manifest = read_manifest(run.layout.manifest)
+        self._stored = read_settings(run.layout.settings)
+        if self._stored is None and self._manifest is not None:
+            self._stored = self._manifest.settings
 
-    def run(self) -> ExitStatus:
-        """Ask for what is missing, then put the dataset together."""
-        wanted = request_settings(self._settings, self._data, self._settings.seed)
+    def collect(self) -> ExitStatus:
+        """Collect the missing rows, then put the dataset together."""
+        wanted = self._run.wanted_settings(self._run.settings.seed)
         if self._stored is not None:
             refuse_differences(self._stored, wanted)
-            seed = self._stored["seed"]
+            seed = self._stored.seed
         else:
-            seed = draw_seed() if self._settings.seed is None else self._settings.seed
-        with self._crew.announced(seed):
-            return self._run({**wanted, "seed": seed})
+            seed = draw_seed() if wanted.seed is None else wanted.seed
+        assert seed is not None
+        watch = self._crew.watch if self._run.rank.count > 1 else None
+        with (
+            self._crew.announced(seed),
+            self._crew.interruptible(),
+            Share(self._run, replace(wanted, seed=seed), self._agree, watch) as share,
+        ):
+            return self._collect(share)
 
-    def _run(self, wanted: dict[str, Any]) -> ExitStatus:
-        fleet: dict[str, Any] = {}
-        try:
-            if self._layout.settings.exists():
-                self._store = self._open_store(self._rank, self._settings.retry_failed)
-            if self._store is None or self._store.count(RowState.PENDING):
-                outcome = self._ask(wanted)
-                if outcome is None or outcome.was_interrupted:
-                    return self._interrupted()
-                fleet = outcome.fleet
-            if self._rank.count > 1 and not self._wait_for_others():
-                return self._interrupted()
-            assert self._store is not None
-            return self._assemble(self._store, fleet)
-        finally:
-            if self._store is not None:
-                self._store.close()
+    def _collect(self, share: Share) -> ExitStatus:
+        fleet = None
+        if not self._layout.settings.exists() or share.has_pending_rows():
+            fleet = run_interruptible(share.collect())
+        if self._run.rank.count > 1:
+            self._take_over(share)
+        return self._assemble(share.store, fleet)
 
-    def _ask(self, wanted: dict[str, Any]) -> SessionOutcome | None:
-        """Run a session; None when it was ended at once."""
-        plan = SessionPlan(
-            settings=self._settings,
-            rows=self._source.rows,
-            seed=wanted["seed"],
-            open_store=lambda identity: self._store_for(identity, wanted),
-            rank=self._rank,
-            watch=self._crew.watch if self._rank.count > 1 else None,
-        )
-        try:
-            return asyncio.run(run_session(plan, self._console, self._clock))
-        except (asyncio.CancelledError, KeyboardInterrupt):
-            return None
+    async def _agree(self, wanted: RunSettings) -> None:
+        """Compare the settings with the output's, or store them as the output's."""
+        if self._stored is None:
+            self._stored = wanted
+        refuse_differences(self._stored, wanted)
+        if not self._layout.settings.exists():
+            write_json(self._layout.settings, self._stored.to_json())
 
-    def _interrupted(self) -> ExitStatus:
-        # A launcher ends all processes when one has died: say which one did.
-        self._crew.check()
-        self._console.say("interrupted; the same command goes on from here")
-        return ExitStatus.INTERRUPTED
+    def _take_over(self, share: Share) -> None:
+        """Wait until the other ranks are done, and take their rows."""
+        started_s = time.monotonic()
+        run_interruptible(self._crew.others_done())
+        share.store.add_elapsed(time.monotonic() - started_s)
+        if share.take_over(ALONE).count(RowState.PENDING):
+            raise StorageError("rows of another rank are missing; rerun the same command to resume")
 
-    def _wait_for_others(self) -> bool:
-        """Take over the other ranks' rows when they are done; False when interrupted before."""
-        assert self._store is not None
-        started_s = self._clock()
-        try:
-            asyncio.run(self._crew.others_done())
-        except (asyncio.CancelledError, KeyboardInterrupt):
-            return False
-        self._store.add_elapsed(self._clock() - started_s)
-        self._store.close()
-        self._store = None
-        self._store = self._open_store(ALONE, reopens_failed=False)
-        if self._store.count(RowState.PENDING):
-            raise StorageError("rows of another rank are missing; the same command goes on")
-        return True
-
-    async def _store_for(self, identity: ModelIdentity, wanted: dict[str, Any]) -> RowStore:
-        run_settings = {**wanted, "model": identity.as_json()}
-        if self._stored is not None:
-            refuse_differences(self._stored, run_settings)
-            run_settings = self._stored
-        self._stored = run_settings
-        if self._store is None:
-            write_json(self._layout.settings, run_settings)
-            self._store = self._open_store(self._rank, self._settings.retry_failed)
-        return self._store
-
-    def _open_store(self, rank: Rank, reopens_failed: bool) -> RowStore:
-        store = open_store(self._layout, self._data.num_rows, rank, self._manifest, reopens_failed)
-        num_open = store.count(RowState.PENDING) + store.count(RowState.ELSEWHERE)
-        if 0 < num_open < store.num_rows:
-            self._console.say(f"{store.num_rows - num_open} of {store.num_rows} rows are done")
-        return store
-
-    def _assemble(self, store: RowStore, fleet: dict[str, Any]) -> ExitStatus:
+    def _assemble(self, store: RowStore, fleet: FleetSummary | None) -> ExitStatus:
         assert self._stored is not None
-        started_s = self._clock()
-        width = self._stored["model"]["hidden_size"]
+        assert self._stored.model is not None
+        started_s = time.monotonic()
+        width = self._stored.model.hidden_size
         totals, earlier_s = Totals(), 0.0
         if self._manifest is not None:
-            totals = Totals.of_finished(self._manifest["counts"])
-            earlier_s = self._manifest["elapsed_s"]
-        staging = self._layout.staging
-        try:
-            remove(staging)
-            staging.mkdir()
-            Assembly(staging, width, self._settings.max_shard_size).run(
+            totals = Totals.of_finished(self._manifest.counts)
+            earlier_s = self._manifest.elapsed_s
+        with _staging(self._layout.staging) as staging:
+            Assembly(staging, width, self._run.settings.max_shard_size).run(
                 store, previous_rows(self._layout, width), totals
             )
-        except OSError as error:
-            # Half of the final files would only take the room that is missing.
-            with suppress(OSError):
-                remove(staging)
-            raise storage_error("cannot be written", error) from error
-        elapsed_s = earlier_s + store.elapsed_s + self._clock() - started_s
-        manifest = build_manifest(self._stored, totals, elapsed_s, fleet)
+        elapsed_s = earlier_s + store.elapsed_s + time.monotonic() - started_s
+        counts = totals.counts(self._run.data.num_rows)
+        manifest = Manifest(self._stored, counts, elapsed_s).to_json(fleet)
         write_text(staging / CARD_NAME, build_card(manifest))
         write_json(staging / MANIFEST_NAME, manifest)
         install(self._layout)
-        return report(self._console, totals.finished, totals.failed, "written")
+        return report_written(self._run.console, totals.finished, totals.failed)
 
 
-def _survey(source: TaskSource) -> DataIdentity:
-    """Read the input once, so that a bad row shows before anything is asked or written."""
+@contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """Make an empty directory for the final files; remove it again when they cannot be written.
+
+    Raises:
+        StorageError: when they cannot be written.
+    """
     try:
-        data = identify(source.rows())
-    except InputError as error:
-        raise InputError(f"--dataset: {error}") from error
-    if not data.num_rows:
-        raise InputError("--dataset: holds no rows")
-    return data
+        remove(path)
+        path.mkdir()
+        yield path
+    except OSError as error:
+        # Incomplete files would only take the space that is missing.
+        with suppress(OSError):
+            remove(path)
+        raise storage_error("cannot be written", error) from error

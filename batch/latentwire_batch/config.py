@@ -82,6 +82,9 @@ class OwnReplicaFields(BaseModel):
     """How collect starts replicas of its own, when none are given."""
 
     model: str = Field(default="demo", description="Own replicas: model to serve.")
+    revision: str | None = Field(
+        default=None, description="Own replicas: branch, tag or commit of a hub model."
+    )
     device: Literal["auto", "cuda", "mps", "cpu"] | None = Field(
         default=None, description="Own replicas: device."
     )
@@ -113,7 +116,7 @@ class CollectSettings(
     InputFields,
     BaseSettings,
 ):
-    """One collection's settings. Never read at import, never written after construction."""
+    """Settings of one collection. Never read at import, never changed after construction."""
 
     model_config = SettingsConfigDict(
         env_prefix="LATENTWIRE_COLLECT_", env_ignore_empty=True, frozen=True

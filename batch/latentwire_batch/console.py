@@ -1,4 +1,4 @@
-"""Where notices for the person at the terminal go: standard error, one line each.
+"""Notices for the user: one line each, on standard error.
 
 Notices never hold task texts, plans, keys, addresses of replicas or absolute paths.
 """
@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TextIO
 
-# Tells the person something in one line; what the rest of the package gets instead of a Console.
+# Shows one line to the user. Most of the package gets this instead of a Console.
 Notify = Callable[[str], None]
 
 
 class Console:
-    """Writes notices with the command's name in front.
+    """Writes notices, each with the command's name in front.
 
-    While a progress bar is drawn its own printer takes over, so that the two do not overwrite each
-    other.
+    A progress bar takes over the printing while it is drawn, so that bar and notices do not
+    overwrite each other.
 
     Args:
         stream: standard error.
         command: put in front of every line.
-        shows_progress: False leaves out the bar, and the lines that take its place in a log.
-        draws_bar: False leaves out just the bar; none is drawn outside a terminal.
+        shows_progress: False leaves out the bar, and the lines that replace it in a log.
+        draws_bar: False leaves out only the bar, which needs a terminal in any case.
     """
 
     def __init__(
@@ -48,5 +48,5 @@ class Console:
         self.stream.flush()
 
     def redirect(self, printer: Callable[[str], None] | None) -> None:
-        """Send lines through `printer`, or to the stream again when None."""
+        """Send lines to `printer`; None sends them to the stream again."""
         self._printer = printer

@@ -1,15 +1,19 @@
-"""What can go wrong in a collection.
+"""Errors of a collection, and the wording of the operating system's errors.
 
 BatchError
 ├── UsageError            the command cannot run as given: exit status 2
 │   ├── InputError            the dataset cannot be read, or one of its rows is unusable
-│   └── OutputBusyError       another collection is writing to the same directory
+│   └── OutputBusyError       another collection writes to the same directory
 ├── StorageError          the output cannot be written or read back (a full disk): exit status 1
-├── ReplicasLostError     no replica is left to ask: exit status 1
+├── ReplicasLostError     no replica is left to send rows to: exit status 1
 └── RankLostError         another process of the run is gone: exit status 1
+
+RunInterrupted            a signal ended the run: exit status 130
 """
 
 from __future__ import annotations
+
+import os
 
 
 class BatchError(Exception):
@@ -37,4 +41,20 @@ class ReplicasLostError(BatchError):
 
 
 class RankLostError(BatchError):
-    """Another process of the same run ended too early, or never began."""
+    """Another process of the same run ended too early, or never started."""
+
+
+class RunInterrupted(Exception):
+    """A signal ended the run before all rows were settled; finished rows are kept."""
+
+
+def storage_error(what: str, error: OSError) -> StorageError:
+    """Word an operating system's error without the path in it.
+
+    Args:
+        what: the predicate of "the output", for example "cannot be written".
+        error: its number gives the reason.
+    """
+    # Not `strerror`: libraries put the path into it.
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    return StorageError(f"the output {what}: {reason}")

@@ -1,59 +1,52 @@
-"""Whether an output that exists already is the one that is wanted."""
+"""Comparison of the wanted collection with the output that exists."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
 
-from latentwire_batch.config import CollectSettings
-from latentwire_batch.dataset.manifest import settings_of
-from latentwire_batch.dispatch.session import served_model
+from latentwire_batch.dataset.manifest import Counts, read_manifest
 from latentwire_batch.errors import UsageError
-from latentwire_batch.output.layout import OutputLayout, read_json
-from latentwire_batch.run_settings import differences, request_settings
-from latentwire_batch.tasks.rows import DataIdentity
+from latentwire_batch.replicas.probe import served_model
+from latentwire_batch.replicas.select import given_replicas
+from latentwire_batch.run import Run
+from latentwire_batch.run_settings import RunSettings
 
 
-def finished_counts(
-    settings: CollectSettings,
-    data: DataIdentity,
-    layout: OutputLayout,
-    clock: Callable[[], float],
-) -> Mapping[str, Any] | None:
-    """Compare with what is there.
+def finished_counts(run: Run) -> Counts | None:
+    """Compare with a finished output.
 
     Returns:
-        The counts of a finished output that is the wanted one; None when something is left to do.
+        The counts of the finished output; None when rows are still missing.
 
     Raises:
-        UsageError: when what is there was made otherwise, or is not known to be ours.
+        UsageError: when the output was made with other settings, or may not be ours.
+        StorageError: when its manifest cannot be read.
     """
-    manifest = read_json(layout.manifest)
+    manifest = read_manifest(run.layout.manifest)
     if manifest is None:
-        if layout.has_final_files():
+        if run.layout.has_final_files():
             raise UsageError(
                 "--output-dir: holds a dataset without a manifest; --overwrite replaces it"
             )
         return None
-    counts: Mapping[str, Any] = manifest["counts"]
-    if settings.retry_failed and counts["failed"]:
+    if run.settings.retry_failed and manifest.counts.failed:
         return None
-    wanted = request_settings(settings, data, settings.seed)
-    refuse_differences(settings_of(manifest), wanted)
-    if settings.replica:
-        # A finished dataset needs no replica; but if one is there, it should be of that model.
-        identity = asyncio.run(served_model(settings, clock))
-        if identity is not None:
-            refuse_differences(settings_of(manifest), {"model": identity.as_json()})
-    return counts
+    wanted = run.wanted_settings(run.settings.seed)
+    refuse_differences(manifest.settings, wanted)
+    if run.settings.replica:
+        # A finished dataset needs no replica, but one that answers must serve the same model.
+        model = asyncio.run(served_model(given_replicas(run.settings)))
+        if model is not None:
+            refuse_differences(manifest.settings, replace(wanted, model=model))
+    return manifest.counts
 
 
-def refuse_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise UsageError, naming what differs, when two runs are not the same collection."""
-    found = differences(stored, wanted)
+def refuse_differences(stored: RunSettings, wanted: RunSettings) -> None:
+    """Raise UsageError, naming the differences, when two runs are not the same collection."""
+    found = stored.differences(wanted)
     if found:
         raise UsageError(
             f"--output-dir: was made with other settings: {'; '.join(found)}. "
-            "--overwrite starts afresh"
+            "--overwrite starts from scratch"
         )

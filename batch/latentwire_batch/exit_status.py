@@ -1,4 +1,4 @@
-"""How a collection ends: the exit status, and the line that states it."""
+"""The end of a collection: the exit status, and the line that states it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from latentwire_batch.errors import BatchError, UsageError
 
 
 class ExitStatus(IntEnum):
-    """What the command says to the shell."""
+    """Exit statuses of the commands."""
 
     ALL_ROWS = 0
     FAILED = 1
@@ -19,17 +19,33 @@ class ExitStatus(IntEnum):
 
 
 def status_of(error: BatchError) -> ExitStatus:
-    """Tell the exit status for an error."""
+    """Return the exit status for an error."""
     return ExitStatus.USAGE if isinstance(error, UsageError) else ExitStatus.FAILED
 
 
-def report(console: Console, num_finished: int, num_failed: int, verb: str) -> ExitStatus:
-    """Say how it ended, and give the status for that."""
+def report_written(console: Console, num_finished: int, num_failed: int) -> ExitStatus:
+    """State how many rows this run wrote, and return the exit status."""
     if not num_failed:
-        console.say(f"all {num_finished} rows are {verb}")
+        console.say(f"all {num_finished} rows are written")
         return ExitStatus.ALL_ROWS
-    console.say(
-        f"{num_finished} rows are {verb}, {num_failed} failed (failures.jsonl); "
-        "--retry-failed asks for those again"
-    )
+    console.say(f"{num_finished} rows are written; {_failed(num_failed)}")
     return ExitStatus.SOME_ROWS_FAILED
+
+
+def report_nothing_to_do(console: Console, num_finished: int, num_failed: int) -> ExitStatus:
+    """State that an earlier run wrote everything, and return the exit status."""
+    if not num_failed:
+        console.say(f"nothing to do: all {num_finished} rows are already collected")
+        return ExitStatus.ALL_ROWS
+    console.say(f"nothing to do: {num_finished} rows are already collected; {_failed(num_failed)}")
+    return ExitStatus.SOME_ROWS_FAILED
+
+
+def report_interrupted(console: Console) -> ExitStatus:
+    """State that a signal ended the run, and return the exit status."""
+    console.say("interrupted; rerun the same command to resume")
+    return ExitStatus.INTERRUPTED
+
+
+def _failed(count: int) -> str:
+    return f"{count} failed (see failures.jsonl), retry them with --retry-failed"

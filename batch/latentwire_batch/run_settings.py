@@ -1,6 +1,6 @@
-"""What makes two runs the same collection: compared before a run goes on, kept in the manifest.
+"""The settings that define a collection: compared before a run resumes, kept in the manifest.
 
-Knows no paths and no addresses: the input is known by its rows, the model by what replicas say.
+They hold no paths and no addresses: the input is known by its rows, the model by its replicas.
 """
 
 from __future__ import annotations
@@ -8,86 +8,111 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from latentwire import InfoResponse
-from latentwire_batch.config import CollectSettings
+from latentwire import PlanOptions
+from latentwire.sampling import PromptFields
+from latentwire_batch.errors import StorageError
+from latentwire_batch.output.durable import read_json
+from latentwire_batch.replicas.identity import ModelIdentity
 from latentwire_batch.tasks.rows import DataIdentity
 
 _MAX_SHOWN_CHARS = 40
 
 
 @dataclass(frozen=True)
-class ModelIdentity:
-    """What all replicas of one collection have in common."""
+class RunSettings:
+    """The settings of one collection.
 
-    model: str
-    revision: str | None
-    hidden_size: int
-    dtype: str
+    Attributes:
+        data: number and digest of the input's rows.
+        k: hidden rows to keep; None: all.
+        options: prompt and sampling options of every row, without a seed.
+        seed: of the dataset; None while any seed would do.
+        requested_model: name of the model that own replicas serve; None with given replicas.
+        model: the served model; None before a replica has answered.
+    """
+
+    data: DataIdentity
+    k: int | None
+    options: PlanOptions
+    seed: int | None = None
+    requested_model: str | None = None
+    model: ModelIdentity | None = None
 
     @classmethod
-    def of(cls, info: InfoResponse) -> ModelIdentity:
-        """Take it from a replica's answer."""
-        return cls(info.model, info.revision, info.hidden_size, info.dtype)
+    def from_json(cls, value: Mapping[str, Any]) -> RunSettings:
+        """Read what `to_json` returned.
 
-    def as_json(self) -> dict[str, Any]:
-        """Give it as JSON values."""
-        return asdict(self)
+        Raises:
+            StorageError: when a value is missing.
+        """
+        try:
+            data, model = value["data"], value.get("model")
+            return cls(
+                data=DataIdentity(data["num_rows"], data["sha256"]),
+                k=value["k"],
+                options=cast(PlanOptions, {**value["prompt"], **value["sampling"]}),
+                seed=value.get("seed"),
+                requested_model=value.get("requested_model"),
+                model=None if model is None else ModelIdentity.from_json(model),
+            )
+        except (LookupError, TypeError) as error:
+            raise StorageError("the output's settings are damaged") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values, without those that are not known."""
+        options: dict[str, Any] = {**self.options}
+        known = {
+            "seed": self.seed,
+            "requested_model": self.requested_model,
+            "model": None if self.model is None else self.model.to_json(),
+        }
+        return {
+            "data": asdict(self.data),
+            "k": self.k,
+            "prompt": {name: options.pop(name) for name in PromptFields.model_fields},
+            "sampling": options,
+            **{name: value for name, value in known.items() if value is not None},
+        }
+
+    def differences(self, wanted: RunSettings) -> list[str]:
+        """Name the settings in which a wanted run differs from this one.
+
+        Args:
+            wanted: settings that it does not know are not compared.
+
+        Returns:
+            One phrase per differing setting; empty when the runs agree.
+        """
+        compared = wanted.to_json()
+        if self.requested_model is None:
+            # This run was given replicas: the model that they serve is compared instead.
+            compared.pop("requested_model", None)
+        return _differences(self.to_json(), compared)
 
 
-def request_settings(
-    settings: CollectSettings, data: DataIdentity, seed: int | None
-) -> dict[str, Any]:
-    """Give the settings that are known before any replica has been asked, as JSON values.
+def read_settings(path: Path) -> RunSettings | None:
+    """Read the settings of an unfinished run; None when there is none.
 
-    Args:
-        settings: of this run.
-        data: the input's rows.
-        seed: the dataset's seed; None where any would do, then it is left out.
+    Raises:
+        StorageError: when the file cannot be read.
     """
-    wanted: dict[str, Any] = {
-        "data": asdict(data),
-        "k": settings.k,
-        "prompt": settings.prompt,
-        "sampling": settings.sampling,
-    }
-    if seed is not None:
-        wanted["seed"] = seed
-    if not settings.replica:
-        wanted["requested_model"] = _model_name(settings.model)
-    return wanted
+    value = read_json(path)
+    return None if value is None else RunSettings.from_json(value)
 
 
-def differences(
+def _differences(
     stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = ""
 ) -> list[str]:
-    """Name what differs between a stored run and a wanted one.
-
-    Args:
-        stored: settings of the run that is there.
-        wanted: settings of this run; what it leaves out is not compared.
-        prefix: of the names in the answer.
-
-    Returns:
-        One phrase per differing setting; empty when the runs agree.
-    """
     found: list[str] = []
     for name, value in wanted.items():
-        there = stored.get(name)
-        if name == "requested_model" and there is None:
-            # That run was given replicas: what they serve is compared instead.
-            continue
-        if isinstance(value, Mapping) and isinstance(there, Mapping):
-            found += differences(there, value, f"{prefix}{name}.")
-        elif there != value:
-            found.append(f"{prefix}{name} was {_shown(there)}, now {_shown(value)}")
+        before = stored.get(name)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            found += _differences(before, value, f"{prefix}{name}.")
+        elif before != value:
+            found.append(f"{prefix}{name} was {_shown(before)}, now {_shown(value)}")
     return found
-
-
-def _model_name(model: str) -> str:
-    """Name the model asked for without the place where it lies."""
-    return Path(model).name if Path(model).exists() or model.startswith((".", "/", "~")) else model
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -63,13 +64,30 @@ def serve(settings: Settings, policy: Policy) -> int:
         the exit status of the process.
     """
     try:
-        listening = _listen(settings.host, settings.port)
+        listening = _listening_socket(settings)
     except OSError as error:
-        reason = error.strerror or error
-        logger.error("cannot listen on port %d of --host: %s", settings.port, reason)
+        place = f"port {settings.port} of --host" if settings.listen_fd is None else "--listen-fd"
+        logger.error("cannot listen on %s: %s", place, error.strerror or error)
         return EXIT_FAILED
     with listening:
         return _serve(settings, policy, listening)
+
+
+def _listening_socket(settings: Settings) -> socket.socket:
+    """Take the inherited socket, or else the address; raises OSError when that fails."""
+    if settings.listen_fd is None:
+        return _listen(settings.host, settings.port)
+    listening = socket.socket(fileno=settings.listen_fd)
+    try:
+        if listening.family not in (socket.AF_INET, socket.AF_INET6):
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        # Processes that a model's code starts must not hold the address.
+        listening.set_inheritable(False)
+        listening.listen()
+    except BaseException:
+        listening.close()
+        raise
+    return listening
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -40,6 +40,12 @@ class Settings(BaseSettings):
     port: int = Field(
         default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free port."
     )
+    listen_fd: int | None = Field(
+        default=None,
+        ge=3,
+        description="Listen on this inherited TCP socket, already bound, instead of --host and "
+        "--port: its port cannot be lost to another process before the service starts.",
+    )
     device: Literal["auto", "cuda", "mps", "cpu"] = Field(
         default="auto", description="Device of the model. auto: cuda, else mps, else cpu."
     )

@@ -15,7 +15,7 @@ import pytest
 
 from latentwire_batch import collect_hidden_states, compressed_latent_collect
 from latentwire_batch.config import CollectSettings
-from latentwire_batch.replicas.local import serve_command
+from latentwire_batch.replicas.local_plan import serve_command
 from support.dataset_oracle import assert_complete, tasks_of
 from support.stub_replica import StubReplica
 
@@ -164,7 +164,7 @@ def test_trust_and_dtype_reach_the_own_replica() -> None:
     settings = CollectSettings(
         dataset=Path("in"), output_dir=Path("out"), dtype="bf16", trust_remote_code=True
     )
-    assert serve_command(settings, 81)[-3:] == ("--dtype", "bf16", "--trust-remote-code")
+    assert serve_command(settings)[-3:] == ("--dtype", "bf16", "--trust-remote-code")
 
 
 @pytest.mark.parametrize("module", COMMANDS)

@@ -11,7 +11,8 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 
-from latentwire_batch.output.layout import OutputLayout, locked_output
+from latentwire_batch.output.layout import OutputLayout
+from latentwire_batch.output.ownership import locked_output
 from support.collecting import Collect, WatchedStream
 from support.dataset_oracle import assert_complete, tasks_of
 from support.stub_replica import StubReplica
@@ -155,7 +156,7 @@ def test_a_finished_output_is_left_alone(collect: Collect, stub: StubReplica, ou
     before, num_asked = snapshot(output), len(stub.asked)
     ended = collect(replicas=[stub])
     assert ended.status == 0
-    assert "all 40 rows are there already" in ended.stderr
+    assert "nothing to do: all 40 rows are already collected" in ended.stderr
     assert snapshot(output) == before
     assert len(stub.asked) == num_asked
 
@@ -234,7 +235,7 @@ def test_a_second_run_on_the_same_output_is_refused(
     with locked_output(OutputLayout(output)):
         ended = collect(replicas=[stub])
     assert ended.status == 2
-    assert "another collection is writing there" in ended.stderr
+    assert "another collection is writing to it" in ended.stderr
     assert not stub.asked
     assert not output.exists()
 

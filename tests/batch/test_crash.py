@@ -94,7 +94,7 @@ def test_one_interrupt_keeps_what_was_in_flight(
     def interrupt() -> None:
         stub.arrived.wait(30)
         os.kill(os.getpid(), signal.SIGINT)
-        stderr.wait_for("finishing the rows in flight")
+        stderr.wait_for("finishing in-flight rows")
         gate.set()
 
     helper = threading.Thread(target=interrupt)
@@ -118,7 +118,7 @@ def test_a_second_interrupt_ends_at_once(
     def interrupt_twice() -> None:
         stub.arrived.wait(30)
         os.kill(os.getpid(), signal.SIGINT)
-        stderr.wait_for("finishing the rows in flight")
+        stderr.wait_for("finishing in-flight rows")
         os.kill(os.getpid(), signal.SIGINT)
 
     helper = threading.Thread(target=interrupt_twice)

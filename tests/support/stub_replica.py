@@ -11,6 +11,7 @@ import argparse
 import base64
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -36,13 +37,11 @@ _CODES = {
 }
 
 
-_REFUSAL = (
-    "2026-01-01 10:00:00,000 INFO latentwire_service.server: listening\n"
-    "2026-01-01 10:00:00,001 ERROR latentwire_service.model_service: "
-    "cannot serve the model: none there\n"
-    + "2026-01-01 10:00:00,002 INFO uvicorn.error: an ERROR in the text only\n"
-    * 20
-)
+_REFUSAL = [
+    ("info", "latentwire_service.server", "listening"),
+    ("error", "latentwire_service.model_service", "cannot serve the model: none there"),
+    *[("info", "uvicorn.error", "an ERROR in the text only")] * 20,
+]
 
 
 def num_tokens(task: str, seed: int, max_new_tokens: int) -> int:
@@ -111,7 +110,9 @@ class StubReplica:
         arrived: set at every plan request.
     """
 
-    def __init__(self, behaviour: Behaviour | None = None, port: int = 0) -> None:
+    def __init__(
+        self, behaviour: Behaviour | None = None, port: int = 0, listen_fd: int | None = None
+    ) -> None:
         self.behaviour = behaviour or Behaviour()
         self.asked: list[tuple[str | None, int]] = []
         self.answered: list[str | None] = []
@@ -122,7 +123,9 @@ class StubReplica:
         self.stall_after: int | None = None
         self.stalled = threading.Event()
         self.lock = threading.Condition()
-        self._server = _Server(("127.0.0.1", port), _Handler)
+        self._server = _Server(("127.0.0.1", port), _Handler, bind_and_activate=listen_fd is None)
+        if listen_fd is not None:
+            self._server.inherit(listen_fd)
         self._server.stub = self
         self.port = self._server.server_address[1]
         self.base_url = f"http://127.0.0.1:{self.port}"
@@ -169,6 +172,12 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
     stub: StubReplica
+
+    def inherit(self, fd: int) -> None:
+        self.socket.close()
+        self.socket = socket.socket(fileno=fd)
+        self.server_address = self.socket.getsockname()
+        self.server_activate()
 
     def handle_error(self, request: object, client_address: object) -> None:
         del request, client_address  # A client that went away is part of many tests.
@@ -366,6 +375,7 @@ def _answer(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0: a free one, named on stdout")
+    parser.add_argument("--listen-fd", type=int, default=None, help="an inherited socket")
     parser.add_argument("--hidden-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=None, help="tokens per row; absent: varies")
     parser.add_argument("--max-slots", type=int, default=4)
@@ -377,7 +387,9 @@ def main() -> None:
     parser.add_argument("--refuse-model", action="store_true", help="log like a failed load, exit")
     args = parser.parse_args()
     if args.refuse_model:
-        sys.stderr.write(_REFUSAL)
+        for level, logger, message in _REFUSAL:
+            record = {"time": "t", "level": level, "logger": logger, "message": message}
+            sys.stderr.write(json.dumps(record) + "\n")
         sys.exit(2)
     behaviour = Behaviour(
         model=args.model,
@@ -390,7 +402,7 @@ def main() -> None:
         is_ready=not args.not_ready,
         record=args.record,
     )
-    stub = StubReplica(behaviour, args.port)
+    stub = StubReplica(behaviour, args.port, args.listen_fd)
     sys.stdout.write(f"{stub.port}\n")
     sys.stdout.flush()
     stub.serve_forever()

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a finished output is, so that it can be told apart and made again.
+"""`manifest.json`: how a finished output was made, so that it can be compared and repeated.
 
 Holds no host name, no address and no path.
 """
@@ -6,44 +6,111 @@ Holds no host name, no address and no path.
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from latentwire.protocol import latent_info
-from latentwire_batch.assembly import Totals
+from latentwire_batch.errors import StorageError
+from latentwire_batch.output.durable import read_json
+from latentwire_batch.replicas.fleet import FleetSummary
+from latentwire_batch.run_settings import RunSettings
 
 _PACKAGES = ("latentwire", "numpy", "pyarrow")
 FORMAT = 1
 
 
-def build_manifest(
-    run_settings: dict[str, Any], totals: Totals, elapsed_s: float, fleet: dict[str, Any]
-) -> dict[str, Any]:
-    """Put a manifest together.
+@dataclass(frozen=True)
+class Counts:
+    """Sums over the rows of a dataset.
 
-    Args:
-        run_settings: what was asked for, model included; compared by later runs.
-        totals: what came out.
-        elapsed_s: seconds of all runs that made it, assembly included.
-        fleet: number, devices and versions of the replicas that answered last.
+    Attributes:
+        rows: rows of the input.
+        finished: rows with a latent.
+        failed: rows without one.
+        prompt_tokens: over the finished rows.
+        completion_tokens: over the finished rows.
+        latent_steps: stored rows of latents.
+        finish_reasons: finished rows by reason.
     """
-    model = run_settings["model"]
-    latent = latent_info(model["model"], model["revision"])
-    return {
-        "format": FORMAT,
-        "model": model,
-        "latent": latent.model_dump(include={"layer", "normed", "alignment"}),
-        "settings": {key: value for key, value in run_settings.items() if key != "model"},
-        "counts": {"rows": run_settings["data"]["num_rows"], **totals.as_json()},
-        "replicas": fleet,
-        "elapsed_s": round(elapsed_s, 3),
-        "versions": {
-            **{package: version(package) for package in _PACKAGES},
-            "python": platform.python_version(),
-        },
-    }
+
+    rows: int
+    finished: int
+    failed: int
+    prompt_tokens: int
+    completion_tokens: int
+    latent_steps: int
+    finish_reasons: Mapping[str, int]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Counts:
+        """Read what `to_json` returned; raises LookupError when a value is missing."""
+        return cls(**{name: value[name] for name in cls.__dataclass_fields__})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as JSON values."""
+        return {**asdict(self), "finish_reasons": dict(sorted(self.finish_reasons.items()))}
 
 
-def settings_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Give back the settings a finished output was made with, model included."""
-    return {**manifest["settings"], "model": manifest["model"]}
+@dataclass(frozen=True)
+class Manifest:
+    """The part of a manifest that a later run reads.
+
+    Attributes:
+        settings: of the run, model included.
+        counts: of the output.
+        elapsed_s: seconds of all runs that made it, assembly included.
+    """
+
+    settings: RunSettings
+    counts: Counts
+    elapsed_s: float
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            StorageError: when a value is missing.
+        """
+        try:
+            settings = {**value["settings"], "model": value["model"]}
+            counts, elapsed_s = Counts.from_json(value["counts"]), float(value["elapsed_s"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise StorageError("the output's manifest.json is damaged") from error
+        return cls(RunSettings.from_json(settings), counts, elapsed_s)
+
+    def to_json(self, fleet: FleetSummary | None) -> dict[str, Any]:
+        """Return the manifest as JSON values, with the versions of this installation.
+
+        Args:
+            fleet: the replicas that answered last; None when all rows were stored before.
+        """
+        model = self.settings.model
+        assert model is not None
+        latent = latent_info(model.model, model.revision)
+        return {
+            "format": FORMAT,
+            "model": model.to_json(),
+            "latent": latent.model_dump(include={"layer", "normed", "alignment"}),
+            "settings": replace(self.settings, model=None).to_json(),
+            "counts": self.counts.to_json(),
+            "replicas": {} if fleet is None else fleet.to_json(),
+            "elapsed_s": round(self.elapsed_s, 3),
+            "versions": {
+                **{package: version(package) for package in _PACKAGES},
+                "python": platform.python_version(),
+            },
+        }
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Read the manifest of a finished output; None when there is none.
+
+    Raises:
+        StorageError: when it cannot be read.
+    """
+    value = read_json(path)
+    return None if value is None else Manifest.from_json(value)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from latentwire_batch.dataset.manifest import Manifest
 from latentwire_batch.errors import StorageError
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.tasks.results import RowText
@@ -29,7 +29,7 @@ class PreviousRow:
     latent: npt.NDArray[np.float32]
 
 
-def finished_indices(manifest: dict[str, Any], layout: OutputLayout) -> npt.NDArray[np.bool_]:
+def finished_indices(manifest: Manifest, layout: OutputLayout) -> npt.NDArray[np.bool_]:
     """Tell which input rows a finished output holds.
 
     Returns:
@@ -38,8 +38,8 @@ def finished_indices(manifest: dict[str, Any], layout: OutputLayout) -> npt.NDAr
     Raises:
         StorageError: when the list of failures cannot be read.
     """
-    finished = np.ones(int(manifest["settings"]["data"]["num_rows"]), dtype=np.bool_)
-    if not manifest["counts"]["failed"]:
+    finished = np.ones(manifest.settings.data.num_rows, dtype=np.bool_)
+    if not manifest.counts.failed:
         return finished
     try:
         with layout.failures.open() as file:

@@ -1,1 +1,4 @@
-"""Sending rows to replicas: concurrency, retries, interrupts, progress. Knows no files."""
+"""Sending rows to replicas: concurrency, retries, interrupts, progress.
+
+Knows neither files nor formats: rows come from an iterator and results go to a `Store`.
+"""

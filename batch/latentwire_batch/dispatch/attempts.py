@@ -1,4 +1,4 @@
-"""A row on its way through the dispatcher, how often it is tried, and where it goes when done."""
+"""A row on its way through the dispatcher: its tries, its limits, and its destination."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from latentwire_batch.tasks.rows import Row
 
 
 class ResultSink(Protocol):
-    """Where rows go when they are done; slow storage slows the run down by being awaited."""
+    """Where settled rows go. Rows are awaited, so slow storage slows the run down."""
 
     async def finished(self, row: FinishedRow) -> None:
         """Store a row with its latent."""
         ...
 
     async def failed(self, row: FailedRow) -> None:
-        """Store that a row has none."""
+        """Store why a row has no latent."""
         ...
 
 
@@ -30,9 +30,8 @@ class RetryPolicy:
 
     Attributes:
         max_retries: further tries for a row that failed.
-        patience_s: how long the run waits while no replica is up.
-        max_away: answers that a replica is not ready, after which a row is given up. Most say
-            nothing about the row, but one that ends the replica's engine is answered so, too.
+        patience_s: longest wait while no replica is up, in seconds.
+        max_away: see `ReplicaSource.max_away`.
     """
 
     max_retries: int
@@ -42,15 +41,15 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A row that is to be asked for, and what went wrong before.
+    """A row to send, and the outcome of its earlier tries.
 
     Attributes:
         row: the row.
-        num_failures: tries that failed with a replica that went on living.
-        num_lost: replicas that went away with it.
-        num_away: replicas that were not ready for it any more.
-        tried: replicas it failed on.
-        not_before_s: on the run's clock.
+        num_failures: tries that failed on a replica that stayed up.
+        num_lost: tries during which the replica went away.
+        num_away: tries that a replica refused because it was not ready.
+        tried: indices of the replicas on which the row failed.
+        not_before_s: earliest moment of the next try, `time.monotonic` seconds.
     """
 
     row: Row
@@ -62,14 +61,14 @@ class Attempt:
 
 
 def check_answer(answer: PlanLatent, hidden_size: int) -> None:
-    """Refuse a latent that may not get into the dataset.
+    """Refuse a latent that must not get into the dataset.
 
     Args:
         answer: of a replica.
         hidden_size: of the replica's model.
 
     Raises:
-        ProtocolError: for the wrong width, or a value that is not finite.
+        ProtocolError: when the width is wrong or a value is not finite.
     """
     if answer.hidden_state.shape[1] != hidden_size:
         raise ProtocolError("hidden_state does not have the model's hidden size")

@@ -1,12 +1,13 @@
-"""Rows to replicas: bounded fan-out, retries, and what happens when replicas fail.
+"""Sends rows to replicas: bounded fan-out, retries, and recovery when replicas fail.
 
-Pulls rows only when a replica has room for one. Knows neither input formats nor files.
+Pulls a row only when a replica has room for it. Knows neither input formats nor files.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -21,15 +22,15 @@ from latentwire_batch.replicas.replica import Replica
 from latentwire_batch.tasks.results import FailedRow, FinishedRow
 from latentwire_batch.tasks.rows import Row
 
-# A row is taken to be what kills replicas only when this many went away with it in flight:
-# replicas are restarted and rescheduled for many reasons that no row is to blame for.
+# A row counts as the cause only after this many replicas went away with it in flight, because
+# replicas are restarted and rescheduled for many other reasons.
 MAX_REPLICAS_LOST_PER_ROW = 10
 _BUSY_DELAY_S = 1.0
-# Rows put off are held in memory; when everything fails, new ones are not added without end.
+# Rows that wait for a retry are held in memory: above this number, no new rows are started.
 _MAX_WAITING = 1024
 
-# Asks one replica for one row.
-Ask = Callable[[Replica, Row], Awaitable[PlanLatent]]
+# Sends one row to one replica.
+Send = Callable[[Replica, Row], Awaitable[PlanLatent]]
 
 
 class Dispatcher:
@@ -37,11 +38,10 @@ class Dispatcher:
 
     Args:
         fleet: connected replicas.
-        rows: the rows to ask for, in order.
-        ask: asks a replica for a row.
+        rows: the rows to send, in order.
+        send: sends a row to a replica.
         sink: takes the results.
         policy: how often and how long to try.
-        clock: monotonic seconds; the fleet's.
         rng: source of the retry jitter.
     """
 
@@ -49,18 +49,16 @@ class Dispatcher:
         self,
         fleet: Fleet,
         rows: Iterator[Row],
-        ask: Ask,
+        send: Send,
         sink: ResultSink,
         policy: RetryPolicy,
-        clock: Callable[[], float],
         rng: random.Random,
     ) -> None:
         self._fleet = fleet
         self._rows = rows
-        self._ask = ask
+        self._send = send
         self._sink = sink
         self._policy = policy
-        self._clock = clock
         self._rng = rng
         self._waiting: deque[Attempt] = deque()
         self._next_row: Row | None = None
@@ -69,17 +67,17 @@ class Dispatcher:
         self._fatal: BaseException | None = None
 
     def stop(self) -> None:
-        """Start no more rows; `run` returns when those in flight are stored."""
+        """Start no more rows; `run` returns when the in-flight rows are stored."""
         self._is_stopping = True
         self._fleet.changed.set()
 
     async def run(self) -> None:
-        """Ask for all rows.
+        """Send all rows and store their results.
 
         Raises:
             ReplicasLostError: when no replica was up for longer than the patience allowed.
-            UsageError: when the replicas do not accept the key.
-            BatchError: when a result cannot be stored, or the input cannot be read any more.
+            UsageError: when a replica rejects the key.
+            BatchError: when a result cannot be stored, or the input can no longer be read.
         """
         try:
             while True:
@@ -102,8 +100,8 @@ class Dispatcher:
                 return
 
     def _start_waiting(self) -> bool:
-        """Start the first row that was put off and that a replica can take now."""
-        now_s = self._clock()
+        """Start the first waiting row that a replica can take now."""
+        now_s = time.monotonic()
         for position, attempt in enumerate(self._waiting):
             if attempt.not_before_s > now_s:
                 continue
@@ -134,7 +132,7 @@ class Dispatcher:
         return not self._waiting and self._peek() is None
 
     def _start(self, attempt: Attempt, replica: Replica) -> None:
-        # Counted here and not in the task, which does not run before the next row is placed.
+        # Counted here, because the next row is placed before the task runs.
         replica.num_in_flight += 1
         task = asyncio.create_task(self._try(attempt, replica))
         self._running.add(task)
@@ -149,7 +147,7 @@ class Dispatcher:
 
     async def _try(self, attempt: Attempt, replica: Replica) -> None:
         try:
-            answer = await self._ask(replica, attempt.row)
+            answer = await self._send(replica, attempt.row)
             assert replica.info is not None
             check_answer(answer, replica.info.hidden_size)
         except LatentwireError as error:
@@ -171,12 +169,12 @@ class Dispatcher:
         failure = failure_of(error)
         match verdict_of(error):
             case Verdict.RUN_IS_BAD:
-                raise UsageError(f"--api-key: {replica.name} does not accept it") from error
+                raise UsageError(f"--api-key: {replica.name} rejected the key") from error
             case Verdict.ROW_IS_BAD:
                 await self._give_up(attempt, failure)
             case Verdict.REPLICA_BUSY:
-                asked_s = error.retry_after_s if isinstance(error, QueueFullError) else None
-                self._fleet.back_off(replica, _BUSY_DELAY_S if asked_s is None else asked_s)
+                delay_s = error.retry_after_s if isinstance(error, QueueFullError) else None
+                self._fleet.back_off(replica, _BUSY_DELAY_S if delay_s is None else delay_s)
                 self._waiting.append(attempt)
             case Verdict.REPLICA_AWAY:
                 self._fleet.lose(replica)
@@ -211,7 +209,7 @@ class Dispatcher:
                 attempt,
                 num_failures=attempt.num_failures + 1,
                 tried=attempt.tried | {replica.index},
-                not_before_s=self._clock() + delay_s,
+                not_before_s=time.monotonic() + delay_s,
             )
         )
 
@@ -220,25 +218,33 @@ class Dispatcher:
         await self._sink.failed(FailedRow(row.index, row.task_id, failure.code, failure.message))
 
     async def _wait_for_change(self) -> None:
-        """Return when a row ended, a replica changed, or something's time has come."""
-        moments_s = [attempt.not_before_s for attempt in self._waiting]
-        cool_end_s = self._fleet.next_cool_end_s()
-        if cool_end_s is not None:
-            moments_s.append(cool_end_s)
-        now_s = self._clock()
-        down_since_s = self._fleet.all_down_since_s
-        if down_since_s is not None and not self._running:
-            give_up_s = down_since_s + self._policy.patience_s
-            if give_up_s <= now_s:
-                raise ReplicasLostError(
-                    f"no replica has answered for {self._policy.patience_s:g} s; what is finished "
-                    "is kept, and the same command goes on from there"
-                )
-            moments_s.append(give_up_s)
-        # A moment that has passed waits for a replica's room, of which `changed` will tell.
-        ahead_s = [moment_s - now_s for moment_s in moments_s if moment_s > now_s]
+        """Return when a row settles, a replica changes, or a retry is due.
+
+        Raises:
+            ReplicasLostError: when no replica was up for longer than the patience allowed.
+        """
+        now_s = time.monotonic()
+        # A retry that is overdue waits for room on a replica, which `changed` signals.
+        ahead_s = [due_s - now_s for due_s in self._due_moments_s() if due_s > now_s]
         try:
             async with asyncio.timeout(min(ahead_s, default=None)):
                 await self._fleet.changed.wait()
         except TimeoutError:
             return
+
+    def _due_moments_s(self) -> list[float]:
+        """Return when to look again, without any change, `time.monotonic` seconds."""
+        due_s = [attempt.not_before_s for attempt in self._waiting]
+        cool_end_s = self._fleet.next_cool_end_s()
+        if cool_end_s is not None:
+            due_s.append(cool_end_s)
+        down_since_s = self._fleet.all_down_since_s
+        if down_since_s is not None and not self._running:
+            give_up_s = down_since_s + self._policy.patience_s
+            if give_up_s <= time.monotonic():
+                raise ReplicasLostError(
+                    f"no replica has answered for {self._policy.patience_s:g} s; finished rows are "
+                    "kept, rerun the same command to resume"
+                )
+            due_s.append(give_up_s)
+        return due_s

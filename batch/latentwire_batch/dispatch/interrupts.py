@@ -1,34 +1,44 @@
-"""What Ctrl-C and SIGTERM do to a session."""
+"""Ctrl-C and SIGTERM during a run."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
-from latentwire_batch.console import Console
+from latentwire_batch.console import Notify
 from latentwire_batch.dispatch.dispatcher import Dispatcher
+from latentwire_batch.errors import RunInterrupted
+
+ResultT = TypeVar("ResultT")
 
 
 class Interrupts:
-    """Ctrl-C and SIGTERM: the first lets rows in flight finish, the second ends the session.
+    """Signals of one session: the first lets in-flight rows finish, the second ends the session.
 
-    Before rows are in flight the first already ends it.
+    While no rows are in flight, the first ends the session.
+
+    Args:
+        notify: receives the notice that the session is finishing.
+
+    Attributes:
+        count: signals received.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, notify: Notify) -> None:
+        self._notify = notify
         self._dispatcher: Dispatcher | None = None
         self._session: asyncio.Task[Any] | None = None
         self.count = 0
 
     def install(self) -> None:
-        """Take over the signals for the running loop and the current task."""
+        """Handle the signals for the running loop and the current task."""
         self._session = asyncio.current_task()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            # Only the main thread can; elsewhere the caller has its own way to stop.
+            # Only the main thread can; on other threads the caller has its own way to stop.
             with suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(number, self._receive)
 
@@ -39,7 +49,19 @@ class Interrupts:
     def _receive(self) -> None:
         self.count += 1
         if self.count == 1 and self._dispatcher is not None:
-            self._console.say("finishing the rows in flight; once more stops at once")
+            self._notify("finishing in-flight rows; press Ctrl-C again to stop now")
             self._dispatcher.stop()
         elif self._session is not None:
             self._session.cancel()
+
+
+def run_interruptible(main: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Run `main` in an event loop of its own.
+
+    Raises:
+        RunInterrupted: when a signal ended it at once.
+    """
+    try:
+        return asyncio.run(main)
+    except (asyncio.CancelledError, KeyboardInterrupt) as error:
+        raise RunInterrupted from error

@@ -1,23 +1,24 @@
-"""Between the event loop and the store: appends and syncs on threads, and progress."""
+"""From the event loop to the store: appends and syncs on threads, and reports progress."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
-from latentwire_batch.journal.row_store import RowStore
+from latentwire_batch.dispatch.store import Store
 from latentwire_batch.tasks.results import FailedRow, FinishedRow
 
 RowT = TypeVar("RowT")
 
-# What a power loss may cost at most, beside the rows in flight.
+# A power loss costs at most the rows of this time, and those in flight.
 SYNC_INTERVAL_S = 1.0
 
 
 class Progress(Protocol):
-    """Is told how the run goes on."""
+    """Counts settled rows."""
 
     def row_finished(self, completion_tokens: int) -> None:
         """Count a finished row."""
@@ -29,26 +30,24 @@ class Progress(Protocol):
 
 
 class RowSink:
-    """Stores rows as they are done.
+    """Stores rows as they settle.
 
     A row is awaited until it is written, so that slow storage holds back the rows behind it. One
     thread appends, so records do not mix; another syncs, so that a slow disk does not stop the
     appending.
 
     Args:
-        store: owned by the caller, who closes it after `aclose`.
-        progress: is told about every row.
-        clock: monotonic seconds.
+        store: owned by the caller, which closes it after `aclose`.
+        progress: counts every row.
     """
 
-    def __init__(self, store: RowStore, progress: Progress, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, progress: Progress) -> None:
         self._store = store
         self._progress = progress
-        self._clock = clock
         self._appender = ThreadPoolExecutor(1, thread_name_prefix="append")
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
         self._is_synced = True
-        self._counted_until_s = clock()
+        self._counted_until_s = time.monotonic()
 
     async def finished(self, row: FinishedRow) -> None:
         """Store a row; raises StorageError when it cannot be written."""
@@ -56,7 +55,7 @@ class RowSink:
         self._progress.row_finished(row.completion_tokens)
 
     async def failed(self, row: FailedRow) -> None:
-        """Store that a row failed; raises like `finished`."""
+        """Store why a row failed; raises like `finished`."""
         await self._append(self._store.add_failed, row)
         self._progress.row_failed(row.index, row.code)
 
@@ -64,7 +63,7 @@ class RowSink:
         """Make rows durable soon after they are written, until cancelled.
 
         Raises:
-            StorageError: when the disk does not take them.
+            StorageError: when they cannot be made durable.
         """
         while True:
             await asyncio.sleep(SYNC_INTERVAL_S)
@@ -79,7 +78,7 @@ class RowSink:
             self.abandon()
 
     def abandon(self) -> None:
-        """Wait for what is being written right now, and no more."""
+        """Wait for the write that runs now, and drop the others."""
         self._appender.shutdown(wait=True, cancel_futures=True)
         self._syncer.shutdown(wait=True, cancel_futures=True)
 
@@ -89,9 +88,9 @@ class RowSink:
 
     async def _sync(self) -> None:
         loop = asyncio.get_running_loop()
-        now_s = self._clock()
+        now_s = time.monotonic()
         elapsed_s, self._counted_until_s = now_s - self._counted_until_s, now_s
-        # Set before: a row that is appended meanwhile may or may not be covered.
+        # Set before the sync, which may miss a row that is appended meanwhile.
         self._is_synced = True
         await loop.run_in_executor(self._appender, self._store.add_elapsed, elapsed_s)
         await loop.run_in_executor(self._syncer, self._store.sync)

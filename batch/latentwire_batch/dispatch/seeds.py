@@ -1,4 +1,4 @@
-"""Seeds: one for the dataset, and from it one for each row, whoever computes the row and when."""
+"""Seeds: one for the dataset, and one per row, whichever process computes the row and when."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def draw_seed() -> int:
 
 
 def row_seed(dataset_seed: int, index: int) -> int:
-    """Give the sampling seed of one row.
+    """Derive the sampling seed of one row.
 
-    The 8-byte BLAKE2b digest of both numbers as little-endian unsigned 64-bit integers, itself read
-    as one, with the top bit cleared: neighbouring rows get unrelated seeds, and the result never
-    depends on a library's random number generator.
+    Both numbers, as little-endian unsigned 64-bit integers, are hashed to 8 bytes of BLAKE2b. The
+    digest is read in the same way, and its top bit is cleared. So neighbouring rows get unrelated
+    seeds, and the result never depends on a library's random number generator.
 
     Args:
         dataset_seed: the seed of the whole collection, `0..MAX_SEED`.

@@ -1,17 +1,15 @@
-"""One stretch of asking: replicas up, rows out and back, replicas down. The only asyncio owner."""
+"""One session: replicas come up, rows are sent and stored, replicas are released."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from latentwire import AsyncClient, PlanLatent, PlanOptions
-from latentwire_batch.config import CollectSettings
+from latentwire import PlanLatent, PlanOptions
 from latentwire_batch.console import Console
 from latentwire_batch.dispatch.attempts import RetryPolicy
 from latentwire_batch.dispatch.dispatcher import Dispatcher
@@ -19,131 +17,132 @@ from latentwire_batch.dispatch.interrupts import Interrupts
 from latentwire_batch.dispatch.progress import ProgressReport
 from latentwire_batch.dispatch.row_sink import RowSink
 from latentwire_batch.dispatch.seeds import row_seed
+from latentwire_batch.dispatch.store import Store
 from latentwire_batch.dispatch.watchdog import Guard, guarded
-from latentwire_batch.errors import InputError, ReplicasLostError
-from latentwire_batch.journal.row_store import RowStore
-from latentwire_batch.ranks.rank import ALONE, Rank
-from latentwire_batch.replicas.endpoints import discover, resolve_endpoints
-from latentwire_batch.replicas.fleet import Fleet
-from latentwire_batch.replicas.local import LocalReplicas, plan_local_replicas
+from latentwire_batch.errors import InputError, RunInterrupted
+from latentwire_batch.replicas.fleet import Fleet, FleetSummary
+from latentwire_batch.replicas.identity import ModelIdentity
 from latentwire_batch.replicas.replica import Replica
-from latentwire_batch.run_settings import ModelIdentity
+from latentwire_batch.replicas.source import ReplicaSource
 from latentwire_batch.tasks.results import RowState
 from latentwire_batch.tasks.rows import Row
 
-# Loading a model takes as long as it takes; that a child died is seen at once.
-_OWN_REPLICAS_PATIENCE_S = 86_400.0
-_PROBE_PATIENCE_S = 2.0
-# A fleet that is replaced refuses a row once per replica; own replicas refuse none while they live,
-# and are not started again without end.
-_MAX_AWAY, _MAX_AWAY_OF_OWN = 30, 3
+
+@dataclass(frozen=True)
+class RowRequest:
+    """What is sent with every row.
+
+    Attributes:
+        k: hidden rows to keep; None: all.
+        options: prompt and sampling options, without a seed.
+        dataset_seed: each row's seed is derived from it.
+    """
+
+    k: int | None
+    options: PlanOptions
+    dataset_seed: int
+
+    async def send(self, replica: Replica, row: Row) -> PlanLatent:
+        """Send one row to one replica; raises LatentwireError when it gives no latent."""
+        options: PlanOptions = {**self.options, "seed": row_seed(self.dataset_seed, row.index)}
+        return await replica.client.plan_latent(
+            row.task,
+            k=self.k,
+            task_id=row.task_id,
+            request_id=f"row-{row.index}",
+            **options,
+        )
 
 
 @dataclass(frozen=True)
 class SessionPlan:
-    """What a session works on.
+    """The work of one session.
 
     Attributes:
-        settings: of the run.
-        rows: opens the input again, from its start.
-        seed: the dataset's seed.
-        open_store: gives the store once it is known what model is served; may refuse it.
-        rank: of this process; one of several starts a replica for itself only.
-        watch: runs beside, without end, and fails when the run cannot go on.
+        rows: reads the input from its start.
+        request: what is sent with every row.
+        source: where the replicas come from.
+        open_store: returns the store once the served model is known; may refuse the model.
+        concurrency: rows in flight per replica; None: the replica's slots.
+        max_retries: further tries for a row that failed.
+        patience_s: longest wait while no replica is up, in seconds.
+        watch: runs alongside without end, and fails when the run cannot continue.
     """
 
-    settings: CollectSettings
     rows: Callable[[], Iterator[Row]]
-    seed: int
-    open_store: Callable[[ModelIdentity], Awaitable[RowStore]]
-    rank: Rank = ALONE
+    request: RowRequest
+    source: ReplicaSource
+    open_store: Callable[[ModelIdentity], Awaitable[Store]]
+    concurrency: int | None
+    max_retries: int
+    patience_s: float
     watch: Callable[[], Coroutine[Any, Any, None]] | None = None
 
 
-@dataclass(frozen=True)
-class SessionOutcome:
-    """How a session ended.
-
-    Attributes:
-        was_interrupted: whether it was told to stop before all rows were done.
-        fleet: description of the replicas, for the manifest.
-    """
-
-    was_interrupted: bool
-    fleet: dict[str, Any]
-
-
-async def run_session(
-    plan: SessionPlan, console: Console, clock: Callable[[], float]
-) -> SessionOutcome:
-    """Ask for every pending row.
+async def run_session(plan: SessionPlan, console: Console) -> FleetSummary:
+    """Send every pending row and store its result.
 
     Args:
-        plan: what to work on.
+        plan: the work.
         console: for notices and progress.
-        clock: monotonic seconds.
+
+    Returns:
+        The replicas that were up.
 
     Raises:
-        BatchError: when the run cannot go on; what is finished is stored.
-        asyncio.CancelledError: when interrupted at once.
+        BatchError: when the run cannot continue; finished rows are stored.
+        RunInterrupted: when a signal stopped it before all rows were settled.
+        asyncio.CancelledError: when a second signal ended it at once.
     """
-    interrupts = Interrupts(console)
+    interrupts = Interrupts(console.say)
     interrupts.install()
-    async with _replicas(plan, console, clock, interrupts) as (fleet, guard):
-        identity = await guarded(fleet.connect(_patience_s(plan.settings)), guard)
-        guard.note_ready()
+    async with _replicas(plan, console, interrupts) as (fleet, guard):
+        identity = await guarded(fleet.connect(plan.source.startup_patience_s), guard)
+        plan.source.note_ready()
         store = await guarded(plan.open_store(identity), guard)
-        await _ask_rows(plan, store, fleet, guard, interrupts, console, clock)
-        if interrupts.count == 0 and store.count(RowState.PENDING):
+        await _send_rows(plan, store, fleet, guard, interrupts, console)
+        if store.count(RowState.PENDING):
+            if interrupts.count:
+                raise RunInterrupted
             raise InputError("--dataset: has fewer rows than when it was first read")
-        return SessionOutcome(store.count(RowState.PENDING) > 0, fleet.summary())
+        return fleet.summary()
 
 
-async def served_model(
-    settings: CollectSettings, clock: Callable[[], float]
-) -> ModelIdentity | None:
-    """Ask what the given replicas serve; None when none of them answers within a moment.
-
-    Raises:
-        UsageError: see `Fleet.connect`.
-    """
-    urls = await resolve_endpoints(settings.replica)
-    fleet = Fleet(_clients(settings, urls), settings.concurrency, clock, notify=lambda _: None)
+@asynccontextmanager
+async def _replicas(
+    plan: SessionPlan, console: Console, interrupts: Interrupts
+) -> AsyncIterator[tuple[Fleet, Guard]]:
+    source, guard = plan.source, Guard()
     try:
-        return await fleet.connect(_PROBE_PATIENCE_S)
-    except ReplicasLostError:
-        return None
+        clients = [source.connect(url) for url in await source.start()]
+        fleet = Fleet(clients, plan.concurrency, console.say)
+        guard.add(source.watch(lambda url: fleet.add(source.connect(url))))
+        if plan.watch is not None:
+            guard.add(plan.watch())
+        try:
+            yield fleet, guard
+        finally:
+            await fleet.aclose()
     finally:
-        await fleet.aclose()
+        await source.stop(at_once=interrupts.count > 1)
+        await guard.aclose()
 
 
-async def _ask_rows(
+async def _send_rows(
     plan: SessionPlan,
-    store: RowStore,
+    store: Store,
     fleet: Fleet,
     guard: Guard,
     interrupts: Interrupts,
     console: Console,
-    clock: Callable[[], float],
 ) -> None:
-    settings = plan.settings
-    own = store.num_rows - store.count(RowState.ELSEWHERE)
-    settled = own - store.count(RowState.PENDING)
-    with ProgressReport(console, own, settled, clock) as progress:
-        sink = RowSink(store, progress, clock)
-        dispatcher = Dispatcher(
-            fleet,
-            _pending(plan.rows(), store),
-            _asker(plan),
-            sink,
-            RetryPolicy(
-                settings.max_retries,
-                settings.replica_timeout,
-                _MAX_AWAY if settings.replica else _MAX_AWAY_OF_OWN,
-            ),
-            clock,
-            random.Random(),
-        )
+    num_own = store.num_rows - store.count(RowState.ELSEWHERE)
+    num_settled = num_own - store.count(RowState.PENDING)
+    with ProgressReport(console, num_own, num_settled) as progress:
+        sink = RowSink(store, progress)
+        policy = RetryPolicy(plan.max_retries, plan.patience_s, plan.source.max_away)
+        rows = _pending(plan.rows(), store)
+        dispatcher = Dispatcher(fleet, rows, plan.request.send, sink, policy, random.Random())
         interrupts.drain_first(dispatcher)
         syncing = asyncio.create_task(sink.keep_synced())
         try:
@@ -151,81 +150,13 @@ async def _ask_rows(
             await sink.aclose()
         finally:
             syncing.cancel()
-            # The store is closed next: nothing may still be writing to it.
+            # The store is closed next, so no write may still run.
             sink.abandon()
 
 
-def _asker(plan: SessionPlan) -> Callable[[Replica, Row], Coroutine[Any, Any, PlanLatent]]:
-    settings = plan.settings
-
-    async def ask(replica: Replica, row: Row) -> PlanLatent:
-        options: PlanOptions = {
-            **settings.plan_options,
-            "seed": row_seed(plan.seed, row.index),
-        }
-        return await replica.client.plan_latent(
-            row.task,
-            k=settings.k,
-            task_id=row.task_id,
-            request_id=f"row-{row.index}",
-            **options,
-        )
-
-    return ask
-
-
-def _pending(rows: Iterator[Row], store: RowStore) -> Iterator[Row]:
+def _pending(rows: Iterator[Row], store: Store) -> Iterator[Row]:
     for row in rows:
         if row.index >= store.num_rows:
             raise InputError("--dataset: has more rows than when it was first read")
         if store.is_pending(row.index):
             yield row
-
-
-@asynccontextmanager
-async def _replicas(
-    plan: SessionPlan,
-    console: Console,
-    clock: Callable[[], float],
-    interrupts: Interrupts,
-) -> AsyncIterator[tuple[Fleet, Guard]]:
-    settings, local = plan.settings, None
-    if settings.replica:
-        urls = await resolve_endpoints(settings.replica)
-    else:
-        specs = plan_local_replicas(settings, os.environ, plan.rank)
-        urls = [spec.base_url for spec in specs]
-        local = LocalReplicas(specs, console.say)
-        console.say(f"starting {len(specs)} replica{'s' * (len(specs) > 1)} of the model")
-    guard = Guard(plan.watch, local)
-    fleet = Fleet(_clients(settings, urls), settings.concurrency, clock, console.say)
-    if settings.replica:
-        guard.add(
-            discover(settings.replica, urls, lambda url: fleet.add(*_clients(settings, [url])))
-        )
-    try:
-        yield fleet, guard
-    finally:
-        await fleet.aclose()
-        if local is not None:
-            await local.stop(at_once=interrupts.count > 1)
-        await guard.aclose()
-
-
-def _clients(settings: CollectSettings, urls: list[str]) -> list[AsyncClient]:
-    # Own replicas are asked without a key. Retries are the dispatcher's, which may go elsewhere.
-    key = settings.api_key if settings.replica else None
-    return [
-        AsyncClient(
-            url,
-            timeout_s=settings.timeout,
-            max_retries=0,
-            api_key=None if key is None else key.get_secret_value(),
-            wire="safetensors",
-        )
-        for url in urls
-    ]
-
-
-def _patience_s(settings: CollectSettings) -> float:
-    return settings.replica_timeout if settings.replica else _OWN_REPLICAS_PATIENCE_S

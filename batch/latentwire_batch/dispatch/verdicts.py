@@ -1,4 +1,4 @@
-"""What a failed try says about the row, the replica and the run. Pure."""
+"""Judgement of a failed try: is the row, the replica or the run at fault? Pure."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from latentwire import (
 
 
 class Verdict(Enum):
-    """Who is to blame for a failed try."""
+    """The part that a failed try speaks against."""
 
     ROW_IS_BAD = auto()
-    """Asking again cannot help."""
+    """Another try cannot help."""
     ROW_FAILED = auto()
-    """May go better elsewhere; tried again a limited number of times."""
+    """Another replica may succeed; the row is retried a limited number of times."""
     REPLICA_LOST = auto()
-    """The replica went away with the row, and perhaps because of it."""
+    """The replica went away with the row, perhaps because of it."""
     REPLICA_AWAY = auto()
-    """The replica takes no work now; hardly ever the row's fault."""
+    """The replica takes no work now, rarely because of the row."""
     REPLICA_BUSY = auto()
-    """The replica is overloaded; says nothing about the row."""
+    """The replica is overloaded, whatever the row."""
     RUN_IS_BAD = auto()
-    """Every row would fail alike."""
+    """Every row would fail in the same way."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed try as `failures.jsonl` has it: without any address."""
+    """A failed try in the words of `failures.jsonl`, which hold no address."""
 
     code: str
     message: str
 
 
-# Refused for what they are: the same row is refused everywhere.
+# The row itself is at fault, so every replica would refuse it.
 _BAD_ROW_STATUSES = frozenset({400, 404, 405, 413, 422})
 
 
@@ -66,7 +66,7 @@ def verdict_of(error: LatentwireError) -> Verdict:
 
 
 def failure_of(error: LatentwireError) -> Failure:
-    """Word a failed try for people; a transport error's own words hold the replica's address."""
+    """Word a failed try. A transport error's own text holds the replica's address."""
     match error:
         case ApiError():
             return Failure(error.code, error.body.detail)
@@ -77,4 +77,4 @@ def failure_of(error: LatentwireError) -> Failure:
         case TransportTimeoutError():
             return Failure("timeout", "the replica did not answer in time")
         case _:
-            return Failure("protocol", "the replica's answer breaks the wire contract")
+            return Failure("protocol", "the replica's answer violates the wire contract")

@@ -11,14 +11,13 @@ import rich.console
 
 from latentwire_batch.console import Console
 from latentwire_batch.dataset.reader import dataset_bytes, locate, stored_rows
-from latentwire_batch.errors import BatchError, InputError, StorageError
+from latentwire_batch.errors import BatchError, InputError, StorageError, storage_error
 from latentwire_batch.exit_status import ExitStatus, status_of
 from latentwire_batch.flags import Parser
 from latentwire_batch.inspection.findings import facts, length_histogram, problems, thinned
 from latentwire_batch.inspection.html import Report, build_page
 from latentwire_batch.inspection.statistics import inspect_rows
 from latentwire_batch.inspection.terminal import show
-from latentwire_batch.journal.record_log import storage_error
 from latentwire_batch.output.layout import MANIFEST_NAME
 
 _MAX_NORM_BARS = 16

@@ -1,10 +1,10 @@
-"""Opening what an unfinished run has so far, as one rank sees it."""
+"""Opening the logs of an unfinished run, as one rank sees them."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
 
+from latentwire_batch.dataset.manifest import Manifest
 from latentwire_batch.dataset.previous import finished_indices
 from latentwire_batch.journal.record_log import RecordLog
 from latentwire_batch.journal.row_store import RowStore
@@ -16,25 +16,25 @@ def open_store(
     layout: OutputLayout,
     num_rows: int,
     rank: Rank,
-    manifest: dict[str, Any] | None,
+    manifest: Manifest | None,
     reopens_failed: bool,
 ) -> RowStore:
-    """Open the logs of all ranks, one's own for writing.
+    """Open the logs of all ranks, this rank's own for writing.
 
     Args:
         layout: of the output.
         num_rows: rows of the input.
-        rank: whose rows stay pending.
-        manifest: of an earlier, complete run whose rows are taken over; None for none.
-        reopens_failed: whether rows that failed are to be asked for again.
+        rank: its rows stay pending.
+        manifest: of a complete earlier run whose finished rows are kept; None for none.
+        reopens_failed: whether rows that failed become pending again.
 
     Raises:
-        StorageError: when one cannot be read.
+        StorageError: when a log cannot be read.
     """
     with ExitStack() as opened:
         logs = [RecordLog(layout.rank_log(rank.index))]
         opened.callback(logs[0].close)
-        for path in layout.logs_beside(rank.index):
+        for path in layout.logs_of_others(rank.index):
             logs.append(RecordLog(path, is_own=False))
             opened.callback(logs[-1].close)
         store = RowStore(logs[0], num_rows, logs[1:])

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latentwire_batch.errors import StorageError
+from latentwire_batch.errors import StorageError, storage_error
 
 _MAGIC = b"LWR1"
 _FIELDS = struct.Struct("<4sBxxxIqQI")
@@ -233,10 +233,3 @@ class RecordLog:
             checksum = zlib.crc32(chunk, checksum)
             position += len(chunk)
         return checksum
-
-
-def storage_error(what: str, error: OSError) -> StorageError:
-    """Word an operating system's error without the path in it."""
-    # Not `strerror`: libraries put the path into it.
-    reason = os.strerror(error.errno) if error.errno else type(error).__name__
-    return StorageError(f"the output {what}: {reason}")

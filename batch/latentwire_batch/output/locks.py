@@ -1,4 +1,4 @@
-"""Locks that a process holds until it ends, however it ends."""
+"""File locks that the system releases when their process ends, for whatever reason."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from latentwire_batch.errors import OutputBusyError
-from latentwire_batch.journal.record_log import storage_error
+from latentwire_batch.errors import OutputBusyError, storage_error
 
-# Who only asks whether a lock is held holds it for a moment itself.
+# `is_locked` takes the lock briefly, so retry before reporting it as held.
 _LOCK_TRIES = 4
 _LOCK_PAUSE_S = 0.05
 
 
 def acquire_lock(path: Path) -> int:
-    """Lock a file, made where it is missing, until the descriptor is closed.
+    """Lock a file until the returned descriptor is closed; create the file if it is missing.
 
     Raises:
-        OutputBusyError: when another process holds it.
+        OutputBusyError: when another process holds the lock.
+        OSError: when the file cannot be opened.
     """
     tries_left = _LOCK_TRIES
     while True:
@@ -32,12 +32,12 @@ def acquire_lock(path: Path) -> int:
             tries_left -= 1
             if not tries_left:
                 raise OutputBusyError(
-                    "--output-dir: another collection is writing there"
+                    "--output-dir: another collection is writing to it"
                 ) from error
             time.sleep(_LOCK_PAUSE_S)
             continue
-        # The holder before may have removed the file between the two calls: a lock on a file
-        # without a name would keep nobody out.
+        # The previous holder may have removed the file between the two calls. A lock on a file
+        # without a name would exclude no other process.
         with suppress(FileNotFoundError):
             if os.stat(path).st_ino == os.fstat(fd).st_ino:
                 return fd
@@ -45,7 +45,11 @@ def acquire_lock(path: Path) -> int:
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether a process holds a lock that `acquire_lock` gave."""
+    """Whether a process holds a lock that `acquire_lock` returned.
+
+    Raises:
+        StorageError: when the file exists and cannot be opened.
+    """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

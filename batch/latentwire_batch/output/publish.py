@@ -1,26 +1,23 @@
-"""Moving complete final files into place, so that a crash in between can be made good."""
+"""Installation of the final files: after a crash, the next run completes it."""
 
 from __future__ import annotations
 
 import os
 
-from latentwire_batch.journal.record_log import storage_error
-from latentwire_batch.output.layout import (
-    FINAL_NAMES,
-    OutputLayout,
-    discard_partial,
-    read_json,
-    remove,
-    sync_directory,
-    write_json,
-)
+from latentwire_batch.errors import storage_error
+from latentwire_batch.output.discard import discard_partial
+from latentwire_batch.output.durable import read_json, remove, sync_directory, write_json
+from latentwire_batch.output.layout import FINAL_NAMES, OutputLayout
 
 
 def install(layout: OutputLayout) -> None:
-    """Put the staged files in the place of what is there, and remove the unfinished run's files.
+    """Replace the final files by the staged ones, and remove the unfinished run's files.
 
-    Renames of several files are not one step. The marker, written first, makes them so: while it
-    exists, `finish_install` completes what was begun.
+    The marker makes several renames one step: it is written first, and while it exists
+    `finish_install` completes them.
+
+    Raises:
+        StorageError: when a file cannot be moved.
     """
     try:
         sync_directory(layout.staging)
@@ -32,14 +29,18 @@ def install(layout: OutputLayout) -> None:
 
 
 def finish_install(layout: OutputLayout) -> None:
-    """Complete an installation that a crash cut short; does nothing where there is none."""
+    """Complete an installation that a crash cut short; do nothing when there is none.
+
+    Raises:
+        StorageError: when a file cannot be moved.
+    """
     marker = read_json(layout.marker)
     if marker is None:
         return
     try:
         for name in FINAL_NAMES:
             target, staged = layout.root / name, layout.staging / name
-            if not layout.replaceable(name):
+            if not layout.is_replaceable(name):
                 continue
             if name not in marker["install"]:
                 remove(target)

@@ -1,4 +1,4 @@
-"""One process among several that make one dataset together, as `torchrun` starts them. Pure."""
+"""The rank of a process among several that make one dataset, as `torchrun` starts them. Pure."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _LAUNCH_DIGITS = 16
 
 @dataclass(frozen=True)
 class Rank:
-    """Which part of the rows is this process's.
+    """A process's part of the rows.
 
     Attributes:
-        index: `0..count-1`; 0 puts the dataset together.
+        index: `0..count-1`; rank 0 puts the dataset together.
         count: processes of the run.
         local_index: position among the processes on this machine.
         local_count: processes on this machine.
-        launch: the same for all processes of one launch, and for no other launch.
+        launch: identifies the launch that started the processes.
 
-    Rows are dealt out in turn: row i is for the rank whose index is i modulo count.
+    Row i belongs to the rank whose index is i modulo count.
     """
 
     index: int = 0
@@ -42,11 +42,11 @@ ALONE = Rank()
 
 
 def rank_of(environ: Mapping[str, str], parent_pid: int) -> Rank:
-    """Take the rank from WORLD_SIZE, RANK, LOCAL_RANK and LOCAL_WORLD_SIZE.
+    """Read the rank from WORLD_SIZE, RANK, LOCAL_RANK and LOCAL_WORLD_SIZE.
 
     Args:
-        environ: of this process; without WORLD_SIZE it is alone.
-        parent_pid: of the launcher, which the ranks of one machine have in common.
+        environ: of this process; without WORLD_SIZE the process is alone.
+        parent_pid: of the launcher, which is the same for the ranks of one machine.
 
     Raises:
         UsageError: when the variables contradict each other.
@@ -58,10 +58,10 @@ def rank_of(environ: Mapping[str, str], parent_pid: int) -> Rank:
     local_index = _number(environ, "LOCAL_RANK", index)
     local_count = _number(environ, "LOCAL_WORLD_SIZE", count)
     if index >= count or local_index >= local_count:
-        raise UsageError("RANK and LOCAL_RANK have to be less than their WORLD_SIZE")
+        raise UsageError("RANK and LOCAL_RANK must be less than WORLD_SIZE and LOCAL_WORLD_SIZE")
     marks = [environ.get(name, "") for name in _LAUNCH_VARIABLES]
     if local_count == count:
-        # On one machine this alone is certain: launchers reuse ports and run ids.
+        # Launchers reuse ports and run ids. On one machine, only their process id is unique.
         marks.append(str(parent_pid))
     launch = hashlib.sha256("\n".join(marks).encode()).hexdigest()[:_LAUNCH_DIGITS]
     return Rank(index, count, local_index, local_count, launch)
@@ -70,5 +70,5 @@ def rank_of(environ: Mapping[str, str], parent_pid: int) -> Rank:
 def _number(environ: Mapping[str, str], name: str, default: int | None) -> int:
     text = environ.get(name, "" if default is None else str(default))
     if not text.isdecimal():
-        raise UsageError(f"{name}: has to be a whole number when WORLD_SIZE is set")
+        raise UsageError(f"{name}: must be a whole number when WORLD_SIZE is set")
     return int(text)

@@ -1,7 +1,7 @@
-"""Ranks of one run meet through files in `.partial`: who takes part, who is done, who is gone.
+"""Coordination of the ranks of one run, through files in `.partial`.
 
-A rank lives as long as it holds its lock, which the system releases however it ends. Everything
-written here names its launch, so that what an earlier launch left behind is not taken for news.
+A rank is alive while it holds its lock, which the system releases when the process ends for
+whatever reason. Each file names its launch, so files of an earlier launch are ignored.
 """
 
 from __future__ import annotations
@@ -12,19 +12,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from latentwire_batch.errors import OutputBusyError, RankLostError
-from latentwire_batch.journal.record_log import storage_error
-from latentwire_batch.output.layout import OutputLayout, read_json, write_json
+from latentwire_batch.errors import (
+    OutputBusyError,
+    RankLostError,
+    RunInterrupted,
+    storage_error,
+)
+from latentwire_batch.output.durable import read_json, write_json
+from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.output.locks import acquire_lock, is_locked
 from latentwire_batch.ranks.rank import Rank
+from latentwire_batch.run_settings import RunSettings, read_settings
 
 _POLL_S = 0.2
-# From the last rank that is ready to the first: both have read the same input by then.
+# Between the first and the last rank to be ready, all of which read the same input first.
 _START_PATIENCE_S = 600.0
 
 
 class Crew:
-    """The ranks of one run, as one of them sees the others.
+    """The ranks of one run, seen by one of them.
 
     Args:
         layout: of the output they share.
@@ -37,7 +43,7 @@ class Crew:
 
     @contextmanager
     def announced(self, seed: int) -> Iterator[None]:
-        """Let the others begin, until this ends; rank 0 calls it when the output is its own."""
+        """Let the other ranks work while this lasts; rank 0 calls it when it owns the output."""
         if self._rank.count == 1:
             yield
             return
@@ -50,10 +56,10 @@ class Crew:
             self._layout.launch.unlink(missing_ok=True)
 
     async def announced_seed(self) -> int:
-        """Wait until rank 0 has announced the run; give the dataset's seed.
+        """Wait until rank 0 announces the run; return the dataset's seed.
 
         Raises:
-            RankLostError: when it does not.
+            RankLostError: when it does not within 10 minutes.
         """
         try:
             async with asyncio.timeout(_START_PATIENCE_S):
@@ -67,34 +73,51 @@ class Crew:
 
     @contextmanager
     def membership(self) -> Iterator[None]:
-        """Take part; the rank that leaves by an error is seen as lost.
+        """Take part in the run. A rank that leaves without `note_done` counts as lost.
 
         Raises:
-            OutputBusyError: when a process of this rank takes part already.
+            OutputBusyError: when another process has the same rank.
             StorageError: when its files cannot be written.
         """
-        index = self._rank.index
         try:
-            fd = acquire_lock(self._layout.rank_lock(index))
+            fd = acquire_lock(self._layout.rank_lock(self._rank.index))
         except OSError as error:
             raise storage_error("cannot be written", error) from error
         try:
             self._note("running")
             yield
-            self._note("done")
         finally:
             os.close(fd)
 
-    async def stored_settings(self) -> dict[str, Any]:
-        """Wait until rank 0 has stored what the run is asked for."""
+    def note_done(self) -> None:
+        """Tell the other ranks that this one's rows are settled."""
+        self._note("done")
+
+    async def stored_settings(self) -> RunSettings:
+        """Wait until rank 0 has stored the settings of the run; return them."""
         while True:
-            settings = read_json(self._layout.settings)
+            settings = read_settings(self._layout.settings)
             if settings is not None:
                 return settings
             await asyncio.sleep(_POLL_S)
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Report a lost rank instead of an interrupt.
+
+        A launcher interrupts all processes when one has died, and the dead one is the reason.
+
+        Raises:
+            RankLostError: when the run is interrupted after another rank has ended too early.
+        """
+        try:
+            yield
+        except RunInterrupted:
+            self.check()
+            raise
+
     def check(self) -> None:
-        """Raise RankLostError when another rank has ended before its rows were done."""
+        """Raise RankLostError when another rank ended before its rows were settled."""
         if self._rank.count == 1:
             return
         if self._rank.index > 0:
@@ -104,14 +127,14 @@ class Crew:
             return
         for index in range(1, self._rank.count):
             is_running = self._state(index) == "running"
-            # Between two looks it may have been done and gone: its lock first, then its word.
+            # It may have finished between the two reads: look at its lock first, then at its note.
             if is_running and not is_locked(self._layout.rank_lock(index)):
                 is_running = self._state(index) == "running"
                 if is_running:
                     raise _lost(index)
 
     async def watch(self) -> None:
-        """Check again and again, until cancelled."""
+        """Check the other ranks repeatedly, until cancelled."""
         while True:
             self.check()
             await asyncio.sleep(_POLL_S)
@@ -120,7 +143,7 @@ class Crew:
         """Wait until all other ranks are done.
 
         Raises:
-            RankLostError: when one ended before that, or never began.
+            RankLostError: when one ended before that, or did not start.
         """
         loop = asyncio.get_running_loop()
         start_s = loop.time()
@@ -146,18 +169,18 @@ class Crew:
 
 
 def refuse_strangers(layout: OutputLayout) -> None:
-    """Make sure that no rank of an earlier launch is still writing.
+    """Check that no rank of an earlier launch still writes.
 
     Raises:
-        OutputBusyError: when one is.
+        OutputBusyError: when one does.
     """
     for path in layout.partial.glob("rank-*.lock"):
         if is_locked(path):
-            raise OutputBusyError("--output-dir: another collection is writing there")
+            raise OutputBusyError("--output-dir: another collection is writing to it")
 
 
 def _lost(index: int) -> RankLostError:
     return RankLostError(
-        f"rank {index} ended before its rows were done; what is finished is kept, and the same "
-        "command goes on from there"
+        f"rank {index} ended before its rows were done; finished rows are kept, rerun the same "
+        "command to resume"
     )

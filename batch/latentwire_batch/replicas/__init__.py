@@ -1,1 +1,1 @@
-"""The services that compute the rows: addresses given by the caller, or processes started here."""
+"""The services that compute the rows: at addresses that the user gives, or started here."""

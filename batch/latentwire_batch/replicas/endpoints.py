@@ -1,4 +1,4 @@
-"""From the addresses a person gives to one address per replica."""
+"""Resolution of the addresses that the user gives: one base URL per replica."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import httpx
 
 from latentwire_batch.errors import UsageError
 
-# A platform that scales a service changes what its name resolves to.
+# A platform that scales a service changes the addresses of its name.
 DISCOVERY_INTERVAL_S = 10.0
 
 
 async def resolve_endpoints(addresses: Iterable[str]) -> list[str]:
-    """Give one base URL per replica, in order, without repetitions.
+    """Return one base URL per replica, in order, without duplicates.
 
     A plain-HTTP name with several addresses, as a container platform gives a scaled service, stands
-    for all of them. HTTPS names are kept: a certificate is for a name.
+    for all of them. HTTPS names stay as they are, because a certificate is for a name.
 
     Raises:
         UsageError: when an address is not an HTTP URL.
@@ -45,16 +45,16 @@ async def discover(
     add: Callable[[str], None],
     interval_s: float = DISCOVERY_INTERVAL_S,
 ) -> None:
-    """Look the names up again and again, and tell of endpoints that were not there before.
+    """Resolve the names again and again, and report new endpoints. Runs until cancelled.
 
-    A name that had one address at the start, or none yet, is asked by its name: of those that it
-    has later, the first stands for that one. Runs until cancelled.
+    A name that had one address at the start, or none yet, is a replica by that name. The first
+    address that the name has later belongs to that replica and is not reported.
 
     Args:
         addresses: as `resolve_endpoints` takes them.
-        started: what `resolve_endpoints` made of them.
+        started: the result of `resolve_endpoints` for them.
         add: called with the base URL of each new endpoint.
-        interval_s: between two looks, in seconds.
+        interval_s: pause between two rounds, in seconds.
     """
     urls = [url for url in map(_parse, addresses) if url.scheme == "http"]
     known = set(started)
@@ -75,13 +75,13 @@ async def discover(
 async def _expand(url: httpx.URL) -> list[str]:
     hosts = await _hosts(url) if url.scheme == "http" else []
     if len(hosts) < 2:
-        # Also where the name is not known yet: it is tried again with every connection.
+        # A name that does not resolve yet is kept: every connection tries it again.
         return [str(url)]
     return [str(url.copy_with(host=host)) for host in hosts]
 
 
 async def _hosts(url: httpx.URL) -> list[str]:
-    """Give the addresses of a name, in order; none where it is not known."""
+    """Return the addresses of a name, sorted; none when it does not resolve."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(url.host, url.port or 80, type=socket.SOCK_STREAM)

@@ -1,9 +1,11 @@
-"""The replicas of a run: which are up, how much each may be given, and who is asked next."""
+"""The replicas of a run: which are up, how many rows each may have, and which is next."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Coroutine
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from latentwire import (
@@ -16,13 +18,32 @@ from latentwire import (
 )
 from latentwire_batch.console import Notify
 from latentwire_batch.errors import ReplicasLostError, UsageError
+from latentwire_batch.replicas.identity import ModelIdentity
 from latentwire_batch.replicas.replica import Replica
-from latentwire_batch.run_settings import ModelIdentity
 
-# How long the run waits for the others once one replica can take work; they may join later.
+# Wait for the other replicas once one can take work; later ones join during the run.
 _GRACE_S = 3.0
 _MIN_PROBE_PAUSE_S = 0.25
 _MAX_PROBE_PAUSE_S = 2.0
+
+
+@dataclass(frozen=True)
+class FleetSummary:
+    """The replicas of a run as the manifest lists them, without their addresses.
+
+    Attributes:
+        count: replicas that were up.
+        devices: kinds of device, sorted.
+        versions: of the service, sorted.
+    """
+
+    count: int
+    devices: tuple[str, ...]
+    versions: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as JSON values."""
+        return asdict(self)
 
 
 class Fleet:
@@ -31,39 +52,40 @@ class Fleet:
     Args:
         clients: one per replica.
         concurrency: rows in flight per replica; None: see `default_window`.
-        clock: monotonic seconds.
-        notify: told about replicas that come and go.
+        notify: receives notices about replicas that come and go.
+
+    Attributes:
+        replicas: all of them, in the order of their indices.
+        changed: set when a row may be placed that could not be placed before.
     """
 
     def __init__(
         self,
         clients: list[AsyncClient],
         concurrency: int | None,
-        clock: Callable[[], float],
         notify: Notify,
     ) -> None:
         self.replicas = [Replica(index, client) for index, client in enumerate(clients)]
         self.changed = asyncio.Event()
         self._is_connected = asyncio.Event()
         self._concurrency = concurrency
-        self._clock = clock
         self._notify = notify
         self._identity: ModelIdentity | None = None
         self._all_down_since_s: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def connect(self, patience_s: float) -> ModelIdentity:
-        """Wait for the replicas and make sure that they serve the same model.
+        """Wait for the replicas and check that they serve the same model.
 
-        Returns as soon as all are up, or one is and the others had a moment more; those that come
-        later join then.
+        Returns as soon as all are up, or some seconds after the first. Later ones join the run when
+        they come up.
 
         Args:
             patience_s: longest wait for the first one, in seconds.
 
         Raises:
             ReplicasLostError: when none came up in time.
-            UsageError: when one is no latentwire service, wants another key, or serves another
+            UsageError: when one is no latentwire service, rejects the key, or serves a different
                 model than the first.
         """
         greetings = {
@@ -87,28 +109,28 @@ class Fleet:
         self._is_connected.set()
         for replica in [self.replicas[index] for index in greetings]:
             if not replica.is_up:
-                self._notify(f"{replica.name} is not ready; going on without it until it is")
+                self._notify(f"{replica.name} is not ready; the run continues without it")
                 self._start(self._rejoin(replica))
         return self._identity
 
     def add(self, client: AsyncClient) -> None:
-        """Take in one more replica, which gets rows when it is ready."""
+        """Add a replica, which gets rows as soon as it is ready."""
         replica = Replica(len(self.replicas), client)
         self.replicas.append(replica)
         self._start(self._join(replica))
 
     def choose(self, avoid: frozenset[int]) -> Replica | None:
-        """Pick the least loaded replica that may be given a row now.
+        """Pick the least loaded replica that can take a row now.
 
         Args:
-            avoid: indices of replicas that are only taken when no other one is up.
+            avoid: indices of replicas to pick only when no other one is up.
 
         Returns:
-            None when the row has to wait.
+            The replica, or None when the row has to wait.
         """
         up = [replica for replica in self.replicas if replica.is_up]
         preferred = [replica for replica in up if replica.index not in avoid] or up
-        now_s = self._clock()
+        now_s = time.monotonic()
         free = [
             replica
             for replica in preferred
@@ -121,34 +143,34 @@ class Fleet:
         if not replica.is_up:
             return
         replica.is_up = False
-        self._notify(f"{replica.name} does not answer; its rows go to others")
+        self._notify(f"{replica.name} does not answer; its rows are sent again")
         if not any(other.is_up for other in self.replicas):
-            self._all_down_since_s = self._clock()
+            self._all_down_since_s = time.monotonic()
         self._start(self._rejoin(replica))
 
     def back_off(self, replica: Replica, delay_s: float) -> None:
         """Send fewer rows to an overloaded replica, and none for `delay_s` seconds."""
-        replica.note_overload(self._clock() + delay_s)
+        replica.note_overload(time.monotonic() + delay_s)
 
     @property
     def all_down_since_s(self) -> float | None:
-        """Since when no replica is up, on the fleet's clock; None while one is."""
+        """Moment since which no replica is up, `time.monotonic` seconds; None while one is."""
         return self._all_down_since_s
 
     def next_cool_end_s(self) -> float | None:
-        """When the next replica may be sent rows again, on the fleet's clock."""
-        now_s = self._clock()
+        """Return when the next overloaded replica may get rows, `time.monotonic` seconds."""
+        now_s = time.monotonic()
         ends = [r.cool_until_s for r in self.replicas if r.is_up and r.cool_until_s > now_s]
         return min(ends, default=None)
 
-    def summary(self) -> dict[str, Any]:
-        """Describe the replicas that were up, without saying where they are."""
+    def summary(self) -> FleetSummary:
+        """Describe the replicas that were up."""
         infos = [replica.info for replica in self.replicas if replica.info is not None]
-        return {
-            "count": len(infos),
-            "devices": sorted({info.device for info in infos}),
-            "versions": sorted({info.version for info in infos}),
-        }
+        return FleetSummary(
+            count=len(infos),
+            devices=tuple(sorted({info.device for info in infos})),
+            versions=tuple(sorted({info.version for info in infos})),
+        )
 
     async def aclose(self) -> None:
         """Stop watching and close the clients."""
@@ -158,8 +180,8 @@ class Fleet:
         for replica in self.replicas:
             await replica.client.aclose()
 
-    def _start(self, coroutine: Any) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(coroutine)
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -171,11 +193,11 @@ class Fleet:
         try:
             info = await self._greet(replica)
         except UsageError as error:
-            self._notify(f"{error}: it is not asked any more")
+            self._notify(f"{error}; removed from this run")
             return
         if ModelIdentity.of(info) != self._identity:
-            served = _described(ModelIdentity.of(info))
-            self._notify(f"{replica.name} now serves {served}: it is not asked any more")
+            served = ModelIdentity.of(info)
+            self._notify(f"{replica.name} now serves {served}; removed from this run")
             return
         replica.come_up(info, self._concurrency)
         self._all_down_since_s = None
@@ -183,16 +205,16 @@ class Fleet:
         self.changed.set()
 
     async def _greet(self, replica: Replica) -> InfoResponse:
-        """Wait, without end, until a replica can take work, and ask what it serves."""
+        """Wait, without a limit, until a replica can take work; return its `/info`."""
         pause_s = _MIN_PROBE_PAUSE_S
         while True:
             try:
                 if await replica.client.ready():
                     return await replica.client.info()
             except UnauthorizedError as error:
-                raise UsageError(f"--api-key: {replica.name} does not accept it") from error
+                raise UsageError(f"--api-key: {replica.name} rejected the key") from error
             except (TransportError, NotReadyError):
-                # It was up a moment ago, and may be again.
+                # It was up a moment ago, and may be up again soon.
                 pass
             except LatentwireError as error:
                 if replica.info is None:
@@ -209,12 +231,7 @@ def _common_identity(answers: dict[int, InfoResponse]) -> ModelIdentity:
     for index, info in answers.items():
         if ModelIdentity.of(info) != identity:
             raise UsageError(
-                f"--replica: replica {index} serves {_described(ModelIdentity.of(info))}, but "
-                f"replica {first} serves {_described(identity)}"
+                f"--replica: replica {index} serves {ModelIdentity.of(info)}, but "
+                f"replica {first} serves {identity}"
             )
     return identity
-
-
-def _described(identity: ModelIdentity) -> str:
-    revision = f" at {identity.revision}" if identity.revision else ""
-    return f"{identity.model!r}{revision} (hidden size {identity.hidden_size}, {identity.dtype})"

@@ -1,7 +1,7 @@
-"""Runs a module so that it ends with its starter: `-m latentwire_batch.replicas.tethered MODULE`.
+"""Runs a module that ends with its parent: `-m latentwire_batch.replicas.tethered MODULE`.
 
-The starter holds the other end of standard input. When it is gone, killed too, reading there ends.
-Without this a replica would go on holding its GPU after its collector was killed.
+The parent holds the other end of standard input, which closes when the parent ends, even by a kill.
+Without this a replica would hold its GPU after its collector was killed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import sys
 import threading
 import time
 
-# Nobody waits for what the module is doing, so it gets little time to end in good order.
+# No caller waits for the module's results, so it gets little time to shut down.
 _PATIENCE_S = 10.0
 
 
 def main() -> None:
     """Run the module named by the first argument, with the arguments after it."""
-    threading.Thread(target=_end_with_starter, name="tether", daemon=True).start()
+    threading.Thread(target=_end_with_parent, name="tether", daemon=True).start()
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
-def _end_with_starter() -> None:
-    # Not sys.stdin: its lock, held by a thread that reads, would stop the interpreter's own end.
+def _end_with_parent() -> None:
+    # Not sys.stdin: a thread that reads holds its lock, which would block the interpreter's exit.
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

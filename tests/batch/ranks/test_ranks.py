@@ -13,7 +13,7 @@ import pytest
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.errors import UsageError
 from latentwire_batch.ranks.rank import ALONE, Rank, rank_of
-from latentwire_batch.replicas.local import plan_local_replicas
+from latentwire_batch.replicas.local_plan import plan_local_replicas
 from support.collecting import Collect
 from support.dataset_oracle import assert_complete, tasks_of
 from support.stub_replica import StubReplica
@@ -91,7 +91,7 @@ def test_each_rank_has_a_gpu_of_its_own() -> None:
 
 
 def test_ranks_share_out_the_cpus_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentwire_batch.replicas.local._num_cores", lambda: 7)
+    monkeypatch.setattr("latentwire_batch.replicas.local_plan._num_cores", lambda: 7)
     rank = Rank(0, 2, local_index=0, local_count=2)
     (spec,) = plan_local_replicas(SETTINGS, {"CUDA_VISIBLE_DEVICES": ""}, rank)
     assert spec.command[-2:] == ("--threads", "3")
@@ -163,7 +163,7 @@ def test_other_settings_are_refused_by_every_rank(
     for process in [start(0, stub), start(1, stub)]:
         status, stderr = ended(process)
         assert status == 0
-        assert "all 40 rows are there already" in stderr
+        assert "all 40 rows are already collected" in stderr
     for process in [start(0, stub, "--top_k", "3"), start(1, stub, "--top_k", "3")]:
         status, stderr = ended(process)
         assert status == 2
@@ -187,7 +187,7 @@ def test_terminated_ranks_keep_what_is_done(
     for process in ranks:
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
-        assert any("finishing the rows in flight" in line for line in process.stderr)
+        assert any("finishing in-flight rows" in line for line in process.stderr)
     stub.resume()
     assert {ended(process)[0] for process in ranks} <= {1, 130}
     assert [ended(process)[0] for process in (start(0, stub), start(1, stub))] == [0, 0]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from latentwire_batch.config import CollectSettings
-from latentwire_batch.replicas.local import plan_local_replicas, serve_command, visible_gpus
+from latentwire_batch.replicas.local_plan import plan_local_replicas, serve_command, visible_gpus
 from support.collecting import Collect, WatchedStream
 from support.dataset_oracle import assert_complete, tasks_of
 
@@ -26,10 +26,10 @@ def as_children(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
     def use(*flags: str) -> None:
-        def command(_: CollectSettings, port: int) -> tuple[str, ...]:
-            return ("stub_replica", "--port", str(port), *flags)
+        def command(_: CollectSettings) -> tuple[str, ...]:
+            return ("stub_replica", *flags)
 
-        monkeypatch.setattr("latentwire_batch.replicas.local.serve_command", command)
+        monkeypatch.setattr("latentwire_batch.replicas.local_plan.serve_command", command)
 
     return use
 
@@ -61,10 +61,10 @@ def test_the_driver_is_asked_where_the_environment_is_silent(
     assert visible_gpus({}) == []
 
 
-def test_one_replica_per_gpu_on_ports_of_their_own() -> None:
+def test_each_gpu_gets_a_replica() -> None:
     specs = plan_local_replicas(SETTINGS, {"CUDA_VISIBLE_DEVICES": "2,5"})
     assert [spec.gpu for spec in specs] == ["2", "5"]
-    assert len({spec.port for spec in specs}) == 2
+    assert [spec.index for spec in specs] == [0, 1]
     on_cpu = SETTINGS.model_copy(update={"device": "cpu"})
     assert [spec.gpu for spec in plan_local_replicas(on_cpu, {"CUDA_VISIBLE_DEVICES": "2"})] == [
         None
@@ -73,8 +73,8 @@ def test_one_replica_per_gpu_on_ports_of_their_own() -> None:
 
 def test_flags_for_own_replicas_are_passed_on() -> None:
     settings = SETTINGS.model_copy(update={"model": "m", "threads": 2, "max_slots": "auto"})
-    assert serve_command(settings, 81) == (
-        *("latentwire", "serve", "--host", "127.0.0.1", "--port", "81"),
+    assert serve_command(settings) == (
+        *("latentwire", "serve", "--host", "127.0.0.1", "--log-format", "json"),
         *("--model", "m", "--threads", "2", "--max-slots", "auto"),
     )
 
@@ -93,7 +93,7 @@ def test_an_own_replica_that_dies_is_started_again(
     as_children("--die-after", "25")
     ended = collect()
     assert ended.status == 0
-    assert "own replica 0 ended with status 9; restarting" in ended.stderr
+    assert "own replica 0 exited with status 9; restarting" in ended.stderr
     assert_complete(output, tasks_of(tasks))
 
 
@@ -103,7 +103,7 @@ def test_an_own_replica_that_cannot_start_says_why(
     as_children("--no-such-flag")
     ended = collect()
     assert ended.status == 2
-    assert "own replica 0 ended with status 2 at start" in ended.stderr
+    assert "own replica 0 failed to start (status 2)" in ended.stderr
     assert "unrecognized arguments: --no-such-flag" in ended.stderr
     assert not output.exists()
 
@@ -115,9 +115,8 @@ def test_of_an_own_replica_without_a_model_only_the_error_is_shown(
     ended = collect()
     assert ended.status == 2
     assert ended.stderr.endswith(
-        "own replica 0 ended with status 2 at start:\n"
-        "  2026-01-01 10:00:00,001 ERROR latentwire_service.model_service: "
-        "cannot serve the model: none there\n"
+        "own replica 0 failed to start (status 2):\n"
+        "  ERROR latentwire_service.model_service: cannot serve the model: none there\n"
     )
 
 

@@ -24,7 +24,7 @@ def test_a_replica_that_dies_loses_and_doubles_no_row(
     stub.behaviour.die_after = 5
     ended = collect(replicas=[stub, other_stub])
     assert ended.status == 0
-    assert "replica 0 does not answer; its rows go to others" in ended.stderr
+    assert "replica 0 does not answer; its rows are sent again" in ended.stderr
     assert_complete(output, tasks_of(tasks))
     assert len(other_stub.answered) + 5 == 40
 
@@ -160,7 +160,7 @@ def test_a_key_is_sent_and_a_wrong_one_is_bad_usage(
     stub.behaviour.api_key = "right"
     ended = collect("--api-key", "wrong", replicas=[stub])
     assert ended.status == 2
-    assert "--api-key: replica 0 does not accept it" in ended.stderr
+    assert "--api-key: replica 0 rejected the key" in ended.stderr
     assert "wrong" not in ended.stderr
     assert not (output / "data.parquet").exists()
     assert collect("--overwrite", "--api-key", "right", replicas=[stub]).status == 0
@@ -304,7 +304,7 @@ def test_a_replica_that_appears_during_the_run_gets_rows(
         stub.resume()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("latentwire_batch.dispatch.session.discover", find)
+    monkeypatch.setattr("latentwire_batch.replicas.given.discover", find)
     stub.stall_after = 5
     ended = collect("--concurrency", "2", replicas=[stub])
     assert ended.status == 0

@@ -1,0 +1,59 @@
+"""Replicas that run already, at addresses that the user gave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import SecretStr
+
+from latentwire import AsyncClient
+from latentwire_batch.replicas.endpoints import discover, resolve_endpoints
+from latentwire_batch.replicas.source import AddAddress, new_client
+
+# A deployment that is replaced refuses a row once per replica.
+_MAX_AWAY = 30
+
+
+class GivenReplicas:
+    """A `ReplicaSource` over addresses. A name with several addresses stands for all of them.
+
+    Args:
+        addresses: of the replicas.
+        api_key: sent to each of them; None for no key.
+        timeout_s: longest wait for one row, in seconds.
+        startup_patience_s: longest wait for the first replica, in seconds.
+    """
+
+    max_away = _MAX_AWAY
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        api_key: SecretStr | None,
+        timeout_s: float,
+        startup_patience_s: float,
+    ) -> None:
+        self.startup_patience_s = startup_patience_s
+        self._addresses = addresses
+        self._api_key = None if api_key is None else api_key.get_secret_value()
+        self._timeout_s = timeout_s
+        self._started: list[str] = []
+
+    async def start(self) -> list[str]:
+        """Resolve the addresses; raises UsageError for one that is no HTTP URL."""
+        self._started = await resolve_endpoints(self._addresses)
+        return self._started
+
+    def connect(self, url: str) -> AsyncClient:
+        """Make the client of one replica; the caller closes it."""
+        return new_client(url, self._timeout_s, self._api_key)
+
+    def note_ready(self) -> None:
+        """Do nothing: somebody else keeps these replicas running."""
+
+    async def watch(self, add: AddAddress) -> None:
+        """Report addresses that the names gain; runs until cancelled."""
+        await discover(self._addresses, self._started, add)
+
+    async def stop(self, at_once: bool) -> None:
+        """Do nothing: the replicas outlive the run."""

@@ -1,0 +1,45 @@
+"""What all replicas of one collection have in common: the model they serve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from latentwire import InfoResponse
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The model behind an output.
+
+    Attributes:
+        model: its name, without a path.
+        revision: of a hub model, if the service knows it.
+        hidden_size: width of a latent's rows.
+        dtype: compute dtype.
+    """
+
+    model: str
+    revision: str | None
+    hidden_size: int
+    dtype: str
+
+    @classmethod
+    def of(cls, info: InfoResponse) -> ModelIdentity:
+        """Take the identity from a replica's `/info`."""
+        return cls(info.model, info.revision, info.hidden_size, info.dtype)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ModelIdentity:
+        """Read what `to_json` returned; raises KeyError when a value is missing."""
+        return cls(value["model"], value["revision"], value["hidden_size"], value["dtype"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the identity as JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Describe the model in a message."""
+        revision = f" at {self.revision}" if self.revision else ""
+        return f"{self.model!r}{revision} (hidden size {self.hidden_size}, {self.dtype})"

@@ -1,0 +1,101 @@
+"""Which child processes serve the model on this machine: one per visible GPU, or one on the CPU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from latentwire_batch.config import CollectSettings
+from latentwire_batch.errors import UsageError
+from latentwire_batch.ranks.rank import ALONE, Rank
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class LocalReplicaSpec:
+    """How one child is started.
+
+    Attributes:
+        index: its position, also in notices.
+        gpu: value for CUDA_VISIBLE_DEVICES; None leaves the environment as it is.
+        command: module to run and its arguments, all but the socket to listen on.
+    """
+
+    index: int
+    gpu: str | None
+    command: tuple[str, ...]
+
+
+def plan_local_replicas(
+    settings: CollectSettings, environ: Mapping[str, str], rank: Rank = ALONE
+) -> list[LocalReplicaSpec]:
+    """Decide which children to start.
+
+    Args:
+        settings: of the run.
+        environ: of this process.
+        rank: of this process; one of several gets one GPU, or its share of the CPU's threads.
+
+    Raises:
+        UsageError: when there are fewer GPUs than processes on this machine.
+    """
+    wants_gpus = settings.device in (None, "auto", "cuda")
+    gpus: list[str | None] = list(visible_gpus(environ)) if wants_gpus else []
+    if rank.count > 1 and gpus:
+        if len(gpus) < rank.local_count:
+            raise UsageError(f"{rank.local_count} processes share this machine's {len(gpus)} GPUs")
+        gpus = [gpus[rank.local_index]]
+    elif rank.count > 1 and settings.threads is None:
+        num_threads = max(1, _num_cores() // rank.local_count)
+        settings = settings.model_copy(update={"threads": num_threads})
+    command = serve_command(settings)
+    return [LocalReplicaSpec(index, gpu, command) for index, gpu in enumerate(gpus or [None])]
+
+
+def serve_command(settings: CollectSettings) -> tuple[str, ...]:
+    """Return the module and arguments that serve the model; unset settings are left out."""
+    values = {
+        "--model": settings.model,
+        "--revision": settings.revision,
+        "--device": settings.device,
+        "--dtype": settings.dtype,
+        "--threads": settings.threads,
+        "--max-slots": settings.max_slots,
+        "--max-model-len": settings.max_model_len,
+    }
+    given = [(flag, str(value)) for flag, value in values.items() if value is not None]
+    flags = [part for pair in given for part in pair]
+    if settings.trust_remote_code:
+        flags.append("--trust-remote-code")
+    # JSON, because this process reads the log.
+    return ("latentwire", "serve", "--host", LOOPBACK, "--log-format", "json", *flags)
+
+
+def visible_gpus(environ: Mapping[str, str]) -> list[str]:
+    """List the GPUs that this process may use, in the words of CUDA_VISIBLE_DEVICES.
+
+    Without that variable the driver's own tool lists them: importing torch would take seconds and
+    a CUDA context in a process that needs neither.
+    """
+    listed = environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        names = [name.strip() for name in listed.split(",")]
+        # CUDA itself stops at the first name that is not a device.
+        end = next((i for i, name in enumerate(names) if name in ("", "-1")), len(names))
+        return names[:end]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    answer = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
+    gpus = [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(index) for index in range(len(gpus))]
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

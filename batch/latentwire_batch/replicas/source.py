@@ -1,0 +1,76 @@
+"""Where the replicas of a run come from. A session knows only this protocol.
+
+Today replicas run at given addresses or as child processes; a cluster's scheduler can be another
+source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from latentwire import AsyncClient
+
+# Called with the address of a replica that appeared during the run.
+AddAddress = Callable[[str], None]
+
+
+class ReplicaSource(Protocol):
+    """Starts replicas, or finds them, and watches them during one session."""
+
+    @property
+    def startup_patience_s(self) -> float:
+        """Longest wait for the first replica, in seconds."""
+        ...
+
+    @property
+    def max_away(self) -> int:
+        """Number of "not ready" answers after which a row is given up.
+
+        Most of them say nothing about the row, but a row that ends the replica's engine gets the
+        same answer.
+        """
+        ...
+
+    async def start(self) -> list[str]:
+        """Return the base URLs of the replicas that are known now; they need not be ready.
+
+        Raises:
+            UsageError: when the replicas cannot be found or started as configured.
+        """
+        ...
+
+    def connect(self, url: str) -> AsyncClient:
+        """Make the client of one replica; the caller closes it."""
+        ...
+
+    def note_ready(self) -> None:
+        """Take notice that the first replicas came up."""
+        ...
+
+    async def watch(self, add: AddAddress) -> None:
+        """Report replicas that appear later; runs until cancelled.
+
+        Raises:
+            BatchError: when the source can provide no replicas any more.
+        """
+        ...
+
+    async def stop(self, at_once: bool) -> None:
+        """Release what `start` took; allowed after a `start` that failed.
+
+        Args:
+            at_once: leave replicas no time to finish.
+        """
+        ...
+
+
+def new_client(url: str, timeout_s: float, api_key: str | None = None) -> AsyncClient:
+    """Make a client that sends each row once: the dispatcher retries, perhaps elsewhere.
+
+    Args:
+        url: of the replica.
+        timeout_s: longest wait for one row, in seconds.
+        api_key: of the replica; None when it wants none.
+    """
+    return AsyncClient(url, timeout_s=timeout_s, max_retries=0, api_key=api_key, wire="safetensors")

@@ -1,0 +1,72 @@
+"""One run of a collection: the values that its parts share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentwire_batch.config import CollectSettings
+from latentwire_batch.console import Console
+from latentwire_batch.errors import InputError
+from latentwire_batch.output.layout import OutputLayout
+from latentwire_batch.ranks.rank import Rank
+from latentwire_batch.run_settings import RunSettings
+from latentwire_batch.tasks.reader import TaskSource
+from latentwire_batch.tasks.rows import DataIdentity, identify
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process's run of one collection.
+
+    Attributes:
+        settings: given by the user.
+        source: the input.
+        data: number and digest of the input's rows.
+        layout: of the output.
+        console: for notices and progress.
+        rank: of this process.
+    """
+
+    settings: CollectSettings
+    source: TaskSource
+    data: DataIdentity
+    layout: OutputLayout
+    console: Console
+    rank: Rank
+
+    @classmethod
+    def of(cls, settings: CollectSettings, console: Console, rank: Rank) -> Run:
+        """Read the input once, so that a bad row shows before anything is sent or written.
+
+        Raises:
+            InputError: when the input cannot be read, or holds no rows.
+        """
+        source = TaskSource(settings.dataset, settings.row_fields, settings.limit)
+        try:
+            data = identify(source.rows())
+        except InputError as error:
+            raise InputError(f"--dataset: {error}") from error
+        if not data.num_rows:
+            raise InputError("--dataset: holds no rows")
+        return cls(settings, source, data, OutputLayout(settings.output_dir), console, rank)
+
+    def wanted_settings(self, seed: int | None) -> RunSettings:
+        """Return the settings that are known before a replica has answered.
+
+        Args:
+            seed: of the dataset; None while any seed would do.
+        """
+        settings = self.settings
+        return RunSettings(
+            data=self.data,
+            k=settings.k,
+            options=settings.plan_options,
+            seed=seed,
+            requested_model=None if settings.replica else _model_name(settings.model),
+        )
+
+
+def _model_name(model: str) -> str:
+    """Name a model without the folder that holds it."""
+    return Path(model).name if Path(model).exists() or model.startswith((".", "/", "~")) else model

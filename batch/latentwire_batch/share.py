@@ -1,0 +1,121 @@
+"""The rows that one process collects: their store, and the session that fills it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+from latentwire_batch.dataset.manifest import read_manifest
+from latentwire_batch.dispatch.session import RowRequest, SessionPlan, run_session
+from latentwire_batch.journal.open_store import open_store
+from latentwire_batch.journal.row_store import RowStore
+from latentwire_batch.ranks.rank import Rank
+from latentwire_batch.replicas.fleet import FleetSummary
+from latentwire_batch.replicas.identity import ModelIdentity
+from latentwire_batch.replicas.select import select_source
+from latentwire_batch.run import Run
+from latentwire_batch.run_settings import RunSettings
+from latentwire_batch.tasks.results import RowState
+
+# Receives the settings with the served model, before the first row is sent. Raises UsageError when
+# the output was made with other settings.
+Agree = Callable[[RunSettings], Awaitable[None]]
+
+
+class Share:
+    """The rows of one rank. Used as a context, which closes the store at its end.
+
+    Args:
+        run: of this process.
+        wanted: settings of the run, seed included.
+        agree: compares them with those of the output.
+        watch: see `SessionPlan`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        wanted: RunSettings,
+        agree: Agree,
+        watch: Callable[[], Coroutine[Any, Any, None]] | None,
+    ) -> None:
+        self._run = run
+        self._wanted = wanted
+        self._agree = agree
+        self._watch = watch
+        self._store: RowStore | None = None
+
+    def __enter__(self) -> Self:
+        """Return the share itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the store."""
+        self._close()
+
+    @property
+    def store(self) -> RowStore:
+        """The store, opened when it is first needed."""
+        if self._store is None:
+            self._store = self._open(self._run.rank, self._run.settings.retry_failed)
+            if self._run.rank.index == 0:
+                self._report_resumed(self._store)
+        return self._store
+
+    def has_pending_rows(self) -> bool:
+        """Whether a row of this share still has to be sent."""
+        return self.store.count(RowState.PENDING) > 0
+
+    async def collect(self) -> FleetSummary:
+        """Send the pending rows in a session; see `run_session`."""
+        run, settings, seed = self._run, self._run.settings, self._wanted.seed
+        assert seed is not None
+        plan = SessionPlan(
+            rows=run.source.rows,
+            request=RowRequest(settings.k, settings.plan_options, seed),
+            source=select_source(settings, os.environ, run.rank, run.console.say),
+            open_store=self._store_for,
+            concurrency=settings.concurrency,
+            max_retries=settings.max_retries,
+            patience_s=settings.replica_timeout,
+            watch=self._watch,
+        )
+        return await run_session(plan, run.console)
+
+    def take_over(self, rank: Rank) -> RowStore:
+        """Open the logs again, as another rank sees them.
+
+        Args:
+            rank: whose view to take.
+        """
+        self._close()
+        self._store = self._open(rank, reopens_failed=False)
+        return self._store
+
+    async def _store_for(self, identity: ModelIdentity) -> RowStore:
+        await self._agree(replace(self._wanted, model=identity))
+        return self.store
+
+    def _open(self, rank: Rank, reopens_failed: bool) -> RowStore:
+        layout = self._run.layout
+        manifest = read_manifest(layout.manifest)
+        return open_store(layout, self._run.data.num_rows, rank, manifest, reopens_failed)
+
+    def _report_resumed(self, store: RowStore) -> None:
+        num_open = store.count(RowState.PENDING) + store.count(RowState.ELSEWHERE)
+        if 0 < num_open < store.num_rows:
+            num_done = store.num_rows - num_open
+            self._run.console.say(f"resuming: {num_done} of {store.num_rows} rows are done")
+
+    def _close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
