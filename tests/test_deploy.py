@@ -11,6 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from latentwire.protocol import ErrorBody
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.metrics import Metrics
 
@@ -89,6 +90,30 @@ def test_prometheus_scrapes_the_replicas_of_the_compose_file() -> None:
     (job,) = config["scrape_configs"]
     aliases = COMPOSE["services"]["replica-0"]["networks"]["default"]["aliases"]
     assert job["dns_sd_configs"][0]["names"] == aliases
+
+
+def titles_in(document: Any) -> dict[str, str]:
+    """The titles of the error bodies that an OpenAPI document shows, by code."""
+    found: dict[str, str] = {}
+    values = document.values() if isinstance(document, dict) else document
+    for value in values:
+        if isinstance(value, dict) and isinstance(value.get("code"), str):
+            found[value["code"]] = value["title"]
+        elif isinstance(value, dict | list):
+            found |= titles_in(value)
+    return found
+
+
+def test_the_gateways_own_errors_are_worded_like_the_services() -> None:
+    gateway = (ROOT / "deploy/gateway/nginx.conf").read_text()
+    bodies = re.findall(r"return (\d+) '(\{.*\})'", gateway)
+    assert len(bodies) == 4
+    titles = titles_in(json.loads((ROOT / "docs/openapi.json").read_text()))
+    for status, text in bodies:
+        body = ErrorBody.model_validate_json(text)
+        assert body.status == int(status)
+        # The document has no example for a path that does not exist.
+        assert body.code == "not-found" or body.title == titles[body.code]
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
