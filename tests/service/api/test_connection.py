@@ -1,4 +1,4 @@
-"""Connections that misbehave, on a real socket: each ends, and none takes what others need."""
+"""Misbehaving connections on a real socket: each ends, and none blocks the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Response
 
-from latentwire_service.api import connection as connections
+from latentwire_service.api.connection import linger, stall
 from latentwire_service.server import http_config
 from support.live_server import TIMEOUT_S, Gate, LiveServer
 from support.requests import GREEDY, plan_of, post
@@ -36,22 +36,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_LINGER_S", 0.3)
-    monkeypatch.setattr(connections, "MAX_STALL_S", 0.5)
+def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linger, "LINGER_S", 0.3)
+    monkeypatch.setattr(stall, "MAX_STALL_S", 0.5)
 
 
 def connect(live: LiveServer) -> socket.socket:
     return socket.create_connection(("127.0.0.1", live.port), TIMEOUT_S)
 
 
-def asking(**body: Any) -> bytes:
-    # Its plan goes on for longer than any test needs it to.
+def request_bytes(**body: Any) -> bytes:
+    # Its plan is longer than any test needs.
     content = json.dumps(GREEDY | {"task": "Wash the mug 4"} | body).encode()
     return HEAD + b"Content-Length: %d\r\n\r\n" % len(content) + content
 
 
-def all_of(connection: socket.socket) -> bytes:
+def read_all(connection: socket.socket) -> bytes:
     received = b""
     with suppress(ConnectionResetError):
         while piece := connection.recv(65536):
@@ -70,7 +70,7 @@ def all_of(connection: socket.socket) -> bytes:
         (b"GET /info", 401),
     ],
 )
-def test_who_is_answered_may_not_go_on_sending(
+def test_a_client_that_is_answered_cannot_keep_sending(
     start: Callable[..., LiveServer], request_line: bytes, status: int, is_sending: bool
 ) -> None:
     live = start(api_key=("a-key",), max_body_bytes=100_000)
@@ -83,25 +83,25 @@ def test_who_is_answered_may_not_go_on_sending(
         received = connection.recv(65536)
         assert received.startswith(b"HTTP/1.1 %d " % status)
         assert b"connection: close\r\n" in received.lower()
-        # For as long as the connection lets it, which here has to be less than for ever.
+        # Sending must fail at some point; a service that never stops reading fails the test.
         with suppress(ConnectionError):
             while is_sending:
                 connection.sendall(CHUNK)
-        all_of(connection)
+        read_all(connection)
 
 
-def test_an_answer_is_seen_by_who_sends_its_body_to_the_end(server: LiveServer) -> None:
+def test_a_client_that_sends_its_whole_body_sees_the_answer(server: LiveServer) -> None:
     with connect(server) as connection:
         connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n" + CHUNKED + CHUNK)
         assert connection.recv(10) == b"HTTP/1.1 4"
         connection.sendall(CHUNK * 20 + b"0\r\n\r\n")
         connection.shutdown(socket.SHUT_WR)
-        assert b'"not-found"' in all_of(connection)
+        assert b'"not-found"' in read_all(connection)
 
 
-@pytest.mark.parametrize("extra", [b"\r\n", asking(), b"GET /health HTTP/1.1\r\n"])
+@pytest.mark.parametrize("extra", [b"\r\n", request_bytes(), b"GET /health HTTP/1.1\r\n"])
 @pytest.mark.parametrize("is_at_once", [True, False])
-def test_who_sends_more_than_a_request_is_still_seen_to_go(
+def test_a_disconnect_is_noticed_after_bytes_that_follow_a_request(
     start: Callable[..., LiveServer],
     gate: Gate,
     cancelled: threading.Event,
@@ -110,7 +110,7 @@ def test_who_sends_more_than_a_request_is_still_seen_to_go(
 ) -> None:
     live = start(max_slots=1).wait_ready()
     with connect(live) as connection:
-        connection.sendall(asking(max_new_tokens=400) + (extra if is_at_once else b""))
+        connection.sendall(request_bytes(max_new_tokens=400) + (extra if is_at_once else b""))
         assert gate.is_reached.wait(TIMEOUT_S)
         connection.sendall(b"" if is_at_once else extra)
     assert cancelled.wait(TIMEOUT_S)
@@ -119,25 +119,25 @@ def test_who_sends_more_than_a_request_is_still_seen_to_go(
     assert live.metric("latentwire_generation_tokens_total") < 20
 
 
-def test_requests_sent_ahead_are_answered_in_turn(server: LiveServer) -> None:
-    ahead = b"".join(asking(max_new_tokens=count) for count in (300, 2, 3))
+def test_pipelined_requests_are_answered_in_order(server: LiveServer) -> None:
+    ahead = b"".join(request_bytes(max_new_tokens=count) for count in (300, 2, 3))
     last = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
     with connect(server) as connection:
         connection.sendall(ahead[:-5])
         connection.sendall(ahead[-5:] + last)
-        received = all_of(connection)
+        received = read_all(connection)
     assert received.count(b"HTTP/1.1 200 OK") == 4
     counts = [received.index(b'"completion_tokens":%d,' % count) for count in (300, 2, 3)]
     assert counts == sorted(counts)
     assert received.endswith(b'{"status":"ok"}')
 
 
-def test_not_much_may_be_sent_ahead(
+def test_pipelined_bytes_are_bounded(
     start: Callable[..., LiveServer], gate: Gate, cancelled: threading.Event
 ) -> None:
     live = start().wait_ready()
     with connect(live) as connection:
-        connection.sendall(asking(max_new_tokens=400))
+        connection.sendall(request_bytes(max_new_tokens=400))
         assert gate.is_reached.wait(TIMEOUT_S)
         with suppress(ConnectionError):
             while True:
@@ -148,7 +148,7 @@ def test_not_much_may_be_sent_ahead(
 
 @pytest.mark.parametrize(("num_bytes", "status"), [(15_000, 200), (17_000, 400)])
 @pytest.mark.parametrize("is_first", [True, False])
-def test_a_head_that_comes_at_once_has_the_same_limit(
+def test_a_head_that_arrives_at_once_has_the_same_limit(
     server: LiveServer, num_bytes: int, status: int, is_first: bool
 ) -> None:
     before = b"" if is_first else b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -157,19 +157,19 @@ def test_a_head_that_comes_at_once_has_the_same_limit(
             before + b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nX-Long: "
             b"%b\r\n\r\n" % (b"x" * num_bytes)
         )
-        answers = all_of(connection).split(b"HTTP/1.1 ")[1:]
+        answers = read_all(connection).split(b"HTTP/1.1 ")[1:]
     assert len(answers) == (1 if is_first else 2)
     assert answers[-1].startswith(b"%d " % status)
 
 
-def test_rubbish_after_a_refusal_is_no_error_of_the_service(
+def test_invalid_bytes_after_a_refusal_are_no_error_of_the_service(
     server: LiveServer, caplog: pytest.LogCaptureFixture, cancelled: threading.Event
 ) -> None:
     with connect(server) as connection:
         connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n" + CHUNKED)
         assert connection.recv(65536).startswith(b"HTTP/1.1 404 ")
         connection.sendall(b"no chunk\r\n" * 10)
-        all_of(connection)
+        read_all(connection)
     with connect(server) as connection:
         connection.sendall(
             b"GET /plan_latent?task=x&stream=true&max_new_tokens=400 HTTP/1.1\r\n"
@@ -177,7 +177,7 @@ def test_rubbish_after_a_refusal_is_no_error_of_the_service(
         )
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
         connection.sendall(b"no chunk\r\n" * 10)
-        all_of(connection)
+        read_all(connection)
     assert cancelled.wait(TIMEOUT_S)
     for method in (b"HEAD", b"POST"):
         for _ in range(20):
@@ -187,13 +187,13 @@ def test_rubbish_after_a_refusal_is_no_error_of_the_service(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def test_a_request_that_turns_out_to_be_rubbish_is_given_up(
+def test_a_request_whose_body_is_not_valid_http_is_aborted(
     start: Callable[..., LiveServer],
     gate: Gate,
     cancelled: threading.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connections, "_LINGER_S", 10 * TIMEOUT_S)
+    monkeypatch.setattr(linger, "LINGER_S", 10 * TIMEOUT_S)
     live = start().wait_ready()
     with connect(live) as connection:
         connection.sendall(
@@ -207,19 +207,17 @@ def test_a_request_that_turns_out_to_be_rubbish_is_given_up(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_reader_that_stands_still_is_cut_off(
-    start: Callable[..., LiveServer], stream: bool
-) -> None:
+def test_a_stalled_reader_is_disconnected(start: Callable[..., LiveServer], stream: bool) -> None:
     live = start(max_slots=1).wait_ready()
     live.shrink_send_buffers()
-    with slow_reader(live.port, asking(max_new_tokens=400, stream=stream)) as reader:
+    with slow_reader(live.port, request_bytes(max_new_tokens=400, stream=stream)) as reader:
         assert is_cut(reader)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_reader_that_is_slow_is_not(start: Callable[..., LiveServer], stream: bool) -> None:
+def test_a_slow_reader_is_not_disconnected(start: Callable[..., LiveServer], stream: bool) -> None:
     live = start(max_slots=1).wait_ready()
-    request = asking(max_new_tokens=400, stream=stream).replace(
+    request = request_bytes(max_new_tokens=400, stream=stream).replace(
         b"Host", b"Connection: close\r\nHost", 1
     )
     received = b""
@@ -233,7 +231,7 @@ def test_a_reader_that_is_slow_is_not(start: Callable[..., LiveServer], stream: 
 
 @contextmanager
 def serving(num_bytes: int) -> Iterator[int]:
-    """An answer of that many bytes at /; the port."""
+    """Serve an answer of `num_bytes` at /, and yield the port."""
     app = FastAPI()
 
     @app.get("/")
@@ -242,7 +240,7 @@ def serving(num_bytes: int) -> Iterator[int]:
 
     server = uvicorn.Server(http_config(app, 16384))
     with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
-        # What the kernel keeps for a reader of 60 kB must not be all of it.
+        # The kernel's buffer must not hold the whole answer.
         if num_bytes < 100_000:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         running = pool.submit(server.run, [listening])
@@ -251,7 +249,7 @@ def serving(num_bytes: int) -> Iterator[int]:
         running.result(TIMEOUT_S)
 
 
-def test_a_reader_is_not_slower_for_what_the_kernel_keeps() -> None:
+def test_bytes_in_the_kernels_buffer_do_not_hide_a_slow_reader() -> None:
     request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
     with serving(3_000_000) as port, slow_reader(port, request) as reader:
         num_bytes = 0
@@ -261,15 +259,15 @@ def test_a_reader_is_not_slower_for_what_the_kernel_keeps() -> None:
     assert num_bytes > 3_000_000
 
 
-def test_a_little_that_is_left_is_not_kept_for_ever() -> None:
-    # The beginning of another request is no reason to wait.
+def test_a_short_unread_rest_does_not_keep_a_connection_open() -> None:
+    # The beginning of another request must not keep the connection open.
     request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nG"
     with serving(60_000) as port, slow_reader(port, request) as reader:
         assert is_cut(reader)
 
 
 def slow_reader(port: int, request: bytes) -> socket.socket:
-    """Ask over a connection that takes little of the answer before it is read."""
+    """Send a request over a connection that accepts little of the answer before it is read."""
     reader = socket.socket()
     reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     reader.settimeout(TIMEOUT_S)
@@ -279,7 +277,7 @@ def slow_reader(port: int, request: bytes) -> socket.socket:
 
 
 def is_cut(reader: socket.socket) -> bool:
-    """Wait, reading nothing, for the connection's end."""
+    """Wait for the end of the connection without reading."""
     end = select.poll()
     end.register(reader, select.POLLERR)
     return bool(end.poll(TIMEOUT_S * 1000))
