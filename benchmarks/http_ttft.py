@@ -27,10 +27,10 @@ from benchmarks.ours import OverHttp
 from benchmarks.workload import TASKS
 from latentwire import Client
 from latentwire.protocol import PlanLatentRequest
+from latentwire_service.engine.backend import Backend, Step
 from latentwire_service.engine.hf.cpu.cpu_tuning import keep_freed_memory, thread_environment
-from latentwire_service.engine.request import Step
-from latentwire_service.engine_factory import Served, load_served
-from latentwire_service.request_builder import Ask, build_request
+from latentwire_service.engine_factory import backend_factory
+from latentwire_service.request_builder import Submission, build_spec
 from latentwire_service.settings import Settings
 
 _WAIT_S = 300
@@ -39,7 +39,7 @@ _NEW_TOKENS = 4
 _WARM_UP = 3
 
 
-def in_process_ms(served: Served, task: str) -> float:
+def in_process_ms(backend: Backend, task: str) -> float:
     """Time to first token of the engine alone."""
     first: list[float] = []
     started = time.perf_counter()
@@ -48,9 +48,8 @@ def in_process_ms(served: Served, task: str) -> float:
         first.append(time.perf_counter())
 
     body = PlanLatentRequest(task=task, max_new_tokens=_NEW_TOKENS, seed=0)
-    request = build_request(served, Ask(body, None), None, note)
-    served.thread.submit(request)
-    request.future.result(_WAIT_S)
+    spec = build_spec(backend, Submission(body, None), None)
+    backend.submit(spec, note).future.result(_WAIT_S)
     return (first[0] - started) * 1e3
 
 
@@ -108,11 +107,13 @@ def main() -> None:
     # On a thread that ends, as in the service: libgomp counts the threads of each that computes,
     # and lets them look for work less long when there are more than cores.
     with ThreadPoolExecutor(1) as pool:
-        served = pool.submit(load_served, settings, lambda _: None, lambda _: None).result()
+        create_backend = backend_factory(settings)
+        backend = pool.submit(create_backend, lambda _: None, lambda _: None).result()
+        pool.submit(backend.load).result()
     service = OverHttp(args.model, args.dtype, args.threads)
     connection = socket.create_connection(("127.0.0.1", service.port))
     ways = {
-        "direct": partial(in_process_ms, served),
+        "direct": partial(in_process_ms, backend),
         "socket": partial(over_a_socket_ms, connection),
         "client": partial(through_client_ms, service.client),
     }
@@ -126,7 +127,7 @@ def main() -> None:
     finally:
         connection.close()
         service.close()
-        served.thread.stop()
+        backend.drain(None)
     direct, bare, client = (timings[name][_WARM_UP:] for name in ("direct", "socket", "client"))
     results = {
         "in_process_ms": statistics.median(direct),

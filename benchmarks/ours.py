@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.workload import TOP_P, Sample, Workload
 from latentwire import Client, PlanLatent
-from latentwire_service.engine.detokenizer import Detokenizer
+from latentwire_service.engine.backend import Completion, GenerationSpec
 from latentwire_service.engine.engine import Engine
 from latentwire_service.engine.hf.build import build_runner, probe
 from latentwire_service.engine.hf.cpu.cpu_tuning import keep_freed_memory
 from latentwire_service.engine.hf.loader import LoadedModel
-from latentwire_service.engine.request import Completion, HiddenRows, Request
+from latentwire_service.engine.prompt import Prompt
+from latentwire_service.engine.request import Request
 from latentwire_service.engine.sampling_params import SamplingParams
 
 MAX_SLOTS = 64
@@ -39,22 +40,16 @@ class InProcess:
         self, loaded: LoadedModel, compile_decode: bool = False, ends_at_eos: bool = False
     ) -> None:
         keep_freed_memory()
-        self._loaded = loaded
         probed = probe(loaded.model)
-        self._hidden_size = probed.hidden_size
         runner = build_runner(loaded.model, probed, MAX_SLOTS, MAX_MODEL_LEN, compile_decode)
         eos = loaded.eos_token_ids if ends_at_eos else frozenset()
-        self.engine = Engine(runner, eos, PREFILL_CHUNK, time.monotonic)
+        self.engine = Engine(runner, loaded.tokenizer, eos, PREFILL_CHUNK, time.monotonic)
 
     def submit(self, prompt: list[int], new_tokens: int, seed: int) -> Request:
         """Queue one request."""
-        request = Request(
-            request_id=str(seed),
-            prompt_token_ids=prompt,
-            params=SamplingParams(max_new_tokens=new_tokens, seed=seed, top_p=TOP_P),
-            rows=HiddenRows(new_tokens, self._hidden_size),
-            detokenizer=Detokenizer(self._loaded.tokenizer, ()),
-            submitted_at=time.monotonic(),
+        sampling = SamplingParams(max_new_tokens=new_tokens, seed=seed, top_p=TOP_P)
+        request = self.engine.new_request(
+            GenerationSpec(str(seed), Prompt(tuple(prompt)), sampling)
         )
         self.engine.add(request)
         return request

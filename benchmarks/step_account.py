@@ -29,6 +29,7 @@ from latentwire_service.engine.hf.cpu.cpu_tuning import keep_freed_memory
 from latentwire_service.engine.hf.cpu.linear import Product
 from latentwire_service.engine.hf.loader import pick_device
 from latentwire_service.engine.hf.model_runner import HfModelRunner
+from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.runner import PromptPart, StepOutput
 from latentwire_service.engine.sampler import SamplingBatch, sample
 from latentwire_service.engine.sampling_params import SamplingParams
@@ -105,7 +106,7 @@ def _fill(
 ) -> tuple[StepOutput, npt.NDArray[np.int64]]:
     """Give each slot a prompt, repeated up to the position of the step."""
     outputs = [
-        runner.prefill([PromptPart(slot, (prompt * _POSITION)[:_POSITION], 0)])
+        runner.prefill([PromptPart(slot, Prompt(tuple((prompt * _POSITION)[:_POSITION])), 0)])
         for slot, prompt in enumerate(prompts)
     ]
     logits = torch.cat([output.logits for output in outputs])

@@ -23,7 +23,7 @@ from latentwire.protocol import PlanLatentRequest, PlanLatentResponse
 from latentwire.safetensors_wire import unpack
 from latentwire_service.api.rendering import AnswerContext, plan_response
 from latentwire_service.api.wire_formats import WireFormat, render
-from latentwire_service.engine.request import Completion, FinishReason
+from latentwire_service.engine.backend import Completion, FinishReason
 from latentwire_service.model_service import Plan
 
 SHAPE = (512, 896)

@@ -82,5 +82,8 @@ def build_workload(
     lines = TASKS.read_text(encoding="utf-8").splitlines()
     tasks = [json.loads(line)["task"] for line in lines if line]
     chosen = [f"{tasks[i % len(tasks)]} (list {i + 1})" for i in range(count)]
-    prompts = [encode_prompt(tokenizer, fill_template(TEMPLATE, task), "auto") for task in chosen]
+    prompts = [
+        list(encode_prompt(tokenizer, fill_template(TEMPLATE, task), "auto").token_ids)
+        for task in chosen
+    ]
     return Workload(chosen, prompts, new_tokens, concurrency or count)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from latentwire_service.api.access_policy import policy_of
 from latentwire_service.api.app import create_app
-from latentwire_service.model_service import Serving
+from latentwire_service.engine_factory import backend_factory
+from latentwire_service.model_service import ModelService, Observers
+from latentwire_service.service_info import service_info
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.metrics import Metrics
 
@@ -18,8 +21,9 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "openapi.json"
 def generated() -> dict[str, Any]:
     """What a service with default settings shows at `/openapi.json`."""
     settings, metrics = Settings(_env_file=None), Metrics()
-    serving = Serving(settings, metrics, "0.0.0", lambda: None)
-    return create_app(serving, metrics, policy_of(settings), "0.0.0").openapi()
+    service = ModelService(backend_factory(settings), Observers())
+    describe = partial(service_info, settings=settings, version="0.0.0")
+    return create_app(service, metrics, policy_of(settings), "0.0.0", describe).openapi()
 
 
 def render(document: dict[str, Any]) -> str:

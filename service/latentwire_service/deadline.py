@@ -1,4 +1,4 @@
-"""The time that one request has."""
+"""The time limit of one request."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from latentwire_service.engine.errors import DeadlineExceededError
 
 
 class Deadline:
-    """Begins when it is made, on the running event loop.
+    """Starts when it is made, on the running event loop.
 
     Args:
-        timeout_s: None: there is no end to it.
+        timeout_s: seconds until it expires; None: it never does.
     """
 
     def __init__(self, timeout_s: float | None) -> None:
@@ -23,13 +23,17 @@ class Deadline:
 
     @asynccontextmanager
     async def enforced(self) -> AsyncIterator[None]:
-        """Cancel the block when the time is up.
+        """Cancel the block when the deadline expires.
 
         Raises:
-            DeadlineExceededError: it was.
+            DeadlineExceededError: the deadline expired.
         """
+        timeout = asyncio.timeout_at(self._at)
         try:
-            async with asyncio.timeout_at(self._at):
+            async with timeout:
                 yield
         except TimeoutError as error:
-            raise DeadlineExceededError(self._timeout_s or 0.0) from error
+            # A TimeoutError of the block's own says nothing about this deadline.
+            if self._timeout_s is None or not timeout.expired():
+                raise
+            raise DeadlineExceededError(self._timeout_s) from error

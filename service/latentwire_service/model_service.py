@@ -1,6 +1,7 @@
 """The service's life: load the model in the background, serve, drain, or fail.
 
-This is the seam between asyncio and the engine's thread. Nothing here knows HTTP.
+This is the seam between asyncio and a backend's threads. Nothing here knows HTTP, how a model is
+loaded, or what is measured: the backend comes from a factory, and completions are reported.
 """
 
 from __future__ import annotations
@@ -10,34 +11,31 @@ import enum
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from latentwire.protocol import DtypeName, InfoResponse, Limits
 from latentwire_service.deadline import Deadline
+from latentwire_service.engine.backend import (
+    Backend,
+    BackendFactory,
+    BackendInfo,
+    Completion,
+    GenerationSpec,
+    Occupancy,
+    Step,
+    StepStats,
+    check_latent,
+)
 from latentwire_service.engine.errors import EngineUnavailableError, ModelError
-from latentwire_service.engine.request import Completion, Request, Step
-from latentwire_service.request_builder import Ask, build_request, prompt_chars
-from latentwire_service.settings import Settings
+from latentwire_service.request_builder import Submission, build_spec, prompt_chars
 from latentwire_service.step_channel import StepChannel
-from latentwire_service.telemetry.metrics import Metrics
-from latentwire_service.telemetry.tracing import Tracing
-
-if TYPE_CHECKING:
-    from latentwire_service.engine_factory import Served
 
 logger = logging.getLogger(__name__)
 
 _ABORT_PATIENCE_S = 5.0
-# Prompts up to this are tokenized on the event loop: 0.4 ms of SmolLM2's tokenizer, less than a
-# thread costs that sleeps (0.5 ms).
+# Longest prompt that is tokenized on the event loop: 0.4 ms with SmolLM2's tokenizer, less than
+# the 0.5 ms that waking a thread costs.
 _SHORT_PROMPT_CHARS = 2048
-_DTYPE_NAMES: Mapping[str, DtypeName] = {
-    "torch.bfloat16": "bfloat16",
-    "torch.float16": "float16",
-    "torch.float32": "float32",
-}
 
 
 class State(enum.Enum):
@@ -51,41 +49,55 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A finished request, with what its answer states beside the completion."""
+    """A finished request.
 
-    request_id: str
+    Attributes:
+        plan_id: id of the answer.
+        seed: the seed that was used.
+        completion: the result.
+    """
+
+    plan_id: str
     seed: int
     completion: Completion
 
 
-class Serving:
-    """One model, served.
+@dataclass(frozen=True, slots=True)
+class Observers:
+    """Callables that a `ModelService` reports to.
+
+    Attributes:
+        on_step: called on the engine's thread after each of its steps.
+        on_completion: called on the event loop, in the task of the request that finished.
+        on_loaded: called on the loader's thread before the first request is accepted.
+        on_failed: called on any thread when nothing can be served any more.
+    """
+
+    on_step: Callable[[StepStats], None] = lambda _stats: None
+    on_completion: Callable[[Plan, BackendInfo], None] = lambda _plan, _backend: None
+    on_loaded: Callable[[], None] = lambda: None
+    on_failed: Callable[[], None] = lambda: None
+
+
+class ModelService:
+    """Serves one model.
 
     Args:
-        settings: of the whole service.
-        metrics: where steps and completions are counted.
-        version: shown in `/info`.
-        on_failed: called, on any thread, when nothing can be served any more.
-        on_loaded: called, on the loader's thread, before the first request is taken.
-        tracing: told about completions; None: nobody traces.
+        create_backend: makes the engine; called on the loader's thread.
+        observers: told what happens.
+        max_new_tokens_limit: largest `max_new_tokens` allowed; None allows what fits a slot.
     """
 
     def __init__(
         self,
-        settings: Settings,
-        metrics: Metrics,
-        version: str,
-        on_failed: Callable[[], None],
-        on_loaded: Callable[[], None] | None = None,
-        tracing: Tracing | None = None,
+        create_backend: BackendFactory,
+        observers: Observers,
+        max_new_tokens_limit: int | None = None,
     ) -> None:
-        self._tracing = tracing
-        self._settings = settings
-        self._metrics = metrics
-        self._version = version
-        self._on_failed = on_failed
-        self._on_loaded = on_loaded
-        self._served: Served | None = None
+        self._create_backend = create_backend
+        self._observers = observers
+        self._max_new_tokens_limit = max_new_tokens_limit
+        self._backend: Backend | None = None
         self._state = State.LOADING
         self._state_lock = threading.Lock()
         # A daemon, like the engine's thread: hours of loading must not keep a dying process alive.
@@ -97,152 +109,136 @@ class Serving:
         """Where the service is in its life."""
         return self._state
 
-    def start_loading(self) -> None:
-        """Load the model on a thread of its own; `/health` answers meanwhile."""
-        self._loader.start()
-
     @property
-    def is_at_work(self) -> bool:
-        """Whether a thread of the model is still loading or computing."""
-        is_computing = self._served is not None and self._served.thread.is_alive()
-        return is_computing or self._loader.is_alive()
-
-    def drain(self, timeout_s: float | None = None) -> bool:
-        """Refuse new requests, finish those taken. Blocks until they are finished.
-
-        Args:
-            timeout_s: after it, those that still run are failed; None: they may take their time.
-
-        Returns:
-            whether all finished by themselves.
-        """
-        with self._state_lock:
-            if self._state in (State.LOADING, State.READY):
-                self._state = State.DRAINING
-        if self._served is None or self._served.thread.stop(timeout_s):
-            return True
-        self._served.thread.abort(EngineUnavailableError("the service ended before the request"))
-        # One step more; a step that hangs is not waited for.
-        self._served.thread.stop(_ABORT_PATIENCE_S)
-        return False
-
-    def info(self) -> InfoResponse:
-        """Describe what is served.
+    def info(self) -> BackendInfo:
+        """Facts about the model.
 
         Raises:
             EngineUnavailableError: the model is not loaded.
         """
-        served = self._require()
-        model = served.loaded.model
-        return InfoResponse(
-            model=served.loaded.model_id,
-            revision=served.loaded.revision,
-            hidden_size=served.hidden_size,
-            vocab_size=served.vocab_size,
-            dtype=_DTYPE_NAMES[str(model.dtype)],
-            device=model.device.type,
-            limits=Limits(
-                max_slots=served.capacity.max_slots,
-                max_model_len=served.capacity.max_model_len,
-                max_queue=self._settings.max_queue,
-                max_body_bytes=self._settings.max_body_bytes,
-                max_new_tokens=self._settings.max_new_tokens_limit,
-                request_timeout_s=self._settings.request_timeout,
-            ),
-            version=self._version,
-            compressors=[],
-        )
+        return self._require().info
 
-    def observe_load(self) -> None:
-        """Bring the load gauges up to date."""
-        if self._served is not None:
-            load = self._served.thread.load
-            max_slots = self._served.capacity.max_slots
-            self._metrics.observe_load(load.num_running, load.num_waiting, max_slots)
+    @property
+    def occupancy(self) -> Occupancy | None:
+        """How busy the engine is; None while the model is not loaded."""
+        return None if self._backend is None else self._backend.occupancy
 
-    async def plan(self, ask: Ask) -> Plan:
+    @property
+    def is_working(self) -> bool:
+        """Whether a thread of the model is still loading or computing."""
+        is_computing = self._backend is not None and self._backend.is_alive
+        return is_computing or self._loader.is_alive()
+
+    def start_loading(self) -> None:
+        """Load the model on a thread of its own; `/health` answers meanwhile."""
+        self._loader.start()
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Refuse new requests and finish the accepted ones. Blocks until they are finished.
+
+        Args:
+            timeout_s: requests that still run after it are failed; None waits without limit.
+
+        Returns:
+            whether all of them finished in time.
+        """
+        with self._state_lock:
+            if self._state in (State.LOADING, State.READY):
+                self._state = State.DRAINING
+        if self._backend is None or self._backend.drain(timeout_s):
+            return True
+        self._backend.abort(EngineUnavailableError("the service ended before the request"))
+        # One more step carries the abort out; a step that hangs is not waited for.
+        self._backend.drain(_ABORT_PATIENCE_S)
+        return False
+
+    async def plan(self, submission: Submission) -> Plan:
         """Run one request to its end; when the awaiting task is cancelled, so is the request.
 
         Raises:
-            EngineError: whatever the engine has to say against it.
+            EngineError: the request is refused, fails or expires.
         """
-        served = self._require(State.READY)
-        async with Deadline(ask.timeout_s).enforced():
-            request = await self._build(served, ask, None)
-            served.thread.submit(request)
+        backend = self._require(State.READY)
+        async with Deadline(submission.timeout_s).enforced():
+            spec = await self._build(backend, submission)
+            handle = backend.submit(spec)
             try:
-                completion = await asyncio.wrap_future(request.future)
+                completion = await asyncio.wrap_future(handle.future)
             except asyncio.CancelledError:
-                served.thread.cancel(request)
+                handle.cancel()
                 raise
-        return self._finished(request, completion)
+        return self._finished(spec, completion, backend.info)
 
-    async def stream(self, ask: Ask) -> AsyncIterator[list[Step] | Plan]:
-        """Run one request; yield its steps as they come, several where the reader is behind.
+    async def stream(self, submission: Submission) -> AsyncIterator[list[Step] | Plan]:
+        """Run one request; yield its steps as they come, several when the reader is behind.
 
         The last item is the plan. Closing the iterator early cancels the request.
 
         Raises:
             EngineError: as `plan`, before the first item or after any.
         """
-        served = self._require(State.READY)
+        backend = self._require(State.READY)
         channel = StepChannel()
-        deadline = Deadline(ask.timeout_s)
+        deadline = Deadline(submission.timeout_s)
         async with deadline.enforced():
-            request = await self._build(served, ask, channel.put)
-        request.future.add_done_callback(lambda _: channel.ring())
-        served.thread.submit(request)
+            spec = await self._build(backend, submission)
+        handle = backend.submit(spec, channel.put)
+        handle.future.add_done_callback(lambda _: channel.wake())
         try:
             while True:
                 # Only the wait for the engine is timed, not the reader's own pace.
                 async with deadline.enforced():
-                    steps = await channel.read(request.future)
+                    steps = await channel.read(handle.future)
                 if not steps:
                     break
                 yield steps
         finally:
-            served.thread.cancel(request)
-        yield self._finished(request, request.future.result())
+            handle.cancel()
+        yield self._finished(spec, handle.future.result(), backend.info)
 
-    async def _build(
-        self, served: Served, ask: Ask, on_step: Callable[[Step], None] | None
-    ) -> Request:
-        limit = self._settings.max_new_tokens_limit
-        if prompt_chars(ask.body) <= _SHORT_PROMPT_CHARS:
-            return build_request(served, ask, limit, on_step)
-        return await asyncio.to_thread(build_request, served, ask, limit, on_step)
+    async def _build(self, backend: Backend, submission: Submission) -> GenerationSpec:
+        limit = self._max_new_tokens_limit
+        if prompt_chars(submission.body) <= _SHORT_PROMPT_CHARS:
+            return build_spec(backend, submission, limit)
+        return await asyncio.to_thread(build_spec, backend, submission, limit)
 
-    def _finished(self, request: Request, completion: Completion) -> Plan:
-        self._metrics.observe_completion(completion)
-        if self._tracing is not None:
-            self._tracing.note_completion(completion, self._require().loaded.model_id)
-        return Plan(request.request_id, request.params.seed, completion)
+    def _finished(self, spec: GenerationSpec, completion: Completion, backend: BackendInfo) -> Plan:
+        """Make the answer, unless the backend's latent is invalid: whichever it is, none gets out.
 
-    def _require(self, *states: State) -> Served:
-        if self._served is None or (states and self._state not in states):
+        Raises:
+            LatentInvalidError: the hidden rows break the latent's invariant.
+        """
+        check_latent(
+            completion.hidden_state,
+            num_rows=min(spec.max_rows, len(completion.token_ids)),
+            hidden_size=backend.hidden_size,
+        )
+        plan = Plan(spec.plan_id, spec.sampling.seed, completion)
+        self._observers.on_completion(plan, backend)
+        return plan
+
+    def _require(self, *states: State) -> Backend:
+        if self._backend is None or (states and self._state not in states):
             raise EngineUnavailableError(f"the service is {self._state.value}")
-        return self._served
+        return self._backend
 
     def _load(self) -> None:
         started = time.monotonic()
         try:
-            # Importing torch takes seconds: here, while `/health` answers already.
-            from latentwire_service.engine_factory import load_served
-
-            served = load_served(self._settings, self._metrics.observe_step, self._fail)
-            if self._on_loaded is not None:
-                self._on_loaded()
+            backend = self._create_backend(self._observers.on_step, self._fail)
+            backend.load()
+            self._observers.on_loaded()
         except ModelError as error:
             logger.error("cannot serve the model: %s", " ".join(str(error).split()))
-            logger.debug("the reason", exc_info=error.__cause__)
+            logger.debug("the cause", exc_info=error.__cause__)
             self._fail(error)
         except Exception as error:
-            # The boundary of the loader's thread: anything else is a failure to start, too.
+            # The boundary of the loader's thread: any other error is a failure to start, too.
             logger.exception("loading failed")
             self._fail(error)
         else:
             with self._state_lock:
-                self._served = served
+                self._backend = backend
                 if self._state is State.LOADING:
                     self._state = State.READY
             logger.info("ready after %.1f s", time.monotonic() - started)
@@ -251,4 +247,4 @@ class Serving:
         with self._state_lock:
             self._state = State.FAILED
             self.failure = error
-        self._on_failed()
+        self._observers.on_failed()

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+from functools import partial
 from importlib.metadata import version
 from types import FrameType
 from typing import NoReturn
@@ -17,9 +18,12 @@ from fastapi import FastAPI
 from latentwire_service.api.access_policy import Policy
 from latentwire_service.api.app import create_app
 from latentwire_service.api.connection import Connection
+from latentwire_service.engine.backend import BackendInfo
 from latentwire_service.engine.errors import ModelError
 from latentwire_service.engine.hf.cpu.cpu_tuning import settle_heap
-from latentwire_service.model_service import Serving
+from latentwire_service.engine_factory import backend_factory
+from latentwire_service.model_service import ModelService, Observers, Plan
+from latentwire_service.service_info import service_info
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.metrics import Metrics
 from latentwire_service.telemetry.tracing import open_tracing
@@ -37,9 +41,11 @@ class _DrainingServer(uvicorn.Server):
     uvicorn alone would close its sockets first, so that `/ready` could no longer say why.
     """
 
-    def __init__(self, config: uvicorn.Config, serving: Serving, drain_timeout_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: ModelService, drain_timeout_s: float
+    ) -> None:
         super().__init__(config)
-        self._serving = serving
+        self._service = service
         self._drain_timeout_s = drain_timeout_s
         self._is_draining = False
 
@@ -52,7 +58,7 @@ class _DrainingServer(uvicorn.Server):
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
     def _drain(self) -> None:
-        if not self._serving.drain(self._drain_timeout_s):
+        if not self._service.drain(self._drain_timeout_s):
             logger.warning("not drained within %g s", self._drain_timeout_s)
         self.should_exit = True
 
@@ -143,24 +149,32 @@ def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
         server.should_exit = True
 
     tracing = open_tracing(os.environ, package_version)
-    serving = Serving(settings, metrics, package_version, on_failed, settle_heap, tracing)
-    app = create_app(serving, metrics, policy, package_version, tracing)
+
+    def on_completion(plan: Plan, backend: BackendInfo) -> None:
+        metrics.observe_completion(plan.completion)
+        if tracing is not None:
+            tracing.note_completion(plan.completion, backend.model_id)
+
+    observers = Observers(metrics.observe_step, on_completion, settle_heap, on_failed)
+    service = ModelService(backend_factory(settings), observers, settings.max_new_tokens_limit)
+    describe = partial(service_info, settings=settings, version=package_version)
+    app = create_app(service, metrics, policy, package_version, describe, tracing)
     config = http_config(app, settings.max_header_bytes)
-    server = _DrainingServer(config, serving, settings.drain_timeout)
+    server = _DrainingServer(config, service, settings.drain_timeout)
     logger.info("listening on port %d", listening.getsockname()[1])
     server.run([listening])
     if tracing is not None:
         tracing.close()
-    status = _exit_status(server, serving)
-    if serving.is_at_work:
+    status = _exit_status(server, service)
+    if service.is_working:
         # Native code on a daemon thread does not survive the interpreter's end: it would abort.
         _end_process(status)
     return status
 
 
-def _exit_status(server: uvicorn.Server, serving: Serving) -> int:
-    if serving.failure is not None:
-        return EXIT_BAD_MODEL if isinstance(serving.failure, ModelError) else EXIT_FAILED
+def _exit_status(server: uvicorn.Server, service: ModelService) -> int:
+    if service.failure is not None:
+        return EXIT_BAD_MODEL if isinstance(service.failure, ModelError) else EXIT_FAILED
     return EXIT_OK if server.started else EXIT_FAILED
 
 

@@ -1,8 +1,8 @@
-"""From the engine's thread to asyncio: the steps of one request, without either waiting.
+"""From the engine's thread to asyncio: the steps of one request. Neither side waits for the other.
 
-The engine's thread only appends and, unless the bell is already ringing, rings. A reader that is
-slow costs memory for the steps of its own request, which end at its `max_new_tokens`; their rows
-are views of what the request holds anyway.
+The engine's thread appends a step and wakes the reader, unless a wake-up is already on its way. A
+slow reader costs memory only for the steps of its own request, at most `max_new_tokens`; their rows
+are views of rows that the request holds anyway.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
 
-from latentwire_service.engine.request import Completion, Step
+from latentwire_service.engine.backend import Completion, Step
 
 
 class StepChannel:
@@ -22,38 +22,38 @@ class StepChannel:
         self._loop = asyncio.get_running_loop()
         self._steps: deque[Step] = deque()
         self._changed = asyncio.Event()
-        self._is_ringing = False
+        self._is_wake_scheduled = False
 
     def put(self, step: Step) -> None:
         """Hand over a step. Called on the engine's thread; never blocks."""
         self._steps.append(step)
-        self.ring()
+        self.wake()
 
-    def ring(self) -> None:
-        """Wake the reader. From any thread; never blocks."""
-        # One bell for all steps that come before it is heard. A bell too many does no harm.
-        if self._is_ringing:
+    def wake(self) -> None:
+        """Wake the reader. Called from any thread; never blocks."""
+        # One wake-up serves all steps that come before it runs. A surplus one does no harm.
+        if self._is_wake_scheduled:
             return
-        self._is_ringing = True
-        # A loop that is closed has no reader.
+        self._is_wake_scheduled = True
+        # A closed loop has no reader.
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._wake)
+            self._loop.call_soon_threadsafe(self._on_wake)
 
     async def read(self, future: Future[Completion]) -> list[Step]:
-        """Return the steps that came since the last call, waiting for one; none at the end.
+        """Wait for steps and return those that came since the last call; none at the end.
 
         Args:
-            future: of the request; whoever resolves it rings.
+            future: the request's; resolving it must be followed by `wake`.
         """
         while True:
-            # Looked at before the steps are: those of a request that is done are all there.
+            # Read before the steps: once the future is done, all steps have been put.
             is_done = future.done()
             if self._steps or is_done:
                 return [self._steps.popleft() for _ in range(len(self._steps))]
             await self._changed.wait()
             self._changed.clear()
 
-    def _wake(self) -> None:
-        # In this order: a step that is put from here on rings again.
-        self._is_ringing = False
+    def _on_wake(self) -> None:
+        # Cleared first: a step that is put from here on schedules another wake-up.
+        self._is_wake_scheduled = False
         self._changed.set()

@@ -138,15 +138,15 @@ def test_info_and_errors_reach_the_client(service: Client) -> None:
 
 HELD_MAIN = """
 import sys
-from latentwire_service import __main__, engine_factory
+from latentwire_service import __main__, local_backend
 
-load = engine_factory.load_model
+load = local_backend.load_model
 
 def load_when_told(*args, **kwargs):
     sys.stdin.readline()
     return load(*args, **kwargs)
 
-engine_factory.load_model = load_when_told
+local_backend.load_model = load_when_told
 sys.exit(__main__.main(sys.argv[1:]))
 """
 

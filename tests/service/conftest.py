@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from latentwire_service import engine_factory
+from latentwire_service import local_backend
 from latentwire_service.engine.engine_thread import EngineThread
 from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.settings import Settings
@@ -55,7 +55,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     held = Gate()
     build = build_runner
     monkeypatch.setattr(
-        engine_factory,
+        local_backend,
         "build_runner",
         lambda *args, **kw: GatedRunner(build(*args, **kw), before=held),
     )

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from latentwire_service import engine_factory
-from latentwire_service.engine.engine_thread import EngineThread
+from latentwire_service import local_backend
+from latentwire_service.engine.engine_thread import EngineThread, SubmittedRequest
 from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.engine.hf.loader import load_model
 from support.live_server import TIMEOUT_S, Gate, GatedRunner, LiveServer, without_numbers
@@ -36,7 +36,7 @@ def test_while_loading_the_service_lives_but_is_not_ready(
         held()
         return load(*args, **kwargs)
 
-    monkeypatch.setattr(engine_factory, "load_model", load_slowly)
+    monkeypatch.setattr(local_backend, "load_model", load_slowly)
     live = start()
     assert held.is_reached.wait(TIMEOUT_S)
     assert live.http.get("/health").status_code == 200
@@ -57,9 +57,10 @@ def test_a_full_queue_is_429_with_retry_after(
     submitted = threading.Semaphore(0)
     submit = EngineThread.submit
 
-    def submit_and_tell(self: EngineThread, request: Any) -> None:
-        submit(self, request)
+    def submit_and_tell(self: EngineThread, *args: Any) -> SubmittedRequest:
+        handle = submit(self, *args)
         submitted.release()
+        return handle
 
     monkeypatch.setattr(EngineThread, "submit", submit_and_tell)
     live = start(max_slots=1, max_queue=1).wait_ready()
@@ -96,7 +97,7 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(
     live = start().wait_ready()
     running = pool.submit(post, live, GREEDY)
     assert gate.is_reached.wait(TIMEOUT_S)
-    drained = pool.submit(live.serving.drain)
+    drained = pool.submit(live.service.drain)
     assert stopping.wait(TIMEOUT_S)
     assert live.http.get("/health").status_code == 200
     for answer in (live.http.get("/ready"), post(live, GREEDY)):
@@ -116,14 +117,14 @@ def test_a_lost_engine_answers_503_to_all_and_reports_failure(
 
     build = build_runner
     monkeypatch.setattr(
-        engine_factory,
+        local_backend,
         "build_runner",
         lambda *args, **kw: GatedRunner(build(*args, **kw), before=break_down),
     )
     live = start().wait_ready()
     assert_problem(post(live, GREEDY), 503, "not-ready")
     assert live.failed.wait(TIMEOUT_S)
-    assert isinstance(live.serving.failure, RuntimeError)
+    assert isinstance(live.service.failure, RuntimeError)
     assert assert_problem(live.http.get("/ready"), 503, "not-ready").detail.endswith("failed")
 
 
@@ -132,7 +133,7 @@ def test_a_latent_that_is_not_finite_is_an_error_never_a_message(
 ) -> None:
     build = build_runner
     monkeypatch.setattr(
-        engine_factory,
+        local_backend,
         "build_runner",
         lambda *args, **kw: GatedRunner(build(*args, **kw), change=without_numbers),
     )

@@ -1,4 +1,4 @@
-"""Requests for tests that need no text."""
+"""Specs and requests for tests that need no text."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from latentwire_service.engine.detokenizer import Detokenizer
-from latentwire_service.engine.request import HiddenRows, Request
+from latentwire_service.engine.backend import GenerationSpec
+from latentwire_service.engine.prompt import Prompt
+from latentwire_service.engine.request import Request
 from latentwire_service.engine.sampling_params import SamplingParams
 from support.fake_runner import HIDDEN_SIZE
 
@@ -21,15 +22,21 @@ class NumberTokenizer:
         return "".join(f"{token_id} " for token_id in token_ids)
 
 
-def make_request(prompt: Sequence[int], max_new_tokens: int = 4, **params: Any) -> Request:
-    sampling = SamplingParams(
-        max_new_tokens=max_new_tokens, **({"do_sample": False, "seed": 0} | params)
-    )
-    return Request(
-        request_id=f"r{next(_ids)}",
-        prompt_token_ids=list(prompt),
-        params=sampling,
-        rows=HiddenRows(max_new_tokens, HIDDEN_SIZE),
-        detokenizer=Detokenizer(NumberTokenizer(), sampling.stop),
-        submitted_at=0.0,
-    )
+def make_spec(
+    prompt: Sequence[int],
+    max_new_tokens: int = 4,
+    *,
+    k: int | None = None,
+    caller: str = "",
+    **params: Any,
+) -> GenerationSpec:
+    """A greedy request, unless `params` say otherwise."""
+    defaults: dict[str, Any] = {"do_sample": False, "seed": 0}
+    sampling = SamplingParams(max_new_tokens=max_new_tokens, **(defaults | params))
+    return GenerationSpec(f"plan-{next(_ids)}", Prompt(tuple(prompt)), sampling, k, caller)
+
+
+def make_request(prompt: Sequence[int], max_new_tokens: int = 4, **options: Any) -> Request:
+    """A request of a `make_spec` that no engine knows yet."""
+    spec = make_spec(prompt, max_new_tokens, **options)
+    return Request(spec, HIDDEN_SIZE, NumberTokenizer(), None, submitted_at=0.0)

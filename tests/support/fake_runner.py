@@ -53,7 +53,7 @@ class FakeModelRunner:
         self._before_step()
         for part in parts:
             del self.histories[part.slot][part.start :]
-            self._feed(part.slot, part.token_ids, part.start)
+            self._feed(part.slot, part.prompt.token_ids, part.start)
         return self._output([part.slot for part in parts])
 
     def decode(

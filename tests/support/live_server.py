@@ -6,6 +6,7 @@ import dataclasses
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -16,8 +17,10 @@ from latentwire import Client
 from latentwire_service.api.access_policy import policy_of
 from latentwire_service.api.app import create_app
 from latentwire_service.engine.runner import StepOutput
-from latentwire_service.model_service import Serving
+from latentwire_service.engine_factory import backend_factory
+from latentwire_service.model_service import ModelService, Observers
 from latentwire_service.server import http_config
+from latentwire_service.service_info import service_info
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.metrics import Metrics
 
@@ -28,8 +31,15 @@ class LiveServer:
     def __init__(self, settings: Settings) -> None:
         self.failed = threading.Event()
         metrics = Metrics()
-        self.serving = Serving(settings, metrics, "0.0.0", self.failed.set)
-        app = create_app(self.serving, metrics, policy_of(settings), "0.0.0")
+        observers = Observers(
+            on_step=metrics.observe_step,
+            on_completion=lambda plan, _backend: metrics.observe_completion(plan.completion),
+            on_failed=self.failed.set,
+        )
+        limit = settings.max_new_tokens_limit
+        self.service = ModelService(backend_factory(settings), observers, limit)
+        describe = partial(service_info, settings=settings, version="0.0.0")
+        app = create_app(self.service, metrics, policy_of(settings), "0.0.0", describe)
         self._server = uvicorn.Server(http_config(app, settings.max_header_bytes))
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
@@ -51,7 +61,7 @@ class LiveServer:
 
     def close(self) -> None:
         self.http.close()
-        self.serving.drain()
+        self.service.drain()
         self._server.should_exit = True
         self.thread.join(TIMEOUT_S)
         assert not self.thread.is_alive()

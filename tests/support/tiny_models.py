@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,10 @@ class Generated:
 
 
 @torch.inference_mode()
-def generate(model: Any, prompt: list[int], max_new_tokens: int, **options: Any) -> Generated:
+def generate(model: Any, prompt: Sequence[int], max_new_tokens: int, **options: Any) -> Generated:
     """The oracle: greedy `generate`, one prompt at a time, with all hidden states."""
     out = model.generate(
-        torch.tensor([prompt]),
+        torch.tensor([list(prompt)]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         max_new_tokens=max_new_tokens,
         do_sample=False,

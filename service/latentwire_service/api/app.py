@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from latentwire.constants import REQUEST_ID_HEADER
+from latentwire.protocol import InfoResponse
 from latentwire_service.api import error_handlers
 from latentwire_service.api.access_policy import Policy
 from latentwire_service.api.guards import AllowedHosts, BodyLimit, KeyCheck
 from latentwire_service.api.request_log import RequestLog
 from latentwire_service.api.routes import create_router
 from latentwire_service.api.trace_middleware import RequestSpans
-from latentwire_service.model_service import Serving
+from latentwire_service.engine.backend import BackendInfo
+from latentwire_service.model_service import ModelService
 from latentwire_service.telemetry.metrics import Metrics
 from latentwire_service.telemetry.tracing import Tracing
 
 
 def create_app(
-    serving: Serving,
+    service: ModelService,
     metrics: Metrics,
     policy: Policy,
     version: str,
+    describe: Callable[[BackendInfo], InfoResponse],
     tracing: Tracing | None = None,
 ) -> FastAPI:
     """Build the app. Its start begins to load the model; `/health` answers at once.
 
     Args:
-        serving: runs the requests.
+        service: runs the requests.
         metrics: counts requests and answers `/metrics`.
         policy: what requests must satisfy.
         version: version of the service, for the OpenAPI document.
+        describe: makes the answer of `/info` from the loaded model.
         tracing: makes a span of each request; None: no traces.
     """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        serving.start_loading()
+        service.start_loading()
         yield
 
     app = FastAPI(
@@ -50,7 +54,7 @@ def create_app(
         # A redirect would repeat the query, task included, in a response header.
         redirect_slashes=False,
     )
-    app.include_router(create_router(serving, metrics, policy.request_timeout_s))
+    app.include_router(create_router(service, metrics, describe, policy.request_timeout_s))
     error_handlers.install(app)
     _add_guards(app, policy)
     if tracing is not None:

@@ -13,7 +13,7 @@ from latentwire.protocol import ErrorBody
 from latentwire_service.api.disconnect import until_disconnect
 from latentwire_service.api.error_handlers import error_body
 from latentwire_service.api.rendering import AnswerContext, render_done, render_error, render_steps
-from latentwire_service.engine.request import Step
+from latentwire_service.engine.backend import Step
 from latentwire_service.model_service import Plan
 
 
@@ -21,7 +21,7 @@ class PlanEvents:
     """The events of one plan.
 
     Args:
-        items: items of `Serving.stream`.
+        items: items of `ModelService.stream`.
         context: what the answer states besides the plan.
         on_plan: receives the finished plan.
         on_error: receives an error that becomes an `error` event.
@@ -44,7 +44,7 @@ class PlanEvents:
         """Wait for the first item, so that a request that never runs gets an error status.
 
         Raises:
-            EngineError: as `Serving.stream`.
+            EngineError: as `ModelService.stream`.
         """
         self._first = await anext(self._items)
 

@@ -18,7 +18,7 @@ from latentwire.protocol import (
     latent_info,
 )
 from latentwire.tensors import encode_base64
-from latentwire_service.engine.request import Completion, Step
+from latentwire_service.engine.backend import Completion, Step
 from latentwire_service.model_service import Plan
 
 
@@ -94,7 +94,7 @@ def _answer_fields(plan: Plan, context: AnswerContext) -> dict[str, Any]:
     """Return the fields of `AnswerFields`, which every form of an answer has."""
     completion = plan.completion
     return {
-        "id": plan.request_id,
+        "id": plan.plan_id,
         "model": context.model,
         "task_id": context.body.task_id,
         "k": context.k,

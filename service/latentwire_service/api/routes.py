@@ -1,8 +1,9 @@
-"""Route handlers: parse a request, hand it to the serving layer, render the answer."""
+"""Route handlers: parse a request, hand it to the service, render the answer."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
@@ -26,9 +27,10 @@ from latentwire_service.api.openapi_examples import (
 from latentwire_service.api.rendering import AnswerContext
 from latentwire_service.api.request_scope import caller_of, set_plan_id
 from latentwire_service.api.wire_formats import WireFormat, negotiate, render
+from latentwire_service.engine.backend import BackendInfo
 from latentwire_service.engine.errors import EngineUnavailableError
-from latentwire_service.model_service import Plan, Serving, State
-from latentwire_service.request_builder import Ask
+from latentwire_service.model_service import ModelService, Plan, State
+from latentwire_service.request_builder import Submission
 from latentwire_service.telemetry.metrics import Metrics
 
 RequestTimeout = Annotated[
@@ -43,27 +45,33 @@ RequestTimeout = Annotated[
 
 
 def create_router(
-    serving: Serving, metrics: Metrics, request_timeout_s: float | None = None
+    service: ModelService,
+    metrics: Metrics,
+    describe: Callable[[BackendInfo], InfoResponse],
+    request_timeout_s: float | None = None,
 ) -> APIRouter:
-    """Build the routes over one serving layer.
+    """Build the routes over one service.
 
     Args:
-        serving: runs the requests.
+        service: runs the requests.
         metrics: answers `/metrics` and counts broken streams.
+        describe: makes the answer of `/info` from the loaded model.
         request_timeout_s: most seconds that a request may take; None: no limit.
     """
     router = APIRouter()
-    _add_plan_routes(router, _PlanAnswers(serving, metrics, request_timeout_s))
-    _add_state_routes(router, serving)
-    _add_metrics_route(router, serving, metrics)
+    _add_plan_routes(router, _PlanAnswers(service, metrics, request_timeout_s))
+    _add_state_routes(router, service, describe)
+    _add_metrics_route(router, service, metrics)
     return router
 
 
 class _PlanAnswers:
     """Answers requests for plans, whole or as a stream."""
 
-    def __init__(self, serving: Serving, metrics: Metrics, request_timeout_s: float | None) -> None:
-        self._serving = serving
+    def __init__(
+        self, service: ModelService, metrics: Metrics, request_timeout_s: float | None
+    ) -> None:
+        self._service = service
         self._metrics = metrics
         self._request_timeout_s = request_timeout_s
 
@@ -80,21 +88,21 @@ class _PlanAnswers:
         """
         limits = (self._request_timeout_s, timeout_s)
         shortest_s = min((limit for limit in limits if limit is not None), default=None)
-        ask = Ask(body, k, caller_of(request.scope), shortest_s)
-        info = self._serving.info()
-        context = AnswerContext(body, k, info.model, info.revision)
+        submission = Submission(body, k, caller_of(request.scope), shortest_s)
+        info = self._service.info
+        context = AnswerContext(body, k, info.model_id, info.revision)
 
         def note(plan: Plan) -> None:
-            set_plan_id(request.scope, plan.request_id)
+            set_plan_id(request.scope, plan.plan_id)
 
         if body.stream:
-            items = self._serving.stream(ask)
+            items = self._service.stream(submission)
             on_error = self._metrics.observe_stream_error
             return EventStream(PlanEvents(items, context, note, on_error))
         wire = negotiate(request.headers.get("accept", ""))
 
         async def whole() -> Response:
-            plan = await self._serving.plan(ask)
+            plan = await self._service.plan(submission)
             note(plan)
             return await _render(wire, plan, context)
 
@@ -133,7 +141,9 @@ def _add_plan_routes(router: APIRouter, answers: _PlanAnswers) -> None:
         return await answers.answer(request, query, query.k, x_request_timeout)
 
 
-def _add_state_routes(router: APIRouter, serving: Serving) -> None:
+def _add_state_routes(
+    router: APIRouter, service: ModelService, describe: Callable[[BackendInfo], InfoResponse]
+) -> None:
     @router.get("/health")
     async def health() -> StatusResponse:
         """Answer 200 while the process lives."""
@@ -142,17 +152,17 @@ def _add_state_routes(router: APIRouter, serving: Serving) -> None:
     @router.get("/ready", responses=documented_responses(503))
     async def ready() -> StatusResponse:
         """Answer 200 if the service accepts requests, else 503 with the reason."""
-        if serving.state is not State.READY:
-            raise EngineUnavailableError(f"the service is {serving.state.value}")
+        if service.state is not State.READY:
+            raise EngineUnavailableError(f"the service is {service.state.value}")
         return StatusResponse(status="ready")
 
     @router.get("/info", responses=documented_responses(401, 421, 503))
     async def info() -> InfoResponse:
         """Describe the model, the limits and the version of this service."""
-        return serving.info()
+        return describe(service.info)
 
 
-def _add_metrics_route(router: APIRouter, serving: Serving, metrics: Metrics) -> None:
+def _add_metrics_route(router: APIRouter, service: ModelService, metrics: Metrics) -> None:
     responses: dict[int | str, dict[str, Any]] = {
         200: METRICS_RESPONSE,
         **documented_responses(401, 421),
@@ -161,5 +171,8 @@ def _add_metrics_route(router: APIRouter, serving: Serving, metrics: Metrics) ->
     @router.get("/metrics", response_class=Response, responses=responses)
     async def prometheus() -> Response:
         """Answer the metrics in the Prometheus text format."""
-        serving.observe_load()
+        occupancy = service.occupancy
+        if occupancy is not None:
+            max_slots = service.info.max_slots
+            metrics.observe_load(occupancy.num_running, occupancy.num_waiting, max_slots)
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""One synchronous step: schedule, run, sample, hand each request its token and its hidden row."""
+"""One synchronous step: schedule, run, sample, deliver each request's token and hidden row."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from latentwire_service.engine.backend import GenerationSpec, OnStep, StepStats
+from latentwire_service.engine.detokenizer import Tokenizer
 from latentwire_service.engine.errors import (
     DetokenizationError,
     EngineError,
@@ -15,7 +18,7 @@ from latentwire_service.engine.errors import (
     RequestCancelledError,
 )
 from latentwire_service.engine.prefix_cache import PrefixCache
-from latentwire_service.engine.request import Completion, Request, RequestStatus
+from latentwire_service.engine.request import Request
 from latentwire_service.engine.row_copy import PendingRows, RowCopier
 from latentwire_service.engine.runner import ModelRunner, PromptPart, StepOutput
 from latentwire_service.engine.sampler import SamplingBatch, sample
@@ -23,47 +26,47 @@ from latentwire_service.engine.scheduler import PrefillChunk, Scheduler
 
 
 @dataclass(frozen=True, slots=True)
-class StepStats:
-    """What one step did, for metrics.
+class _Computed:
+    """What a pass gives its requests, on the host.
 
     Attributes:
-        num_prompt_tokens: computed.
-        num_new_tokens: generated.
-        num_running: requests that hold a slot after it.
-        num_waiting: requests that have none.
-        first_token_s: seconds that each request which got its first token had waited for it.
+        token_ids: `[B]`, the next token of each request.
+        is_finite: `[B]`, whether every value of its hidden row is finite.
+        keeping: indices of the requests that keep this step's row.
+        rows: `[len(keeping), hidden_size]` float32; the next step may overwrite it.
     """
 
-    num_prompt_tokens: int
-    num_new_tokens: int
-    num_running: int
-    num_waiting: int
-    first_token_s: Sequence[float]
+    token_ids: Sequence[int]
+    is_finite: Sequence[int]
+    keeping: Sequence[int]
+    rows: Sequence[npt.NDArray[np.float32]] | npt.NDArray[np.float32]
 
 
 class Engine:
-    """Continuous batching. Not thread-safe: one thread owns it.
+    """Continuous batching. One thread owns it; other threads may call `new_request` only.
 
     Args:
         runner: the model over its slots.
+        tokenizer: turns tokens into text.
         eos_token_ids: tokens that end generation.
-        prefill_chunk: prompt positions computed in one step at most.
+        prefill_chunk: most prompt positions computed in one step.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
         runner: ModelRunner,
+        tokenizer: Tokenizer,
         eos_token_ids: frozenset[int],
         prefill_chunk: int,
         clock: Callable[[], float],
     ) -> None:
         self._runner = runner
+        self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
         self._clock = clock
         self._copier = RowCopier(runner.device, runner.max_slots, runner.hidden_size)
         self._prefixes = PrefixCache()
-        self._first_token_s: list[float] = []
         self._scheduler = Scheduler(runner.max_slots, prefill_chunk, self._prefixes)
 
     @property
@@ -78,19 +81,26 @@ class Engine:
 
     @property
     def num_waiting_by_caller(self) -> Mapping[str, int]:
-        """Requests that have no slot yet, of each caller that has any."""
+        """Waiting requests of each caller that has any."""
         return self._scheduler.waiting.counts
 
-    def shed(self, error: EngineError) -> None:
-        """Fail the newest waiting request of the caller that has the most waiting."""
-        self._fail(self._scheduler.waiting.newest_of_the_greediest(), error)
+    def new_request(self, spec: GenerationSpec, on_step: OnStep | None = None) -> Request:
+        """Make a request, submitted now. Nothing runs before it is passed to `add`.
+
+        Any thread may call this: the time until `add` counts as waiting.
+        """
+        return Request(spec, self._runner.hidden_size, self._tokenizer, on_step, self._clock())
 
     def add(self, request: Request) -> None:
         """Queue a request."""
         self._scheduler.add(request)
 
+    def shed(self, error: EngineError) -> None:
+        """Fail the newest waiting request of the caller that has the most waiting."""
+        self._fail(self._scheduler.waiting.newest_of_the_greediest(), error)
+
     def cancel(self, request: Request) -> None:
-        """Drop a request; its slot is free from the next step on. Finished ones are left alone."""
+        """Drop a request; its slot is free from the next step on. A finished one stays as it is."""
         if not request.is_finished:
             self._fail(request, RequestCancelledError("the request was cancelled"))
 
@@ -100,8 +110,7 @@ class Engine:
             self._fail(request, error)
 
     def step(self) -> StepStats | None:
-        """Run one step; None when there was nothing to do."""
-        self._first_token_s = []
+        """Run one step; return None when there is nothing to do."""
         schedule = self._scheduler.schedule(self._clock())
         if schedule.is_empty:
             return None
@@ -109,32 +118,42 @@ class Engine:
             self._runner.move_slot(move.source, move.target, move.num_tokens)
         for load in schedule.loads:
             self._runner.load_prefix(load.match.prefix_id, load.slot, load.match.num_tokens)
+        first_token_s: Sequence[float] = ()
         if schedule.prefill:
-            self._prefill(schedule.prefill)
+            first_token_s = self._prefill(schedule.prefill)
         if schedule.decode:
             self._decode(schedule.decode, schedule.num_slots)
         return StepStats(
             num_prompt_tokens=sum(chunk.end - chunk.start for chunk in schedule.prefill),
             num_new_tokens=len(schedule.decode) + sum(chunk.is_last for chunk in schedule.prefill),
-            num_running=self.num_running,
-            num_waiting=self.num_waiting,
-            first_token_s=self._first_token_s,
+            first_token_s=first_token_s,
         )
 
-    def _prefill(self, chunks: Sequence[PrefillChunk]) -> None:
+    def _prefill(self, chunks: Sequence[PrefillChunk]) -> Sequence[float]:
+        """Compute prompt chunks; return the time to first token, in seconds, of each that ends."""
         parts = [
-            PromptPart(_slot(c.request), c.request.prompt_token_ids[c.start : c.end], c.start)
+            PromptPart(_slot(c.request), c.request.spec.prompt.slice(c.start, c.end), c.start)
             for c in chunks
         ]
         output = self._runner.prefill(parts)
         for chunk in chunks:
-            chunk.request.num_prefilled = chunk.end
+            chunk.request.advance_prefill(chunk.end)
         complete = [row for row, chunk in enumerate(chunks) if chunk.is_last]
-        if complete:
-            self._emit([chunks[row].request for row in complete], complete, output)
+        if not complete:
+            return ()
+        requests = [chunks[row].request for row in complete]
+        computed = self._compute(requests, complete, output)
+        now = self._clock()
+        first_token_s = [request.start_decode(now) for request in requests]
+        for request, is_finite in zip(requests, computed.is_finite, strict=True):
+            # A prompt that the model cannot compute teaches no prefix.
+            if is_finite:
+                self._keep_prefix(request)
+        self._deliver(requests, computed, now)
+        return first_token_s
 
     def _keep_prefix(self, request: Request) -> None:
-        change = self._prefixes.observe(request.prompt_token_ids)
+        change = self._prefixes.observe(request.spec.prompt)
         if change is None:
             return
         for prefix_id in change.evicted_ids:
@@ -147,82 +166,72 @@ class Engine:
         slots = [_slot(request) for request in requests]
         token_ids[slots] = [request.token_ids[-1] for request in requests]
         positions[slots] = [request.num_cached for request in requests]
-        self._emit(requests, slots, self._runner.decode(token_ids, positions))
+        computed = self._compute(requests, slots, self._runner.decode(token_ids, positions))
+        self._deliver(requests, computed, self._clock())
 
     @torch.inference_mode()
-    def _emit(self, requests: Sequence[Request], rows: Sequence[int], output: StepOutput) -> None:
-        """Sample the next token of each request from its row; deliver it with its hidden row."""
+    def _compute(
+        self, requests: Sequence[Request], rows: Sequence[int], output: StepOutput
+    ) -> _Computed:
+        """Sample the next token of each request from its row, and copy the hidden rows it keeps."""
         logits, hidden = output.logits, output.hidden
         if len(rows) != len(logits):
             index = torch.tensor(rows, device=logits.device)
             logits, hidden = logits[index], hidden[index]
         batch = SamplingBatch.build(
-            [request.params for request in requests],
+            [request.spec.sampling for request in requests],
             [len(request.token_ids) for request in requests],
             logits.device,
         )
         # Begun before sampling and awaited after it: on a GPU the two run side by side.
-        wanting = [row for row, request in enumerate(requests) if not request.rows.is_full]
-        pending = self._start_copy(wanting, hidden)
-        sampled = torch.stack(
+        keeping = [row for row, request in enumerate(requests) if not request.rows.is_full]
+        pending = self._start_copy(keeping, hidden)
+        token_ids, is_finite = torch.stack(
             [sample(logits, batch), torch.isfinite(hidden).all(dim=-1).long()]
         ).tolist()
-        if pending is not None:
-            for row, values in zip(wanting, pending.wait(), strict=True):
-                requests[row].rows.append(values)
-        now = self._clock()
-        for request, token_id, is_finite in zip(requests, *sampled, strict=True):
-            is_first = request.status is RequestStatus.PREFILL
-            if is_first:
-                request.status = RequestStatus.DECODE
-                request.first_token_at = now
-                self._first_token_s.append(now - request.submitted_at)
+        return _Computed(token_ids, is_finite, keeping, () if pending is None else pending.wait())
+
+    def _start_copy(self, keeping: Sequence[int], hidden: torch.Tensor) -> PendingRows | None:
+        """Move hidden rows off the device: one copy for all, none for requests that have theirs."""
+        if not keeping:
+            return None
+        if len(keeping) != len(hidden):
+            hidden = hidden[torch.tensor(keeping, device=hidden.device)]
+        return self._copier.start(hidden)
+
+    def _deliver(self, requests: Sequence[Request], computed: _Computed, now: float) -> None:
+        """Give each request its row and its token; end those that are done or have failed."""
+        for index, row in zip(computed.keeping, computed.rows, strict=True):
+            requests[index].rows.append(row)
+        for request, token_id, is_finite in zip(
+            requests, computed.token_ids, computed.is_finite, strict=True
+        ):
             if not is_finite:
                 self._runner.clear_slot(_slot(request))
                 self._fail(request, LatentInvalidError("the model's hidden state is not finite"))
                 continue
-            if is_first:
-                self._keep_prefix(request)
             try:
-                request.append_token(token_id, self._eos_token_ids)
+                reason = request.append_token(token_id, self._eos_token_ids)
             except DetokenizationError as error:
                 self._fail(request, error)
                 continue
-            if request.finish_reason is not None:
+            if reason is not None:
                 self._finish(request, now)
-
-    def _start_copy(self, wanting: Sequence[int], hidden: torch.Tensor) -> PendingRows | None:
-        """Move hidden rows off the device: one copy for all, none for requests that have theirs."""
-        if not wanting:
-            return None
-        if len(wanting) != len(hidden):
-            hidden = hidden[torch.tensor(wanting, device=hidden.device)]
-        return self._copier.start(hidden)
 
     def _finish(self, request: Request, now: float) -> None:
         self._scheduler.remove(request)
         try:
             completion = request.completion(now)
         except (LatentInvalidError, DetokenizationError) as error:
-            _resolve(request, error)
+            request.resolve(error)
         else:
-            _resolve(request, completion)
+            request.resolve(completion)
 
     def _fail(self, request: Request, error: EngineError) -> None:
         self._scheduler.remove(request)
-        _resolve(request, error)
+        request.resolve(error)
 
 
 def _slot(request: Request) -> int:
     assert request.slot is not None
     return request.slot
-
-
-def _resolve(request: Request, outcome: Completion | EngineError) -> None:
-    # A caller that went away has cancelled the future; there is nobody left to tell.
-    if not request.future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, Completion):
-        request.future.set_result(outcome)
-    else:
-        request.future.set_exception(outcome)

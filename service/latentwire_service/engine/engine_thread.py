@@ -9,9 +9,17 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
-from latentwire_service.engine.engine import Engine, StepStats
+from latentwire_service.engine.backend import (
+    Completion,
+    GenerationSpec,
+    Occupancy,
+    OnStep,
+    StepStats,
+)
+from latentwire_service.engine.engine import Engine
 from latentwire_service.engine.errors import EngineError, EngineUnavailableError, QueueFullError
 from latentwire_service.engine.request import Request
 from latentwire_service.engine.wait_estimate import WaitEstimate
@@ -20,11 +28,20 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class EngineLoad:
-    """How busy the engine is: requests in a slot, and those for which none is left."""
+class SubmittedRequest:
+    """A `GenerationHandle` of this thread."""
 
-    num_running: int
-    num_waiting: int
+    _request: Request
+    _thread: EngineThread
+
+    @property
+    def future(self) -> Future[Completion]:
+        """Resolved on the engine's thread with the completion or with an `EngineError`."""
+        return self._request.future
+
+    def cancel(self) -> None:
+        """Give the request up: its slot is free from the next step on."""
+        self._thread.cancel(self._request)
 
 
 class EngineThread:
@@ -72,19 +89,23 @@ class EngineThread:
         self._thread.start()
 
     @property
-    def load(self) -> EngineLoad:
+    def occupancy(self) -> Occupancy:
         """How busy the engine is."""
         with self._condition:
             num_unfinished = self._num_in_engine + len(self._inbox)
         num_running = min(num_unfinished, self._max_slots)
-        return EngineLoad(num_running, num_unfinished - num_running)
+        return Occupancy(num_running, num_unfinished - num_running)
 
     def is_alive(self) -> bool:
         """Whether the loop runs."""
         return self._thread.is_alive()
 
-    def submit(self, request: Request) -> None:
-        """Queue a request; its future is resolved on the engine's thread.
+    def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> SubmittedRequest:
+        """Queue a request.
+
+        Args:
+            spec: the request.
+            on_step: as `Backend.submit`.
 
         Raises:
             QueueFullError: as many requests wait as may.
@@ -96,12 +117,14 @@ class EngineThread:
             # What waits for the next step only will have its slot then, and is not in the queue.
             num_unfinished = self._num_in_engine + len(self._inbox)
             num_over = num_unfinished - self._max_slots - self._max_queue
-            if num_over >= 0 and not self._may_displace(request.caller, num_over):
+            if num_over >= 0 and not self._may_displace(spec.caller, num_over):
                 raise self._queue_full()
+            request = self._engine.new_request(spec, on_step)
             request.future.add_done_callback(self._wait.note)
-            self._num_waiting_by_caller[request.caller] += 1
+            self._num_waiting_by_caller[spec.caller] += 1
             self._inbox.append(request)
             self._condition.notify()
+        return SubmittedRequest(request, self)
 
     def cancel(self, request: Request) -> None:
         """Give a request up: its slot is free from the next step on."""
@@ -188,7 +211,7 @@ class EngineThread:
     def _note_load(self) -> None:
         self._num_in_engine = self._engine.num_running + self._engine.num_waiting
         self._num_waiting_by_caller = Counter(self._engine.num_waiting_by_caller)
-        self._num_waiting_by_caller.update(request.caller for request in self._inbox)
+        self._num_waiting_by_caller.update(request.spec.caller for request in self._inbox)
 
     def _fail(self, error: Exception) -> None:
         with self._condition:

@@ -1,18 +1,27 @@
-"""One request's state, from its submission to its completion."""
+"""One request's state, from its submission to its completion.
+
+The engine's thread owns it after submission. State changes only through the methods here, and each
+checks that it is called in its turn.
+"""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from latentwire_service.engine.detokenizer import Detokenizer
-from latentwire_service.engine.errors import LatentInvalidError
-from latentwire_service.engine.sampling_params import SamplingParams
+from latentwire_service.engine.backend import (
+    Completion,
+    FinishReason,
+    GenerationSpec,
+    OnStep,
+    Step,
+    check_latent,
+)
+from latentwire_service.engine.detokenizer import Detokenizer, Tokenizer
+from latentwire_service.engine.errors import EngineError, LatentInvalidError
 
 
 class RequestStatus(enum.Enum):
@@ -24,54 +33,8 @@ class RequestStatus(enum.Enum):
     FINISHED = "finished"
 
 
-class FinishReason(enum.Enum):
-    """Why generation ended. A stop on the last allowed token is a stop."""
-
-    STOP = "stop"
-    LENGTH = "length"
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What a finished request hands to its caller.
-
-    Attributes:
-        text: the plan, special tokens left out, cut before a stop string.
-        token_ids: the L generated tokens, end-of-sequence included.
-        hidden_state: `[min(k, L), hidden_size]` float32, C-contiguous, CPU.
-        queue_s, prefill_s, decode_s: seconds waiting for a slot, then to the first token, then to
-            the last one.
-    """
-
-    text: str
-    token_ids: list[int]
-    hidden_state: npt.NDArray[np.float32]
-    finish_reason: FinishReason
-    prompt_tokens: int
-    queue_s: float
-    prefill_s: float
-    decode_s: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """One generated token, as a streaming caller gets it.
-
-    Attributes:
-        index: position among the generated tokens, from 0.
-        text: what the plan grew by; empty while a character is unfinished, or while the text's end
-            may be the beginning of a stop string.
-        row: `[hidden_size]` float32, a view of the request's own rows; None past its first k.
-    """
-
-    index: int
-    token_id: int
-    text: str
-    row: npt.NDArray[np.float32] | None
-
-
 class HiddenRows:
-    """The hidden rows of one request: float32 on the CPU, never more than it asked for."""
+    """The hidden rows of one request: float32 on the CPU, at most as many as it keeps."""
 
     def __init__(self, max_rows: int, hidden_size: int) -> None:
         # np.empty touches no page: memory is taken by the rows that are written, not by the limit.
@@ -87,14 +50,14 @@ class HiddenRows:
     def append(self, row: npt.NDArray[np.float32]) -> None:
         """Store the next row, `[hidden_size]` float32."""
         if row.shape != self._rows.shape[1:]:
-            # Noted, not raised: one request's answer is wrong, the others in the step are not.
+            # Noted, not raised: the answers of the other requests in the step are right.
             self._has_other_width = True
             return
         self._rows[self._num_rows] = row
         self._num_rows += 1
 
     def row(self, index: int) -> npt.NDArray[np.float32] | None:
-        """Return a stored row, which nothing writes to again; None when there is none."""
+        """Return a stored row, which is never written to again; None when there is none."""
         row: npt.NDArray[np.float32] | None = self._rows[index] if index < self._num_rows else None
         return row
 
@@ -102,97 +65,191 @@ class HiddenRows:
         """Return the rows once the latent's invariant holds for `num_tokens` generated tokens.
 
         Raises:
-            LatentInvalidError: rows are missing, or a value is not finite.
+            LatentInvalidError: rows are missing or of another width, or a value is not finite.
         """
+        max_rows, hidden_size = self._rows.shape
         if self._has_other_width:
-            raise LatentInvalidError(f"a hidden row is not {self._rows.shape[1]} wide")
-        rows = self._rows[: self._num_rows]
-        expected = min(len(self._rows), num_tokens)
-        if len(rows) != expected:
-            raise LatentInvalidError(f"{len(rows)} hidden rows where {expected} were due")
-        if not np.isfinite(rows).all():
-            raise LatentInvalidError("a hidden row holds a value that is not finite")
-        return rows
+            raise LatentInvalidError(f"a hidden row is not {hidden_size} wide")
+        return check_latent(
+            self._rows[: self._num_rows],
+            num_rows=min(max_rows, num_tokens),
+            hidden_size=hidden_size,
+        )
 
 
-@dataclass(slots=True, eq=False)
 class Request:
-    """A request as the engine's thread sees it; no other thread may touch it after submission.
+    """A request as the engine's thread sees it; `Engine.new_request` makes it.
 
-    Attributes:
-        prompt_token_ids: at least one token.
-        caller: who shares the queue's turns with others; "" where callers are not told apart.
-        future: resolved with the `Completion`, or with an `EngineError`.
-        on_step: called on the engine's thread with each token, before the future is resolved; must
-            not block. None: nobody streams.
-        submitted_at, admitted_at, first_token_at: seconds on the engine's clock.
+    Args:
+        spec: what was submitted.
+        hidden_size: width H of a hidden row.
+        tokenizer: turns tokens into text.
+        on_step: called with each token before the future is resolved; None: nobody streams.
+        submitted_at: seconds on the engine's clock.
     """
 
-    request_id: str
-    prompt_token_ids: list[int]
-    params: SamplingParams
-    rows: HiddenRows
-    detokenizer: Detokenizer
-    submitted_at: float
-    caller: str = ""
-    future: Future[Completion] = field(default_factory=Future)
-    on_step: Callable[[Step], None] | None = None
-    status: RequestStatus = RequestStatus.WAITING
-    slot: int | None = None
-    num_prefilled: int = 0
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    admitted_at: float = 0.0
-    first_token_at: float = 0.0
+    # Attributes without an underscore are read by the scheduler and the engine, and written here.
+    __slots__ = (
+        "_admitted_at",
+        "_detokenizer",
+        "_finish_reason",
+        "_first_token_at",
+        "_num_prefilled",
+        "_on_step",
+        "_slot",
+        "_status",
+        "future",
+        "rows",
+        "spec",
+        "submitted_at",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        spec: GenerationSpec,
+        hidden_size: int,
+        tokenizer: Tokenizer,
+        on_step: OnStep | None,
+        submitted_at: float,
+    ) -> None:
+        self.spec = spec
+        self.submitted_at = submitted_at
+        self.future: Future[Completion] = Future()
+        self.rows = HiddenRows(spec.max_rows, hidden_size)
+        self.token_ids: list[int] = []
+        self._detokenizer = Detokenizer(
+            tokenizer, spec.sampling.stop, is_streaming=on_step is not None
+        )
+        self._on_step = on_step
+        self._status = RequestStatus.WAITING
+        self._slot: int | None = None
+        self._num_prefilled = 0
+        self._finish_reason: FinishReason | None = None
+        self._admitted_at = 0.0
+        self._first_token_at = 0.0
+
+    @property
+    def status(self) -> RequestStatus:
+        """Where the request is in its life."""
+        return self._status
+
+    @property
+    def slot(self) -> int | None:
+        """The slot that it holds; None while it waits and after its end."""
+        return self._slot
 
     @property
     def num_prompt_tokens(self) -> int:
         """Length of the prompt in tokens."""
-        return len(self.prompt_token_ids)
+        return len(self.spec.prompt)
 
     @property
-    def is_finished(self) -> bool:
-        """Whether the request needs no further step."""
-        return self.status is RequestStatus.FINISHED
+    def num_prefilled(self) -> int:
+        """Prompt positions whose keys and values are in the slot."""
+        return self._num_prefilled
 
     @property
     def num_cached(self) -> int:
         """Positions of the slot that hold keys and values."""
-        return self.num_prefilled + max(0, len(self.token_ids) - 1)
+        return self._num_prefilled + max(0, len(self.token_ids) - 1)
 
-    def append_token(self, token_id: int, eos_token_ids: frozenset[int]) -> None:
-        """Take the next generated token, decide whether it was the last one, and pass it on.
+    @property
+    def admitted_at(self) -> float:
+        """When it got a slot: seconds on the engine's clock."""
+        return self._admitted_at
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why generation ended; None before the last token and after a failure."""
+        return self._finish_reason
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the request needs no further step."""
+        return self._status is RequestStatus.FINISHED
+
+    def admit(self, slot: int, now: float) -> None:
+        """Take a slot; the prompt is computed next."""
+        assert self._status is RequestStatus.WAITING
+        self._slot = slot
+        self._admitted_at = now
+        self._status = RequestStatus.PREFILL
+
+    def advance_prefill(self, end: int) -> None:
+        """Note that prompt positions up to `end` are in the slot, computed or copied."""
+        assert self._status is RequestStatus.PREFILL
+        assert self._num_prefilled < end <= self.num_prompt_tokens
+        self._num_prefilled = end
+
+    def start_decode(self, now: float) -> float:
+        """Note that the prompt is complete and its step gives the first token.
+
+        Returns:
+            seconds since the submission: the time to first token.
+        """
+        assert self._status is RequestStatus.PREFILL
+        assert self._num_prefilled == self.num_prompt_tokens
+        self._first_token_at = now
+        self._status = RequestStatus.DECODE
+        return now - self.submitted_at
+
+    def move_to(self, slot: int) -> None:
+        """Take another slot instead of the current one."""
+        assert self._slot is not None
+        self._slot = slot
+
+    def append_token(self, token_id: int, eos_token_ids: frozenset[int]) -> FinishReason | None:
+        """Take the next generated token and pass it to the streaming caller.
+
+        Returns:
+            why generation ends with this token; None when it continues.
 
         Raises:
-            DetokenizationError: the tokenizer cannot make text of the tokens.
+            DetokenizationError: the tokenizer cannot decode the tokens.
         """
+        assert self._status is RequestStatus.DECODE
         self.token_ids.append(token_id)
-        stopped = token_id in eos_token_ids or self.detokenizer.append(token_id)
-        if stopped:
-            self.finish_reason = FinishReason.STOP
-        elif len(self.token_ids) == self.params.max_new_tokens:
-            self.finish_reason = FinishReason.LENGTH
-        if self.on_step is not None:
-            is_last = self.finish_reason is not None
-            text = self.detokenizer.take_text(self.token_ids if is_last else None)
+        if token_id in eos_token_ids or self._detokenizer.append(token_id):
+            self._finish_reason = FinishReason.STOP
+        elif len(self.token_ids) == self.spec.sampling.max_new_tokens:
+            self._finish_reason = FinishReason.LENGTH
+        if self._on_step is not None:
+            is_last = self._finish_reason is not None
+            text = self._detokenizer.take_text(self.token_ids if is_last else None)
             index = len(self.token_ids) - 1
-            self.on_step(Step(index, token_id, text, self.rows.row(index)))
+            self._on_step(Step(index, token_id, text, self.rows.row(index)))
+        return self._finish_reason
 
-    def completion(self, finished_at: float) -> Completion:
-        """Build the caller's answer.
+    def finish(self) -> None:
+        """Give the slot back: no further step is computed for this request."""
+        self._slot = None
+        self._status = RequestStatus.FINISHED
+
+    def completion(self, now: float) -> Completion:
+        """Build the result of a request whose last token came at `now`.
 
         Raises:
             LatentInvalidError: the hidden rows break the latent's invariant.
-            DetokenizationError: the tokenizer cannot make text of the tokens.
+            DetokenizationError: the tokenizer cannot decode the tokens.
         """
-        assert self.finish_reason is not None
+        assert self._finish_reason is not None
         return Completion(
-            text=self.detokenizer.final_text(self.token_ids),
+            text=self._detokenizer.final_text(self.token_ids),
             token_ids=self.token_ids,
             hidden_state=self.rows.checked(len(self.token_ids)),
-            finish_reason=self.finish_reason,
+            finish_reason=self._finish_reason,
             prompt_tokens=self.num_prompt_tokens,
-            queue_s=self.admitted_at - self.submitted_at,
-            prefill_s=self.first_token_at - self.admitted_at,
-            decode_s=finished_at - self.first_token_at,
+            queue_s=self._admitted_at - self.submitted_at,
+            prefill_s=self._first_token_at - self._admitted_at,
+            decode_s=now - self._first_token_at,
         )
+
+    def resolve(self, outcome: Completion | EngineError) -> None:
+        """Hand the outcome to the caller, unless the caller has cancelled the future."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, Completion):
+            self.future.set_result(outcome)
+        else:
+            self.future.set_exception(outcome)

@@ -13,13 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from latentwire_service.engine.prompt import Prompt
+
 
 @dataclass(frozen=True, slots=True)
 class PromptPart:
     """A chunk of one prompt, to be written to a slot from position `start` on."""
 
     slot: int
-    token_ids: Sequence[int]
+    prompt: Prompt
     start: int
 
 

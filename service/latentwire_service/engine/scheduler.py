@@ -115,8 +115,7 @@ class Scheduler:
             self._waiting.remove(request)
         else:
             self._slots[request.slot] = None
-            request.slot = None
-        request.status = RequestStatus.FINISHED
+        request.finish()
 
     def schedule(self, now: float) -> Schedule:
         """Admit what fits, close the gaps, and say what the next step computes.
@@ -142,13 +141,12 @@ class Scheduler:
         while self._waiting and (gaps or len(self._slots) < self._max_slots):
             request = self._waiting.popleft()
             if gaps:
-                request.slot = gaps.pop(0)
-                self._slots[request.slot] = request
+                slot = gaps.pop(0)
+                self._slots[slot] = request
             else:
-                request.slot = len(self._slots)
+                slot = len(self._slots)
                 self._slots.append(request)
-            request.status = RequestStatus.PREFILL
-            request.admitted_at = now
+            request.admit(slot, now)
 
     def _close_gaps(self) -> list[SlotMove]:
         moves = []
@@ -160,7 +158,7 @@ class Scheduler:
             assert last.slot is not None
             moves.append(SlotMove(last.slot, target, last.num_cached))
             self._slots[target] = last
-            last.slot = target
+            last.move_to(target)
         return moves
 
     def _match_prefixes(self, running: Sequence[Request]) -> list[PrefixLoad]:
@@ -172,10 +170,10 @@ class Scheduler:
         loads = []
         for request in running:
             if request.status is RequestStatus.PREFILL and request.num_prefilled == 0:
-                match = self._prefixes.match(request.prompt_token_ids)
+                match = self._prefixes.match(request.spec.prompt)
                 if match is not None:
                     assert request.slot is not None
-                    request.num_prefilled = match.num_tokens
+                    request.advance_prefill(match.num_tokens)
                     loads.append(PrefixLoad(request.slot, match))
         return loads
 

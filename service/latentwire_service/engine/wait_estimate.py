@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
-from latentwire_service.engine.request import Completion
+from latentwire_service.engine.backend import Completion
 
 # Of the newest request in the mean: one odd request in ten should not decide.
 _WEIGHT = 0.1

@@ -36,7 +36,7 @@ class WaitingQueue:
 
     def append(self, request: Request) -> None:
         """Queue a request behind its caller's others; a new caller's turn is the last."""
-        self._by_caller.setdefault(request.caller, deque()).append(request)
+        self._by_caller.setdefault(request.spec.caller, deque()).append(request)
         self._num_requests += 1
 
     def popleft(self) -> Request:
@@ -62,10 +62,10 @@ class WaitingQueue:
         Raises:
             ValueError: it does not wait.
         """
-        requests = self._by_caller.get(request.caller, deque())
+        requests = self._by_caller.get(request.spec.caller, deque())
         requests.remove(request)
         if not requests:
-            del self._by_caller[request.caller]
+            del self._by_caller[request.spec.caller]
         self._num_requests -= 1
 
     def newest_of_the_greediest(self) -> Request:

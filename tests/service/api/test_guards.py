@@ -423,7 +423,7 @@ def test_draining_fails_what_is_not_done_in_time(
         running = pool.submit(live.http.post, "/plan_latent", json=GREEDY)
         assert gate.is_reached.wait(TIMEOUT_S)
         opener = threading.Timer(0.5, gate.may_pass.set)
-        drained = pool.submit(live.serving.drain, 0.01)
+        drained = pool.submit(live.service.drain, 0.01)
         opener.start()
         assert drained.result(TIMEOUT_S) is False
         answer = running.result(TIMEOUT_S)

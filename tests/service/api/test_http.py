@@ -16,7 +16,7 @@ import pytest
 
 from latentwire.protocol import ErrorBody, InfoResponse, PlanLatentResponse
 from latentwire.tensors import decode_hidden_state
-from latentwire_service import request_builder
+from latentwire_service import local_backend
 from latentwire_service.api import rendering, wire_formats
 from latentwire_service.engine.prompt import fill_template
 from latentwire_service.telemetry.logs import PathlessFormatter
@@ -276,7 +276,7 @@ def test_rendering_and_long_prompts_run_beside_the_event_loop(
         monkeypatch.setattr(module, name, noted)
 
     note(rendering, "encode_base64")
-    note(request_builder, "encode_prompt")
+    note(local_backend, "encode_prompt")
     plan_of(post(server, GREEDY))
     assert threads["encode_base64"] != server.thread.ident
     # Long only once it is filled in, and too long for the model: tokenized it is all the same.

@@ -25,10 +25,11 @@ from latentwire import (
 )
 from latentwire.protocol import StreamDone
 from latentwire.sse import Event, EventDecoder
-from latentwire_service import engine_factory
+from latentwire_service import local_backend
 from latentwire_service.api import event_stream
 from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.engine.runner import StepOutput
+from latentwire_service.local_backend import LocalBackend
 from latentwire_service.settings import Settings
 from support.live_server import TIMEOUT_S, Gate, GatedRunner, LiveServer, without_numbers
 from support.requests import GREEDY
@@ -61,7 +62,7 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         **settings: Any,
     ) -> LiveServer:
         monkeypatch.setattr(
-            engine_factory,
+            local_backend,
             "build_runner",
             lambda *args, **kw: GatedRunner(build(*args, **kw), before, change),
         )
@@ -307,23 +308,19 @@ def test_a_tokenizer_that_fails_fails_its_request_alone(
     start: Callable[..., LiveServer],
 ) -> None:
     live = start()
-    served = live.serving._served
-    assert served is not None
+    backend = live.service._backend
+    assert isinstance(backend, LocalBackend)
+    engine = backend._require().thread._engine
 
     class Broken:
-        chat_template = None
-
-        def encode(self, text: str, **options: Any) -> Any:
-            return tokenizer.encode(text, **options)
-
         def decode(self, *_: Any, **__: Any) -> Any:
             raise OverflowError("out of range integral type conversion attempted")
 
-    tokenizer = served.loaded.tokenizer
-    object.__setattr__(served.loaded, "tokenizer", Broken())
+    tokenizer = engine._tokenizer
+    engine._tokenizer = Broken()
     broken = live.http.post("/plan_latent", json=GREEDY)
     assert (broken.status_code, broken.json()["code"]) == (500, "internal")
-    object.__setattr__(served.loaded, "tokenizer", tokenizer)
+    engine._tokenizer = tokenizer
     assert live.http.post("/plan_latent", json=GREEDY).status_code == 200
     assert not live.failed.is_set()
 
@@ -335,7 +332,7 @@ def test_draining_lets_streams_end(start: Callable[..., LiveServer]) -> None:
         stream = client.stream_plan_latent("Wash the mug.", do_sample=False, max_new_tokens=5)
         steps = iter(stream)
         next(steps)
-        draining = threading.Thread(target=live.serving.drain)
+        draining = threading.Thread(target=live.service.drain)
         draining.start()
         paces.passes.release(100)
         assert len(list(steps)) == 4

@@ -42,8 +42,8 @@ def test_nan_in_a_slot_reaches_neither_neighbours_nor_the_next_request() -> None
     followers = [harness.submit([30, 31], 9), harness.submit([40, 41, 42, 43], 9)]
     harness.run()
     for request in (neighbour, *followers):
-        prompt = request.prompt_token_ids
-        expected = generate(clean, prompt, request.params.max_new_tokens)
+        prompt = request.spec.prompt.token_ids
+        expected = generate(clean, prompt, request.spec.sampling.max_new_tokens)
         completion = request.future.result(timeout=0)
         assert completion.token_ids == expected.token_ids
         np.testing.assert_allclose(

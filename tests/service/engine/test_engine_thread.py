@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from latentwire_service.engine.backend import Occupancy
 from latentwire_service.engine.engine import Engine
-from latentwire_service.engine.engine_thread import EngineLoad, EngineThread
+from latentwire_service.engine.engine_thread import EngineThread, SubmittedRequest
 from latentwire_service.engine.errors import (
     EngineUnavailableError,
     LatentInvalidError,
     QueueFullError,
     RequestCancelledError,
 )
-from support.engine_requests import make_request
+from support.engine_requests import NumberTokenizer, make_spec
 from support.fake_runner import FakeModelRunner, hidden_row
 
 TIMEOUT_S = 30
@@ -51,11 +52,18 @@ class Running:
     def __init__(self, max_queue: int, runner: FakeModelRunner) -> None:
         self.runner = runner
         self.failures = Failures()
-        engine = Engine(runner, frozenset({0}), prefill_chunk=16, clock=lambda: 0.0)
+        engine = Engine(
+            runner, NumberTokenizer(), frozenset({0}), prefill_chunk=16, clock=lambda: 0.0
+        )
         self.thread = EngineThread(
             engine, runner.max_slots, max_queue, lambda _stats: None, self.failures
         )
         self.thread.start()
+
+    def submit(
+        self, prompt: Sequence[int], max_new_tokens: int = 4, **options: Any
+    ) -> SubmittedRequest:
+        return self.thread.submit(make_spec(prompt, max_new_tokens, **options))
 
 
 @pytest.fixture
@@ -82,8 +90,7 @@ def test_a_request_gets_its_tokens_and_the_row_that_predicts_each(
     start: Callable[..., Running],
 ) -> None:
     running = start()
-    request = make_request([3, 9], max_new_tokens=3)
-    running.thread.submit(request)
+    request = running.submit([3, 9], max_new_tokens=3)
     completion = request.future.result(TIMEOUT_S)
     assert completion.token_ids == [10, 11, 12]
     assert completion.text == "10 11 12 "
@@ -95,14 +102,12 @@ def test_a_full_queue_refuses_and_counts_no_request_that_has_a_slot(
     start: Callable[..., Running], gate: Gate
 ) -> None:
     running = start(max_queue=2, max_slots=1, before_step=gate)
-    requests = [make_request([n]) for n in range(1, 4)]
-    running.thread.submit(requests[0])
+    requests = [running.submit([1])]
     assert gate.is_reached.wait(TIMEOUT_S)
-    for request in requests[1:]:
-        running.thread.submit(request)
-    assert running.thread.load == EngineLoad(num_running=1, num_waiting=2)
+    requests += [running.submit([n]) for n in (2, 3)]
+    assert running.thread.occupancy == Occupancy(num_running=1, num_waiting=2)
     with pytest.raises(QueueFullError, match="2 requests are already waiting") as caught:
-        running.thread.submit(make_request([4]))
+        running.submit([4])
     assert caught.value.retry_after_s > 0
     gate.may_pass.set()
     for request in requests:
@@ -113,16 +118,14 @@ def test_a_queue_that_was_full_takes_requests_again(
     start: Callable[..., Running], gate: Gate
 ) -> None:
     running = start(max_queue=1, max_slots=1, before_step=gate)
-    first, second = make_request([1]), make_request([2])
-    running.thread.submit(first)
+    running.submit([1])
     assert gate.is_reached.wait(TIMEOUT_S)
-    running.thread.submit(second)
+    second = running.submit([2])
     with pytest.raises(QueueFullError):
-        running.thread.submit(make_request([3]))
+        running.submit([3])
     gate.may_pass.set()
     second.future.result(TIMEOUT_S)
-    third = make_request([3])
-    running.thread.submit(third)
+    third = running.submit([3])
     assert third.future.result(TIMEOUT_S).token_ids == [4, 5, 6, 7]
 
 
@@ -130,11 +133,9 @@ def test_a_cancelled_request_makes_room_and_the_others_go_on(
     start: Callable[..., Running], gate: Gate
 ) -> None:
     running = start(max_slots=2, before_step=gate)
-    leaving, staying, waiting = (make_request([n], max_new_tokens=20) for n in (1, 2, 3))
-    for request in (leaving, staying, waiting):
-        running.thread.submit(request)
+    leaving, staying, waiting = (running.submit([n], 20) for n in (1, 2, 3))
     assert gate.is_reached.wait(TIMEOUT_S)
-    running.thread.cancel(leaving)
+    leaving.cancel()
     gate.may_pass.set()
     with pytest.raises(RequestCancelledError):
         leaving.future.result(TIMEOUT_S)
@@ -146,11 +147,10 @@ def test_a_request_cancelled_before_the_loop_saw_it_never_runs(
     start: Callable[..., Running], gate: Gate
 ) -> None:
     running = start(max_slots=2, before_step=gate)
-    first, second = make_request([1]), make_request([30])
-    running.thread.submit(first)
+    first = running.submit([1])
     assert gate.is_reached.wait(TIMEOUT_S)
-    running.thread.submit(second)
-    running.thread.cancel(second)
+    second = running.submit([30])
+    second.cancel()
     gate.may_pass.set()
     assert isinstance(second.future.exception(TIMEOUT_S), RequestCancelledError)
     first.future.result(TIMEOUT_S)
@@ -159,12 +159,10 @@ def test_a_request_cancelled_before_the_loop_saw_it_never_runs(
 
 def test_cancelling_a_finished_request_changes_nothing(start: Callable[..., Running]) -> None:
     running = start()
-    request = make_request([1])
-    running.thread.submit(request)
+    request = running.submit([1])
     completion = request.future.result(TIMEOUT_S)
-    running.thread.cancel(request)
-    after = make_request([5])
-    running.thread.submit(after)
+    request.cancel()
+    after = running.submit([5])
     assert after.future.result(TIMEOUT_S).token_ids == [6, 7, 8, 9]
     assert request.future.result(0) is completion
 
@@ -173,12 +171,10 @@ def test_a_future_cancelled_by_its_owner_does_not_break_the_loop(
     start: Callable[..., Running], gate: Gate
 ) -> None:
     running = start(before_step=gate)
-    gone, other = make_request([1]), make_request([2])
-    running.thread.submit(gone)
-    running.thread.submit(other)
+    gone, other = running.submit([1]), running.submit([2])
     assert gate.is_reached.wait(TIMEOUT_S)
     assert gone.future.cancel()
-    running.thread.cancel(gone)
+    gone.cancel()
     gate.may_pass.set()
     assert other.future.result(TIMEOUT_S).token_ids == [3, 4, 5, 6]
     assert not running.failures.errors
@@ -188,13 +184,11 @@ def test_stop_finishes_what_was_taken_and_refuses_the_rest(
     start: Callable[..., Running], gate: Gate
 ) -> None:
     running = start(max_slots=1, before_step=gate)
-    requests = [make_request([n]) for n in (1, 2, 3)]
-    for request in requests:
-        running.thread.submit(request)
+    requests = [running.submit([n]) for n in (1, 2, 3)]
     assert gate.is_reached.wait(TIMEOUT_S)
     assert not running.thread.stop(timeout_s=0)
     with pytest.raises(EngineUnavailableError):
-        running.thread.submit(make_request([4]))
+        running.submit([4])
     gate.may_pass.set()
     assert running.thread.stop(TIMEOUT_S)
     for first, request in zip((2, 3, 4), requests, strict=True):
@@ -212,21 +206,18 @@ def test_a_runner_that_raises_fails_every_waiter_and_reports_it(
         raise broken
 
     running = start(max_slots=1, before_step=break_down)
-    requests = [make_request([n]) for n in (1, 2)]
-    for request in requests:
-        running.thread.submit(request)
+    requests = [running.submit([n]) for n in (1, 2)]
     assert gate.is_reached.wait(TIMEOUT_S)
     # Submitted during the pass that fails: in the inbox only.
-    requests.append(make_request([3]))
-    running.thread.submit(requests[-1])
+    requests.append(running.submit([3]))
     gate.may_pass.set()
     for request in requests:
         assert isinstance(request.future.exception(TIMEOUT_S), EngineUnavailableError)
     assert running.failures.happened.wait(TIMEOUT_S)
     assert running.failures.errors == [broken]
-    assert running.thread.load == EngineLoad(num_running=0, num_waiting=0)
+    assert running.thread.occupancy == Occupancy(num_running=0, num_waiting=0)
     with pytest.raises(EngineUnavailableError):
-        running.thread.submit(make_request([4]))
+        running.submit([4])
 
 
 def test_a_nan_row_fails_its_request_only_and_leaves_a_clean_slot(
@@ -234,28 +225,23 @@ def test_a_nan_row_fails_its_request_only_and_leaves_a_clean_slot(
 ) -> None:
     running = start(max_slots=2, poison=13, before_step=gate)
     # The last slot: no move writes over what is left in it.
-    healthy, poisoned = make_request([20], 8), make_request([10], 8)
-    running.thread.submit(healthy)
+    healthy = running.submit([20], 8)
     assert gate.is_reached.wait(TIMEOUT_S)
-    running.thread.submit(poisoned)
+    poisoned = running.submit([10], 8)
     gate.may_pass.set()
     with pytest.raises(LatentInvalidError, match="not finite"):
         poisoned.future.result(TIMEOUT_S)
     assert healthy.future.result(TIMEOUT_S).token_ids == list(range(21, 29))
     assert running.runner.is_poisoned == [False, False]
-    followers = [make_request([30], 5), make_request([40], 5)]
-    for follower in followers:
-        running.thread.submit(follower)
+    followers = [running.submit([30], 5), running.submit([40], 5)]
     for follower in followers:
         assert np.isfinite(follower.future.result(TIMEOUT_S).hidden_state).all()
 
 
 def test_a_stop_string_and_an_end_token_free_the_slot(start: Callable[..., Running]) -> None:
     running = start(max_slots=1)
-    by_string = make_request([5], 40, stop=("8 9",))
-    by_token = make_request([47], 40)
-    for request in (by_string, by_token):
-        running.thread.submit(request)
+    by_string = running.submit([5], 40, stop=("8 9",))
+    by_token = running.submit([47], 40)
     assert by_string.future.result(TIMEOUT_S).token_ids == [6, 7, 8, 9]
     assert by_string.future.result(0).text == "6 7 "
     assert by_token.future.result(TIMEOUT_S).token_ids == [48, 49, 0]
@@ -265,16 +251,12 @@ def test_a_full_queue_makes_room_for_a_caller_with_fewer(
     start: Callable[..., Running], gate: Gate
 ) -> None:
     running = start(max_queue=3, max_slots=1, before_step=gate)
-    greedy = [make_request([n]) for n in range(1, 5)]
-    for request in greedy:
-        request.caller = "greedy"
-        running.thread.submit(request)
-        assert gate.is_reached.wait(TIMEOUT_S)
-    modest = make_request([20])
-    modest.caller = "modest"
-    running.thread.submit(modest)
+    greedy = [running.submit([1], caller="greedy")]
+    assert gate.is_reached.wait(TIMEOUT_S)
+    greedy += [running.submit([n], caller="greedy") for n in (2, 3, 4)]
+    modest = running.submit([20], caller="modest")
     with pytest.raises(QueueFullError):
-        running.thread.submit(make_request([9]))
+        running.submit([9])
     gate.may_pass.set()
     assert modest.future.result(TIMEOUT_S).token_ids == [21, 22, 23, 24]
     # The newest of the greedy one's gave way; the others are answered.
@@ -288,14 +270,10 @@ def test_a_caller_with_as_many_as_the_greediest_is_refused(
 ) -> None:
     running = start(max_queue=2, max_slots=1, before_step=gate)
     for n, caller in enumerate("xab"):
-        request = make_request([n + 1])
-        request.caller = caller
-        running.thread.submit(request)
+        running.submit([n + 1], caller=caller)
         assert gate.is_reached.wait(TIMEOUT_S)
-    late = make_request([9])
-    late.caller = "c"
     with pytest.raises(QueueFullError):
-        running.thread.submit(late)
+        running.submit([9], caller="c")
     gate.may_pass.set()
 
 
@@ -303,13 +281,11 @@ def test_abort_fails_what_was_taken_and_refuses_the_rest(
     start: Callable[..., Running], gate: Gate
 ) -> None:
     running = start(max_slots=1, before_step=gate)
-    requests = [make_request([n], max_new_tokens=40) for n in (1, 2)]
-    for request in requests:
-        running.thread.submit(request)
+    requests = [running.submit([n], 40) for n in (1, 2)]
     assert gate.is_reached.wait(TIMEOUT_S)
     running.thread.abort(EngineUnavailableError("out of time"))
     with pytest.raises(EngineUnavailableError):
-        running.thread.submit(make_request([3]))
+        running.submit([3])
     gate.may_pass.set()
     for request in requests:
         with pytest.raises(EngineUnavailableError, match="out of time"):

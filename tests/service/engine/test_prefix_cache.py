@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,16 @@ from latentwire_service.engine.prefix_cache import (
     PrefixCache,
     PrefixChange,
     PrefixMatch,
-    num_shared,
 )
+from latentwire_service.engine.prompt import Prompt
 from support.engine_harness import EngineHarness
 from support.tiny_models import build_model, generate, llama_config, random_prompts
 
 TEMPLATE = list(range(100, 140))
+
+
+def prompt_of(token_ids: Sequence[int]) -> Prompt:
+    return Prompt(tuple(token_ids))
 
 
 def prompts_with_template(count: int, seed: int = 0) -> list[list[int]]:
@@ -32,27 +37,21 @@ def model() -> Any:
     return build_model(llama_config())
 
 
-def test_num_shared_counts_equal_leading_tokens() -> None:
-    assert num_shared([1, 2, 3], [1, 2, 4]) == 2
-    assert num_shared([1, 2], [1, 2, 4]) == 2
-    assert num_shared([], [1]) == 0
-
-
 def test_a_prefix_is_learnt_from_two_prompts_that_share_it() -> None:
     cache = PrefixCache()
-    assert cache.observe([*TEMPLATE, 1, 2]) is None
-    change = cache.observe([*TEMPLATE, 3, 4])
+    assert cache.observe(prompt_of([*TEMPLATE, 1, 2])) is None
+    change = cache.observe(prompt_of([*TEMPLATE, 3, 4]))
     assert change is not None
     assert (change.num_tokens, change.evicted_ids) == (len(TEMPLATE), [])
-    assert cache.match([*TEMPLATE, 9]) == PrefixMatch(change.prefix_id, len(TEMPLATE))
-    assert cache.observe([*TEMPLATE, 5]) is None
+    assert cache.match(prompt_of([*TEMPLATE, 9])) == PrefixMatch(change.prefix_id, len(TEMPLATE))
+    assert cache.observe(prompt_of([*TEMPLATE, 5])) is None
 
 
 def test_the_last_prompt_position_is_always_computed() -> None:
     cache = PrefixCache()
-    cache.observe(TEMPLATE)
-    cache.observe(TEMPLATE)
-    match = cache.match(TEMPLATE)
+    cache.observe(prompt_of(TEMPLATE))
+    cache.observe(prompt_of(TEMPLATE))
+    match = cache.match(prompt_of(TEMPLATE))
     assert match is not None
     assert match.num_tokens == len(TEMPLATE) - 1
 
@@ -60,9 +59,9 @@ def test_the_last_prompt_position_is_always_computed() -> None:
 def test_short_prefixes_are_not_kept() -> None:
     cache = PrefixCache()
     short = TEMPLATE[: MIN_PREFIX_TOKENS - 1]
-    cache.observe([*short, 1])
-    assert cache.observe([*short, 2]) is None
-    assert cache.match([*short, 3]) is None
+    cache.observe(prompt_of([*short, 1]))
+    assert cache.observe(prompt_of([*short, 2])) is None
+    assert cache.match(prompt_of([*short, 3])) is None
 
 
 def test_the_least_recently_used_prefix_makes_room() -> None:
@@ -70,15 +69,15 @@ def test_the_least_recently_used_prefix_makes_room() -> None:
     templates = [[start] * 20 for start in range(MAX_PREFIXES + 1)]
     changes = []
     for template in templates[:-1]:
-        cache.observe([*template, 7])
-        changes.append(cache.observe([*template, 8]))
-    assert cache.match([*templates[0], 9]) is not None
-    cache.observe([*templates[-1], 7])
-    last = cache.observe([*templates[-1], 8])
+        cache.observe(prompt_of([*template, 7]))
+        changes.append(cache.observe(prompt_of([*template, 8])))
+    assert cache.match(prompt_of([*templates[0], 9])) is not None
+    cache.observe(prompt_of([*templates[-1], 7]))
+    last = cache.observe(prompt_of([*templates[-1], 8]))
     assert last is not None
     assert changes[1] is not None
     assert last.evicted_ids == [changes[1].prefix_id]
-    assert cache.match([*templates[1], 9]) is None
+    assert cache.match(prompt_of([*templates[1], 9])) is None
 
 
 def test_kept_prefixes_have_a_bounded_number_of_positions() -> None:
@@ -86,8 +85,8 @@ def test_kept_prefixes_have_a_bounded_number_of_positions() -> None:
 
     def learn(start: int, length: int) -> PrefixChange | None:
         template = [start] * length
-        cache.observe([*template, 7])
-        return cache.observe([*template, 8])
+        cache.observe(prompt_of([*template, 7]))
+        return cache.observe(prompt_of([*template, 8]))
 
     first, second = learn(1, 20), learn(2, 25)
     assert first is not None
@@ -100,7 +99,7 @@ def test_kept_prefixes_have_a_bounded_number_of_positions() -> None:
     longest = learn(4, 90)
     assert longest is not None
     assert (longest.num_tokens, longest.evicted_ids) == (50, [both.prefix_id])
-    assert cache.match([4] * 90) == PrefixMatch(longest.prefix_id, 50)
+    assert cache.match(prompt_of([4] * 90)) == PrefixMatch(longest.prefix_id, 50)
     assert learn(4, 90) is None
 
 
@@ -115,10 +114,10 @@ def test_requests_that_share_a_template_equal_generate_and_compute_it_less(
     while (stats := harness.engine.step()) is not None:
         num_computed += stats.num_prompt_tokens
     for request in requests:
-        expected = generate(model, request.prompt_token_ids, 6)
+        expected = generate(model, request.spec.prompt.token_ids, 6)
         completion = request.future.result(timeout=0)
         assert completion.token_ids == expected.token_ids
-        assert completion.prompt_tokens == len(request.prompt_token_ids)
+        assert completion.prompt_tokens == len(request.spec.prompt.token_ids)
         np.testing.assert_allclose(completion.hidden_state, expected.hidden_state, atol=1e-4)
     # Two prompts teach the prefix; the others, bar those already under way, skip it.
     assert num_computed <= sum(map(len, prompts)) - 5 * len(TEMPLATE)
@@ -137,7 +136,7 @@ def test_a_kept_prefix_survives_its_request(model: Any) -> None:
     assert stats is not None
     assert stats.num_prompt_tokens == 3
     harness.run()
-    expected = generate(model, late.prompt_token_ids, 8)
+    expected = generate(model, late.spec.prompt.token_ids, 8)
     assert late.future.result(0).token_ids == expected.token_ids
 
 
@@ -151,4 +150,4 @@ def test_a_prompt_whose_hidden_state_is_not_finite_teaches_no_prefix() -> None:
     stats_request = harness.submit([200, *TEMPLATE, 6], 2)
     stats = harness.engine.step()
     assert stats is not None
-    assert stats.num_prompt_tokens == len(stats_request.prompt_token_ids)
+    assert stats.num_prompt_tokens == len(stats_request.spec.prompt.token_ids)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from latentwire_service.engine.prompt import encode_prompt, fill_template
+from latentwire_service.engine.prompt import Prompt, encode_prompt, fill_template
 from support.tiny_models import build_tokenizer
 
 
@@ -35,7 +35,7 @@ def tokenizer() -> Any:
 
 
 def text_of(tokenizer: Any, prompt: str, chat_template: str) -> str:
-    return str(tokenizer.decode(encode_prompt(tokenizer, prompt, chat_template)))
+    return str(tokenizer.decode(list(encode_prompt(tokenizer, prompt, chat_template).token_ids)))
 
 
 def test_auto_is_the_bare_prompt_without_a_template_of_the_tokenizer(tokenizer: Any) -> None:
@@ -55,3 +55,19 @@ def test_qwen_is_chatml_with_an_opened_assistant_turn(tokenizer: Any) -> None:
     assert text_of(tokenizer, "a {prompt}", "qwen") == (
         "<|im_start|>user\na {prompt}<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "num_shared"),
+    [((1, 2, 3), (1, 2, 4), 2), ((1, 2), (1, 2, 4), 2), ((), (1,), 0), ((1,), (2, 1), 0)],
+)
+def test_shared_positions_are_the_equal_leading_ones(
+    one: tuple[int, ...], other: tuple[int, ...], num_shared: int
+) -> None:
+    assert Prompt(one).num_shared(Prompt(other)) == num_shared
+    assert Prompt(other).num_shared(Prompt(one)) == num_shared
+
+
+def test_a_slice_of_a_prompt_is_a_prompt() -> None:
+    part = Prompt((5, 6, 7, 8)).slice(1, 3)
+    assert (part, len(part)) == (Prompt((6, 7)), 2)

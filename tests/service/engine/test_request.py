@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latentwire_service.engine.backend import FinishReason
 from latentwire_service.engine.errors import InvalidParamsError, LatentInvalidError
-from latentwire_service.engine.request import FinishReason, HiddenRows
+from latentwire_service.engine.request import HiddenRows
 from latentwire_service.engine.sampling_params import SamplingParams
 from support.engine_requests import make_request
 
@@ -37,7 +38,7 @@ def test_no_rows_asked_for_are_no_rows() -> None:
 
 @pytest.mark.parametrize(("max_rows", "num_tokens"), [(5, 3), (3, 9), (5, 1)])
 def test_missing_or_surplus_rows_are_refused(max_rows: int, num_tokens: int) -> None:
-    with pytest.raises(LatentInvalidError, match="2 hidden rows where"):
+    with pytest.raises(LatentInvalidError, match="2 hidden rows instead of"):
         rows_with([[1.0, 2.0], [3.0, 4.0]], max_rows).checked(num_tokens)
 
 
@@ -59,6 +60,9 @@ def test_a_value_that_is_not_finite_is_refused(value: float) -> None:
 )
 def test_a_stop_wins_over_the_length(tokens: list[int], reason: FinishReason | None) -> None:
     request = make_request([2], max_new_tokens=4, stop=("9",))
+    request.admit(slot=0, now=0.0)
+    request.advance_prefill(1)
+    request.start_decode(now=0.0)
     for token in tokens:
         assert request.finish_reason is None
         request.append_token(token, frozenset({1}))

@@ -21,9 +21,9 @@ def run_step(scheduler: Scheduler, now: float = 0.0) -> Schedule:
     """Do what the engine does with a schedule, without a model."""
     schedule = scheduler.schedule(now)
     for chunk in schedule.prefill:
-        chunk.request.num_prefilled = chunk.end
+        chunk.request.advance_prefill(chunk.end)
         if chunk.is_last:
-            chunk.request.status = RequestStatus.DECODE
+            chunk.request.start_decode(now)
             chunk.request.token_ids.append(7)
     for request in schedule.decode:
         request.token_ids.append(7)
@@ -177,7 +177,7 @@ class Walk:
             assert request.slot < schedule.num_slots
             request.token_ids.append(7)
         assert schedule.num_slots <= len(running)
-        self.apply(schedule.prefill)
+        self.apply(schedule.prefill, now)
 
     def check_prefill(self, chunks: Sequence[PrefillChunk]) -> None:
         in_prefill = [r for r in self.submitted if r.status is RequestStatus.PREFILL]
@@ -191,7 +191,7 @@ class Walk:
         assert len(chunks) * width <= self.prefill_chunk
         assert len({id(c.request) for c in chunks}) == len(chunks)
 
-    def apply(self, chunks: Sequence[PrefillChunk]) -> None:
+    def apply(self, chunks: Sequence[PrefillChunk], now: float) -> None:
         for chunk in chunks:
             request = chunk.request
             assert request.slot is not None
@@ -199,9 +199,9 @@ class Walk:
             if chunk.start == 0:
                 self.contents[request.slot] = request
             assert self.contents[request.slot] is request
-            request.num_prefilled = chunk.end
+            request.advance_prefill(chunk.end)
             if chunk.is_last:
-                request.status = RequestStatus.DECODE
+                request.start_decode(now)
                 request.token_ids.append(7)
 
 

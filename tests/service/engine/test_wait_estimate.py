@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from latentwire_service.engine.request import Completion, FinishReason
+from latentwire_service.engine.backend import Completion, FinishReason
 from latentwire_service.engine.wait_estimate import WaitEstimate
 
 

@@ -20,15 +20,13 @@ def waiting(callers: str) -> WaitingQueue:
 
 
 def of(caller: str, position: int) -> Request:
-    request = make_request([position + 1])
-    request.caller = caller
-    return request
+    return make_request([position + 1], caller=caller)
 
 
 def order(queue: WaitingQueue) -> Iterator[str]:
     while len(queue):
         request = queue.popleft()
-        yield f"{request.caller}{request.prompt_token_ids[0] - 1}"
+        yield f"{request.spec.caller}{request.spec.prompt.token_ids[0] - 1}"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +46,7 @@ def test_callers_take_turns(callers: str, expected: str) -> None:
 def test_a_new_caller_waits_for_one_turn_of_each_other_not_for_their_queues() -> None:
     queue = waiting("a" * 1000 + "b" * 1000)
     queue.append(of("c", 0))
-    turns = [queue.popleft().caller for _ in range(4)]
+    turns = [queue.popleft().spec.caller for _ in range(4)]
     assert turns == ["a", "b", "c", "a"]
 
 
@@ -66,6 +64,6 @@ def test_a_request_taken_out_leaves_the_others_in_order() -> None:
 def test_who_has_most_gives_way_with_its_newest() -> None:
     queue = waiting("abbab" + "b")
     greedy = queue.newest_of_the_greediest()
-    assert (greedy.caller, greedy.prompt_token_ids) == ("b", [6])
+    assert (greedy.spec.caller, greedy.spec.prompt.token_ids) == ("b", (6,))
     with pytest.raises(IndexError):
         WaitingQueue().newest_of_the_greediest()

@@ -21,6 +21,7 @@ from latentwire_service.engine.hf import attention
 from latentwire_service.engine.hf.cpu.linear import LinearCall, optimise_linears, watch_linears
 from latentwire_service.engine.hf.kv_cache import LayerShape
 from latentwire_service.engine.hf.model_runner import HfModelRunner
+from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.runner import PromptPart
 
 _PROBE_TOKENS = 16
@@ -234,7 +235,7 @@ def _check(model: Any, probed: Probe, runner: HfModelRunner) -> None:
     tokens, half = probed.token_ids, _PROBE_TOKENS // 2
     lengths = list(range(half, 0, -2))[: runner.max_slots]
     prefilled = runner.prefill(
-        [PromptPart(slot, tokens[:length], 0) for slot, length in enumerate(lengths)]
+        [PromptPart(slot, Prompt(tuple(tokens[:length])), 0) for slot, length in enumerate(lengths)]
     ).hidden
     decoded = []
     for position in range(half, _PROBE_TOKENS):

@@ -99,14 +99,14 @@ class HfModelRunner:
 
         Padding writes to the scratch position and is read by nobody.
         """
-        width = _round_up(max(len(part.token_ids) for part in parts), PREFILL_BUCKET)
+        width = _round_up(max(len(part.prompt) for part in parts), PREFILL_BUCKET)
         token_ids = np.zeros((len(parts), width), dtype=np.int64)
         positions = np.zeros((len(parts), width), dtype=np.int64)
         write_positions = np.full((len(parts), width), self._cache.scratch_position)
         for row, part in enumerate(parts):
-            start = width - len(part.token_ids)
-            token_ids[row, start:] = part.token_ids
-            positions[row, start:] = np.arange(part.start, part.start + len(part.token_ids))
+            start = width - len(part.prompt)
+            token_ids[row, start:] = part.prompt.token_ids
+            positions[row, start:] = np.arange(part.start, part.start + len(part.prompt))
             write_positions[row, start:] = positions[row, start:]
         view = CacheView(
             slots=self._to_device(np.array([part.slot for part in parts])),

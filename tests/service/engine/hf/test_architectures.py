@@ -19,6 +19,7 @@ import transformers as hf
 from latentwire_service.engine.errors import UnsupportedModelError
 from latentwire_service.engine.hf.build import build_runner, probe
 from latentwire_service.engine.hf.model_runner import HfModelRunner
+from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.request import Request
 from latentwire_service.engine.runner import PromptPart
 from support.engine_harness import EngineHarness
@@ -191,7 +192,9 @@ def check_against_generate(model: Any, max_slots: int, prefill_chunk: int) -> No
     harness.run()
     tokens = set()
     for request in requests:
-        expected = generate(model, request.prompt_token_ids, request.params.max_new_tokens)
+        expected = generate(
+            model, request.spec.prompt.token_ids, request.spec.sampling.max_new_tokens
+        )
         completion = request.future.result(timeout=0)
         assert completion.token_ids == expected.token_ids
         largest = max(1.0, float(np.abs(expected.hidden_state).max()))
@@ -385,4 +388,4 @@ def test_few_shapes_give_what_exact_ones_give(max_slots: int) -> None:
 
 def fill(runner: HfModelRunner) -> None:
     for slot, prompt in enumerate(random_prompts([40, 3, 70])):
-        runner.prefill([PromptPart(slot, prompt, 0)])
+        runner.prefill([PromptPart(slot, Prompt(tuple(prompt)), 0)])

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from latentwire_service.engine.backend import FinishReason
 from latentwire_service.engine.errors import RequestCancelledError
 from latentwire_service.engine.hf.loader import load_model
-from latentwire_service.engine.request import FinishReason, Request
+from latentwire_service.engine.request import Request
 from support.engine_harness import EngineHarness
 from support.tiny_models import build_model, generate, llama_config, qwen2_config, random_prompts
 
@@ -27,7 +28,7 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 def check(request: Request, model: Any, k: int | None = None) -> None:
     """Tokens equal `generate`'s; hidden rows agree; every row is there."""
-    expected = generate(model, request.prompt_token_ids, request.params.max_new_tokens)
+    expected = generate(model, request.spec.prompt.token_ids, request.spec.sampling.max_new_tokens)
     completion = request.future.result(timeout=0)
     assert completion.token_ids == expected.token_ids
     rows = len(expected.token_ids) if k is None else min(k, len(expected.token_ids))
@@ -76,7 +77,7 @@ def test_a_slot_can_be_filled_to_its_last_position(model: Any) -> None:
     harness = EngineHarness(model, max_model_len=48, eos=())
     request = harness.submit(random_prompts([40])[0], 8)
     harness.run()
-    expected = generate(model, request.prompt_token_ids, 8, eos_token_id=None)
+    expected = generate(model, request.spec.prompt.token_ids, 8, eos_token_id=None)
     completion = request.future.result(timeout=0)
     assert completion.token_ids == expected.token_ids
     np.testing.assert_allclose(completion.hidden_state, expected.hidden_state, atol=TOLERANCE)
@@ -184,7 +185,7 @@ def test_cancelled_request_frees_its_slot_and_harms_nobody(model: Any) -> None:
         requests[0].future.result(timeout=0)
     assert harness.engine.num_running == 0
     for request in requests[1:]:
-        expected = generate(model, request.prompt_token_ids, 16, eos_token_id=None)
+        expected = generate(model, request.spec.prompt.token_ids, 16, eos_token_id=None)
         assert request.future.result(timeout=0).token_ids == expected.token_ids
         np.testing.assert_allclose(
             request.future.result(0).hidden_state, expected.hidden_state, atol=TOLERANCE

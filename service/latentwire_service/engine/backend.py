@@ -1,0 +1,263 @@
+"""The engine's upper seam: what the service needs of an engine, as plain values and a protocol.
+
+An engine plugs in here: `LocalBackend` runs ours in this process, and the tests have one without a
+model. Nothing here knows tensors, HTTP or how a model is loaded.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from latentwire_service.engine.errors import EngineError, LatentInvalidError
+from latentwire_service.engine.prompt import Prompt
+from latentwire_service.engine.sampling_params import SamplingParams
+
+ComputeDtype = Literal["bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSpec:
+    """Everything that decides one answer, and the caller who gets it.
+
+    Attributes:
+        plan_id: id of the answer.
+        prompt: at least one position.
+        sampling: how tokens are chosen and when generation ends.
+        k: number of hidden rows to keep; None keeps all.
+        caller: requests of one caller share its turns in the queue; "" when callers are unknown.
+    """
+
+    plan_id: str
+    prompt: Prompt
+    sampling: SamplingParams
+    k: int | None = None
+    caller: str = ""
+
+    @property
+    def max_rows(self) -> int:
+        """Most hidden rows that the answer can have."""
+        limit = self.sampling.max_new_tokens
+        return limit if self.k is None else min(self.k, limit)
+
+
+class FinishReason(enum.Enum):
+    """Why generation ended. When the last allowed token is also a stop, the reason is STOP."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The result of a finished request.
+
+    Attributes:
+        text: the plan, without special tokens, cut before a stop string.
+        token_ids: the L generated tokens, end-of-sequence included.
+        hidden_state: `[min(k, L), hidden_size]` float32, C-contiguous, CPU.
+        queue_s: seconds from the submission to a slot.
+        prefill_s: seconds from there to the first token.
+        decode_s: seconds from there to the last token.
+    """
+
+    text: str
+    token_ids: list[int]
+    hidden_state: npt.NDArray[np.float32]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One generated token, as a streaming caller gets it.
+
+    Attributes:
+        index: position among the generated tokens, from 0.
+        token_id: the token.
+        text: the characters that the plan grew by; empty while a character is unfinished, or while
+            the end of the text may be the beginning of a stop string.
+        row: `[hidden_size]` float32, a view of the request's own rows; None after its first k.
+    """
+
+    index: int
+    token_id: int
+    text: str
+    row: npt.NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """The work of one engine step, for metrics.
+
+    Attributes:
+        num_prompt_tokens: prompt positions computed.
+        num_new_tokens: tokens generated.
+        first_token_s: for each request that got its first token, the seconds since its submission.
+    """
+
+    num_prompt_tokens: int
+    num_new_tokens: int
+    first_token_s: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """Facts about a loaded engine and its model.
+
+    Attributes:
+        model_id: hub id, or the last part of a path.
+        revision: the hub's commit hash; None for local models.
+        hidden_size: width H of a hidden row.
+        vocab_size: number of token ids.
+        dtype: compute dtype.
+        device: kind of device: `cpu`, `cuda` or `mps`.
+        max_slots: requests that run together.
+        max_model_len: prompt and generated tokens of one request.
+    """
+
+    model_id: str
+    revision: str | None
+    hidden_size: int
+    vocab_size: int
+    dtype: ComputeDtype
+    device: str
+    max_slots: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """How busy an engine is.
+
+    Attributes:
+        num_running: requests that hold a slot.
+        num_waiting: requests that wait for one.
+    """
+
+    num_running: int
+    num_waiting: int
+
+
+class GenerationHandle(Protocol):
+    """A submitted request."""
+
+    @property
+    def future(self) -> Future[Completion]:
+        """Resolved on the engine's thread with the completion or with an `EngineError`."""
+        ...
+
+    def cancel(self) -> None:
+        """Give the request up: its slot is free from the next step on. Harmless once finished."""
+        ...
+
+
+OnStep = Callable[[Step], None]
+
+
+class Backend(Protocol):
+    """An engine with one model. All methods may be called from any thread."""
+
+    @property
+    def info(self) -> BackendInfo:
+        """Facts about the model; only after `load`."""
+        ...
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How busy the engine is; only after `load`."""
+        ...
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether native code of this engine may be running in this process."""
+        ...
+
+    def load(self) -> None:
+        """Load the model and start the engine. Blocks for seconds to minutes.
+
+        Raises:
+            ModelError: the model cannot be served with the given settings.
+        """
+        ...
+
+    def encode_prompt(self, text: str, chat_template: str) -> Prompt:
+        """Tokenize a filled template with the model's tokenizer.
+
+        Args:
+            text: the filled template.
+            chat_template: `auto`, `none` or `qwen`, as in a request.
+        """
+        ...
+
+    def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> GenerationHandle:
+        """Queue a request.
+
+        Args:
+            spec: the request.
+            on_step: called on the engine's thread with each token before the future is resolved;
+                must not block. None: the caller does not stream.
+
+        Raises:
+            QueueFullError: the queue is full.
+            EngineUnavailableError: the engine is stopping or lost.
+        """
+        ...
+
+    def drain(self, timeout_s: float | None) -> bool:
+        """Refuse new requests, finish the accepted ones, and end.
+
+        Returns:
+            whether the engine ended within the timeout; None waits without limit.
+        """
+        ...
+
+    def abort(self, error: EngineError) -> None:
+        """Refuse new requests and fail the accepted ones from the next step on."""
+        ...
+
+
+class BackendFactory(Protocol):
+    """Makes a backend that reports to the given callables. Called on the loader's thread."""
+
+    def __call__(
+        self, on_step: Callable[[StepStats], None], on_failure: Callable[[Exception], None]
+    ) -> Backend:
+        """Return a backend that is not loaded yet.
+
+        Args:
+            on_step: called on the engine's thread after each step.
+            on_failure: called on the engine's thread once the engine is lost.
+        """
+        ...
+
+
+def check_latent(
+    hidden_state: npt.NDArray[np.float32], *, num_rows: int, hidden_size: int
+) -> npt.NDArray[np.float32]:
+    """Return the rows if they are a valid latent: the invariant that every answer has to meet.
+
+    Args:
+        hidden_state: `[rows, width]` float32.
+        num_rows: min(k, L) for L generated tokens.
+        hidden_size: width H of the model.
+
+    Raises:
+        LatentInvalidError: the number of rows or their width is wrong, or a value is not finite.
+    """
+    if hidden_state.ndim != 2 or hidden_state.shape[1] != hidden_size:
+        raise LatentInvalidError(f"a hidden row is not {hidden_size} wide")
+    if len(hidden_state) != num_rows:
+        raise LatentInvalidError(f"{len(hidden_state)} hidden rows instead of {num_rows}")
+    if not np.isfinite(hidden_state).all():
+        raise LatentInvalidError("a hidden row holds a value that is not finite")
+    return hidden_state

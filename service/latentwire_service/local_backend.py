@@ -1,0 +1,217 @@
+"""Our own engine as a backend: a model loaded into this process, run by a thread of its own.
+
+Knows neither HTTP nor asyncio. Importing this module imports torch, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from huggingface_hub.utils import logging as hub_logging
+from transformers.utils import logging as transformers_logging
+
+from latentwire_service.engine.backend import (
+    BackendInfo,
+    ComputeDtype,
+    GenerationSpec,
+    Occupancy,
+    OnStep,
+    StepStats,
+)
+from latentwire_service.engine.engine import Engine
+from latentwire_service.engine.engine_thread import EngineThread, SubmittedRequest
+from latentwire_service.engine.errors import EngineError
+from latentwire_service.engine.hf.build import Probe, build_runner, probe
+from latentwire_service.engine.hf.cpu.cpu_tuning import give_way
+from latentwire_service.engine.hf.cpu.linear import bytes_kept_twice
+from latentwire_service.engine.hf.loader import LoadedModel, load_model, pick_device, pick_dtype
+from latentwire_service.engine.hf.memory import Capacity, available_bytes, plan_capacity
+from latentwire_service.engine.prefix_cache import MAX_PREFIX_TOKENS
+from latentwire_service.engine.prompt import Prompt, encode_prompt
+from latentwire_service.engine.runner import ModelRunner
+from latentwire_service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_DTYPE_NAMES: Mapping[torch.dtype, ComputeDtype] = {
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.float32: "float32",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """What there is once the model is loaded."""
+
+    loaded: LoadedModel
+    info: BackendInfo
+    thread: EngineThread
+
+
+class LocalBackend:
+    """A Hugging Face model in this process.
+
+    Args:
+        settings: of the whole service.
+        on_step: called on the engine's thread after each step.
+        on_failure: called on the engine's thread once the engine is lost.
+        wrap_runner: changes what runs the model; tests hold or break a real runner with it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        on_step: Callable[[StepStats], None],
+        on_failure: Callable[[Exception], None],
+        wrap_runner: Callable[[ModelRunner], ModelRunner] = lambda runner: runner,
+    ) -> None:
+        self._settings = settings
+        self._on_step = on_step
+        self._on_failure = on_failure
+        self._wrap_runner = wrap_runner
+        self._started: _Started | None = None
+
+    @property
+    def info(self) -> BackendInfo:
+        """Facts about the model; only after `load`."""
+        return self._require().info
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How busy the engine is; only after `load`."""
+        return self._require().thread.occupancy
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine's thread may be computing."""
+        return self._started is not None and self._started.thread.is_alive()
+
+    def load(self) -> None:
+        """Load the model, divide the memory, start the engine. Blocks for seconds to minutes.
+
+        Raises:
+            ModelError: the model cannot be served with the given settings.
+        """
+        settings = self._settings
+        _quieten_libraries()
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        device = pick_device(settings.device)
+        loaded = load_model(
+            settings.model,
+            device=device,
+            dtype=pick_dtype(settings.dtype, device),
+            cache_dir=settings.cache_dir.expanduser(),
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        probed = probe(loaded.model)
+        capacity = plan_slots(settings, loaded, probed)
+        self._started = self._start(loaded, probed, capacity)
+
+    def encode_prompt(self, text: str, chat_template: str) -> Prompt:
+        """Tokenize a filled template, as `Backend.encode_prompt`."""
+        return encode_prompt(self._require().loaded.tokenizer, text, chat_template)
+
+    def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> SubmittedRequest:
+        """Queue a request, as `Backend.submit`."""
+        return self._require().thread.submit(spec, on_step)
+
+    def drain(self, timeout_s: float | None) -> bool:
+        """Refuse new requests, finish the accepted ones, and end, as `Backend.drain`."""
+        return self._require().thread.stop(timeout_s)
+
+    def abort(self, error: EngineError) -> None:
+        """Refuse new requests and fail the accepted ones from the next step on."""
+        self._require().thread.abort(error)
+
+    def _require(self) -> _Started:
+        assert self._started is not None, "used before `load`"
+        return self._started
+
+    def _start(self, loaded: LoadedModel, probed: Probe, capacity: Capacity) -> _Started:
+        settings, model = self._settings, loaded.model
+        runner = self._wrap_runner(
+            build_runner(
+                model,
+                probed,
+                capacity.max_slots,
+                capacity.max_model_len,
+                compile_decode=settings.compile,
+            )
+        )
+        engine = Engine(
+            runner, loaded.tokenizer, loaded.eos_token_ids, settings.prefill_chunk, time.monotonic
+        )
+        thread = EngineThread(
+            engine,
+            capacity.max_slots,
+            settings.max_queue,
+            self._on_step,
+            self._on_failure,
+            give_way if model.device.type == "cpu" else None,
+        )
+        thread.start()
+        info = BackendInfo(
+            model_id=loaded.model_id,
+            revision=loaded.revision,
+            hidden_size=probed.hidden_size,
+            vocab_size=model.config.get_text_config().vocab_size,
+            dtype=_DTYPE_NAMES[model.dtype],
+            device=model.device.type,
+            max_slots=capacity.max_slots,
+            max_model_len=capacity.max_model_len,
+        )
+        return _Started(loaded, info, thread)
+
+
+def plan_slots(settings: Settings, loaded: LoadedModel, probed: Probe) -> Capacity:
+    """Decide how many slots of which length fit into memory, and log it.
+
+    Raises:
+        ModelError: the settings ask for more than fits.
+    """
+    model, device = loaded.model, loaded.model.device
+    limits = (loaded.max_positions, probed.max_positions)
+    bytes_per_position = probed.values_per_position * model.dtype.itemsize
+    # Memory that is taken after the plan is made.
+    reserved_bytes = MAX_PREFIX_TOKENS * bytes_per_position
+    reserved_bytes += bytes_kept_twice(model, probed.linear_calls)
+    capacity = plan_capacity(
+        max_slots=None if settings.max_slots == "auto" else settings.max_slots,
+        max_model_len=None if settings.max_model_len == "auto" else settings.max_model_len,
+        model_max_len=min((limit for limit in limits if limit is not None), default=None),
+        bytes_per_position=bytes_per_position,
+        row_bytes=probed.hidden_size * 4,
+        available=available_bytes(device) - reserved_bytes,
+        host_available=None if device.type == "cpu" else available_bytes(torch.device("cpu")),
+        memory_fraction=settings.memory_fraction,
+    )
+    logger.info(
+        "%s, %s on %s: %d slots of %d positions, KV cache %.0f MiB of %.0f MiB allowed",
+        loaded.model_id,
+        model.dtype,
+        device.type,
+        capacity.max_slots,
+        capacity.max_model_len,
+        capacity.cache_bytes / 2**20,
+        capacity.budget_bytes / 2**20,
+    )
+    return capacity
+
+
+def _quieten_libraries() -> None:
+    """Route the libraries' records through our logging, which cuts paths; hide progress bars."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+    hub_logging.set_verbosity_error()
+    hub_logger = logging.getLogger("huggingface_hub")
+    hub_logger.handlers.clear()
+    hub_logging.enable_propagation()

@@ -1,0 +1,35 @@
+"""What `/info` says: a pure function of the loaded backend and the settings."""
+
+from __future__ import annotations
+
+from latentwire.protocol import InfoResponse, Limits
+from latentwire_service.engine.backend import BackendInfo
+from latentwire_service.settings import Settings
+
+
+def service_info(backend: BackendInfo, settings: Settings, version: str) -> InfoResponse:
+    """Describe a service.
+
+    Args:
+        backend: the loaded model.
+        settings: of the service; only limits are shown.
+        version: of the service.
+    """
+    return InfoResponse(
+        model=backend.model_id,
+        revision=backend.revision,
+        hidden_size=backend.hidden_size,
+        vocab_size=backend.vocab_size,
+        dtype=backend.dtype,
+        device=backend.device,
+        limits=Limits(
+            max_slots=backend.max_slots,
+            max_model_len=backend.max_model_len,
+            max_queue=settings.max_queue,
+            max_body_bytes=settings.max_body_bytes,
+            max_new_tokens=settings.max_new_tokens_limit,
+            request_timeout_s=settings.request_timeout,
+        ),
+        version=version,
+        compressors=[],
+    )
