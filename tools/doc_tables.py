@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from latentwire.plan_command import PlanSettings
 from latentwire.protocol import PlanLatentQuery
 from latentwire_batch.config import CollectSettings
-from latentwire_batch.inspection.command import build_parser
+from latentwire_batch.inspection.command import InspectSettings
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.metrics import Metrics
 
@@ -31,6 +31,8 @@ _VALUES: dict[object, str] = {
     Path: "path",
     SecretStr: "text",
 }
+# Fields that are set by position, not by a flag.
+_ARGUMENTS = {"task", "path"}
 _MARKED = r"(?<=<!-- begin {name} -->\n)(.*?)(?=<!-- end {name} -->)"
 
 
@@ -56,8 +58,7 @@ def _settings_table(model: type[BaseModel]) -> str:
             field.description or "",
         )
         for name, field in model.model_fields.items()
-        # The task of `latentwire plan` is an argument, not a flag.
-        if name != "task"
+        if name not in _ARGUMENTS
     ]
     return _table(("Flag", "Value", "Default", "Meaning"), rows)
 
@@ -71,15 +72,6 @@ def _fields_table() -> str:
         for name, field in fields.items()
     ]
     return _table(("Field", "Value", "Default", "Meaning"), rows)
-
-
-def _inspect_table() -> str:
-    rows = [
-        (", ".join(f"`{flag}`" for flag in action.option_strings), "path", "", action.help or "")
-        for action in build_parser()._actions
-        if action.option_strings and action.dest != "help"
-    ]
-    return _table(("Flag", "Value", "Default", "Meaning"), rows)
 
 
 def _metrics_table() -> str:
@@ -148,7 +140,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "serve": lambda: _settings_table(Settings),
     "plan": lambda: _settings_table(PlanSettings),
     "collect": lambda: _settings_table(CollectSettings),
-    "inspect": _inspect_table,
+    "inspect": lambda: _settings_table(InspectSettings),
     "fields": _fields_table,
     "metrics": _metrics_table,
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire_batch.dataset.manifest import Counts
-from latentwire_batch.dataset.previous import PreviousRow
+from latentwire_batch.dataset.reader import StoredRow
 from latentwire_batch.dataset.schema import DEFAULT_BATCH_BYTES, BatchBuilder
 from latentwire_batch.dataset.writers import BatchSink, HfDatasetSink, ParquetSink
 from latentwire_batch.journal.row_store import RowStore
@@ -104,7 +104,7 @@ class Assembly:
         # sink has its own thread, which also keeps its batches in order.
         self._writers = [ThreadPoolExecutor(1, thread_name_prefix="assembly") for _ in self._sinks]
 
-    def run(self, store: RowStore, previous: Iterator[PreviousRow], totals: Totals) -> None:
+    def run(self, store: RowStore, previous: Iterator[StoredRow], totals: Totals) -> None:
         """Write all rows.
 
         Args:

@@ -103,13 +103,22 @@ class HiddenState(ResponseModel):
 
 
 class LatentInfo(ResponseModel):
-    """Which hidden state a latent is: tools differ, so every answer says it."""
+    """Which hidden states a latent holds: tools differ, so every answer states it."""
 
     layer: Literal["last"] = "last"
     normed: Literal[True] = True
     alignment: Literal["predicts"] = "predicts"
     model: str
     revision: str | None = None
+
+    @property
+    def meaning(self) -> str:
+        """The declaration in one sentence, for people."""
+        return (
+            f"Row t is the model's {self.layer}-layer hidden state, after the final norm, at the "
+            "position whose logits produced generated token t; row 0 is the last position of the "
+            "prompt."
+        )
 
 
 def latent_info(model: str, revision: str | None) -> LatentInfo:

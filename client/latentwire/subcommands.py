@@ -54,7 +54,7 @@ COLLECT = Subcommand(
     name="collect",
     module="latentwire_batch.__main__",
     extra="batch",
-    dependencies=frozenset({"datasets", "ijson", "pyarrow", "rich"}),
+    dependencies=frozenset({"datasets", "pyarrow", "rich"}),
 )
 INSPECT = Subcommand(
     name="inspect",

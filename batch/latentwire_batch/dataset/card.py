@@ -1,6 +1,6 @@
-"""The dataset card: `README.md` beside the data, as the Hugging Face hub reads it.
+"""The dataset card: the `README.md` of an output, as the Hugging Face hub reads it.
 
-Made from the manifest alone, so it too holds no host name, no address and no path.
+Made from the manifest and the dataset's columns alone, so it holds no host name, address or path.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from latentwire.protocol import LatentInfo, latent_info
+from latentwire_batch.dataset.schema import COLUMNS
 from latentwire_batch.output.layout import CARD_MARK, DATA_NAME
 
 _FRONT_MATTER = """\
@@ -24,15 +26,7 @@ configs:
     path: {data_name}
 dataset_info:
   features:
-  - name: task
-    dtype: string
-  - name: task_id
-    dtype: string
-  - name: plan
-    dtype: string
-  - name: hidden_state
-    sequence:
-      sequence: float32
+{features}
 ---
 """
 
@@ -43,15 +37,11 @@ _BODY = """
 
 Plans and latents of {num_rows} tasks, made by latentwire {version} with the model {model}.
 
-| Column | What |
+| Column | Meaning |
 | --- | --- |
-| `task` | the task, in words |
-| `task_id` | its id in the input, or its position there |
-| `plan` | the text that the model generated |
-| `hidden_state` | the latent: `[steps, {width}]` float32 |
+{columns}
 
-Row t of a latent is the model's last hidden state, after the final norm, at the position whose
-logits produced generated token t; row 0 is the last position of the prompt. {kept}
+{meaning} {kept}
 
 ```python
 from datasets import load_from_disk
@@ -70,14 +60,14 @@ print(dataset[0]["task"], dataset[0]["hidden_state"].shape)
 
 ## Counts
 
-| What | Number |
+| Count | Value |
 | --- | --- |
 {counts}
 """
 
 
 def build_card(manifest: Mapping[str, Any]) -> str:
-    """Write the card of a finished output.
+    """Build the card of a finished output.
 
     Args:
         manifest: of the output.
@@ -92,14 +82,47 @@ def build_card(manifest: Mapping[str, Any]) -> str:
         num_rows=counts["finished"],
         version=manifest["versions"]["latentwire"],
         model=_code(name),
-        width=model["hidden_size"],
+        columns=_columns(model["hidden_size"]),
+        meaning=_latent(manifest).meaning,
         kept="All rows are kept." if k is None else f"At most the first {k} rows are kept.",
         data_name=DATA_NAME,
         settings=_table(_settings(model, settings)),
         counts=_table(_counts(counts)),
     )
     # JSON text is YAML text.
-    return _FRONT_MATTER.format(pretty_name=json.dumps(title), data_name=DATA_NAME) + body
+    head = _FRONT_MATTER.format(
+        pretty_name=json.dumps(title), data_name=DATA_NAME, features=_features()
+    )
+    return head + body
+
+
+def _latent(manifest: Mapping[str, Any]) -> LatentInfo:
+    model = manifest["model"]
+    return latent_info(model["model"], model["revision"]).model_copy(update=manifest["latent"])
+
+
+def _features() -> str:
+    lines: list[str] = []
+    for column in COLUMNS:
+        lines += [f"  - name: {column.name}", *_feature_lines(column.feature, "    ")]
+    return "\n".join(lines)
+
+
+def _feature_lines(feature: Mapping[str, Any], indent: str) -> list[str]:
+    """Write a feature in the card's notation, where a list's element needs no name."""
+    if feature["_type"] == "Value":
+        return [f"{indent}dtype: {feature['dtype']}"]
+    element = feature["feature"]
+    if element["_type"] == "Value":
+        return [f"{indent}sequence: {element['dtype']}"]
+    return [f"{indent}sequence:", *_feature_lines(element, indent + "  ")]
+
+
+def _columns(width: int) -> str:
+    return "\n".join(
+        f"| `{column.name}` | {column.meaning.replace('{width}', str(width))} |"
+        for column in COLUMNS
+    )
 
 
 def _settings(model: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +148,7 @@ def _table(values: Mapping[str, Any]) -> str:
 
 
 def _code(text: str) -> str:
-    """Quote a text so that nothing in it is markup, nor ends a table's cell."""
+    """Quote a text so that nothing in it is markup or ends a table cell."""
     fence = "`"
     while fence in text:
         fence += "`"

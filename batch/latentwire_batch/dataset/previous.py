@@ -1,36 +1,22 @@
-"""The rows of a finished output, read in order, to be merged with rows asked for again."""
+"""The rows of a finished output, read in order, to be merged with rows that were retried."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from latentwire_batch.dataset.manifest import Manifest
-from latentwire_batch.errors import StorageError
+from latentwire_batch.dataset.reader import StoredRow, stored_rows
+from latentwire_batch.errors import InputError, StorageError
 from latentwire_batch.output.layout import OutputLayout
-from latentwire_batch.tasks.results import RowText
-
-
-@dataclass(frozen=True, eq=False)
-class PreviousRow:
-    """One row of a finished output.
-
-    Attributes:
-        text: its text columns.
-        latent: `[num_steps, hidden_size]` float32, a view of the memory-mapped file.
-    """
-
-    text: RowText
-    latent: npt.NDArray[np.float32]
 
 
 def finished_indices(manifest: Manifest, layout: OutputLayout) -> npt.NDArray[np.bool_]:
-    """Tell which input rows a finished output holds.
+    """Return which input rows a finished output holds.
 
     Returns:
         `[num_rows]` bool, False for the rows that failed.
@@ -50,37 +36,20 @@ def finished_indices(manifest: Manifest, layout: OutputLayout) -> npt.NDArray[np
     return finished
 
 
-def previous_rows(layout: OutputLayout, width: int) -> Iterator[PreviousRow]:
-    """Yield the rows of a finished output in order.
+def previous_rows(layout: OutputLayout, width: int) -> Iterator[StoredRow]:
+    """Yield the rows of a finished output in order, with latents of `width` columns.
 
     Args:
         layout: of the output.
-        width: hidden size.
+        width: the model's hidden size; an empty latent is `[0, width]`.
 
     Raises:
-        StorageError: when its files cannot be read.
+        StorageError: when its files cannot be read, or hold latents of another width.
     """
     try:
-        state = json.loads((layout.hf_dataset / "state.json").read_text())
-        for shard in state["_data_files"]:
-            path = layout.hf_dataset / shard["filename"]
-            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
-                for batch in stream:
-                    yield from _batch_rows(batch, width)
-    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+        for row in stored_rows(layout.hf_dataset):
+            if row.is_ragged or (len(row.latent) and row.latent.shape[1] != width):
+                raise StorageError("the output's hf_dataset holds latents of another width")
+            yield replace(row, latent=row.latent.reshape(-1, width))
+    except InputError as error:
         raise StorageError("the output's hf_dataset cannot be read") from error
-
-
-def _batch_rows(batch: pa.RecordBatch, width: int) -> Iterator[PreviousRow]:
-    latents = batch.column("hidden_state")
-    offsets = latents.offsets.to_numpy()
-    # `.values` twice: the flat floats of the whole batch, as they lie in the file.
-    floats = latents.values.values.to_numpy(zero_copy_only=True)
-    for position in range(batch.num_rows):
-        text = RowText(
-            task=batch.column("task")[position].as_py(),
-            task_id=batch.column("task_id")[position].as_py(),
-            plan=batch.column("plan")[position].as_py(),
-        )
-        first, last = int(offsets[position]) * width, int(offsets[position + 1]) * width
-        yield PreviousRow(text, floats[first:last].reshape(-1, width))

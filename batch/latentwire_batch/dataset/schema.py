@@ -1,10 +1,15 @@
-"""The dataset's Arrow schema, and record batches in it built from flat buffers.
+"""The dataset's columns, stated once, and record batches in their schema built from flat buffers.
+
+The Arrow schema, the Hugging Face features, the dataset card and the reader all follow `COLUMNS`.
 
 No latent ever becomes a Python list: a batch's floats lie in one buffer, which sources fill in
-place, and two arrays of offsets cut it into steps and rows.
+place, and two arrays of offsets cut it into latent rows and dataset rows.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +17,38 @@ import pyarrow as pa
 
 from latentwire_batch.tasks.results import RowText
 
-SCHEMA = pa.schema(
-    [
-        pa.field("task", pa.string()),
-        pa.field("task_id", pa.string()),
-        pa.field("plan", pa.string()),
-        pa.field("hidden_state", pa.list_(pa.list_(pa.float32()))),
-    ]
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a dataset.
+
+    Attributes:
+        name: of the column.
+        type: of its values.
+        meaning: for the dataset card; `{width}` stands for the hidden size.
+    """
+
+    name: str
+    type: pa.DataType
+    meaning: str
+
+    @property
+    def feature(self) -> dict[str, Any]:
+        """The column as `datasets` writes it into `dataset_info.json`."""
+        return _feature(self.type)
+
+
+LATENT_COLUMN = "hidden_state"
+COLUMNS = (
+    Column("task", pa.string(), "the task, in words"),
+    Column("task_id", pa.string(), "the task's id in the input, or its index there"),
+    Column("plan", pa.string(), "the text that the model generated"),
+    Column(
+        LATENT_COLUMN, pa.list_(pa.list_(pa.float32())), "the latent: `[rows, {width}]` float32"
+    ),
 )
+TEXT_COLUMNS = tuple(column.name for column in COLUMNS if column.type == pa.string())
+SCHEMA = pa.schema([pa.field(column.name, column.type) for column in COLUMNS])
 
 # Offsets of a list array are signed 32-bit: no batch may hold more floats than they can count.
 MAX_BATCH_FLOATS = 2**31 - 1
@@ -27,15 +56,16 @@ MAX_BATCH_FLOATS = 2**31 - 1
 # leaves the per-batch cost unnoticeable and keeps reading one row from a file cheap.
 DEFAULT_BATCH_BYTES = 32 << 20
 _FLOAT_BYTES = 4
+_VALUE_NAMES = {pa.string(): "string", pa.float32(): "float32"}
 
 
 class BatchBuilder:
-    """Gathers rows into record batches of a bounded size.
+    """Collects dataset rows into record batches of bounded size.
 
     Args:
-        width: the model's hidden size, the length of every step.
-        max_bytes: size of a batch's floats and texts at which it is full. A single larger row
-            still makes a batch of its own.
+        width: the model's hidden size, the length of every latent row.
+        max_bytes: size of floats and texts at which a batch is full. A single larger row makes a
+            batch of its own.
     """
 
     def __init__(self, width: int, max_bytes: int = DEFAULT_BATCH_BYTES) -> None:
@@ -51,66 +81,69 @@ class BatchBuilder:
         """Whether no row was added since the last `finish`."""
         return not self._texts
 
-    def has_room(self, text: RowText, num_steps: int) -> bool:
-        """Tell whether a row may be added, or the batch has to be finished first."""
-        num_floats = (self._row_offsets[-1] + num_steps) * self._width
+    def has_room(self, text: RowText, num_latent_rows: int) -> bool:
+        """Whether a row fits; if not, finish the batch first."""
+        num_floats = (self._row_offsets[-1] + num_latent_rows) * self._width
         num_bytes = num_floats * _FLOAT_BYTES + self._num_text_bytes + _num_bytes(text)
         return self.is_empty or (num_bytes <= self._max_bytes and num_floats <= MAX_BATCH_FLOATS)
 
-    def add(self, text: RowText, num_steps: int) -> npt.NDArray[np.float32]:
-        """Add a row whose floats the caller fills in.
+    def add(self, text: RowText, num_latent_rows: int) -> npt.NDArray[np.float32]:
+        """Add a row; the caller fills in its floats.
 
         Args:
             text: the row's text columns.
-            num_steps: rows of its latent.
+            num_latent_rows: rows of its latent.
 
         Returns:
-            `[num_steps, width]` float32, C order: where the latent has to be written before
-            `finish`.
+            `[num_latent_rows, width]` float32, C order: the place for the latent, to be filled
+            before `finish`.
 
         Raises:
-            ValueError: when one row alone has more floats than a batch may hold.
+            ValueError: when the row has more floats than a batch may hold.
         """
         first = self._row_offsets[-1] * self._width
-        last = first + num_steps * self._width
+        last = first + num_latent_rows * self._width
         if last > MAX_BATCH_FLOATS:
-            raise ValueError(f"a row of {num_steps} steps does not fit into an Arrow list")
+            raise ValueError(f"a latent of {num_latent_rows} rows does not fit into an Arrow list")
         if last > self._floats.size:
-            # Only a row that is alone in its batch gets here.
+            # Only a row that is alone in its batch comes here.
             self._floats = np.empty(last, dtype=np.float32)
         self._texts.append(text)
         self._num_text_bytes += _num_bytes(text)
-        self._row_offsets.append(self._row_offsets[-1] + num_steps)
-        return self._floats[first:last].reshape(num_steps, self._width)
+        self._row_offsets.append(self._row_offsets[-1] + num_latent_rows)
+        return self._floats[first:last].reshape(num_latent_rows, self._width)
 
     def finish(self) -> pa.RecordBatch:
-        """Give the rows added so far as one batch.
+        """Return the rows added so far as one batch.
 
-        Its floats are this builder's buffer, not a copy: the batch has to be written out before
-        the next `add`.
+        Its floats are this builder's buffer, not a copy: write the batch before the next `add`.
         """
-        num_steps = self._row_offsets[-1]
+        num_latent_rows = self._row_offsets[-1]
+        num_floats = num_latent_rows * self._width
         values = pa.Array.from_buffers(
-            pa.float32(),
-            num_steps * self._width,
-            [None, pa.py_buffer(self._floats[: num_steps * self._width])],
+            pa.float32(), num_floats, [None, pa.py_buffer(self._floats[:num_floats])]
         )
-        step_offsets = np.arange(num_steps + 1, dtype=np.int64) * self._width
-        steps = pa.ListArray.from_arrays(pa.array(step_offsets.astype(np.int32)), values)
-        latents = pa.ListArray.from_arrays(pa.array(self._row_offsets, type=pa.int32()), steps)
-        batch = pa.RecordBatch.from_arrays(
-            [
-                pa.array([text.task for text in self._texts], type=pa.string()),
-                pa.array([text.task_id for text in self._texts], type=pa.string()),
-                pa.array([text.plan for text in self._texts], type=pa.string()),
-                latents,
-            ],
-            schema=SCHEMA,
+        offsets = np.arange(num_latent_rows + 1, dtype=np.int64) * self._width
+        latent_rows = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
+        latents = pa.ListArray.from_arrays(
+            pa.array(self._row_offsets, type=pa.int32()), latent_rows
         )
+        texts = [
+            pa.array([getattr(text, name) for text in self._texts], type=pa.string())
+            for name in TEXT_COLUMNS
+        ]
+        batch = pa.RecordBatch.from_arrays([*texts, latents], schema=SCHEMA)
         self._texts = []
         self._num_text_bytes = 0
         self._row_offsets = [0]
         return batch
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    if pa.types.is_list(kind):
+        # "Sequence", not the newer "List", because every version of `datasets` reads it.
+        return {"feature": _feature(kind.value_type), "_type": "Sequence"}
+    return {"dtype": _VALUE_NAMES[kind], "_type": "Value"}
 
 
 def _num_bytes(text: RowText) -> int:

@@ -13,14 +13,15 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentwire_batch.dataset.schema import SCHEMA
+from latentwire_batch.dataset.schema import COLUMNS, LATENT_COLUMN, SCHEMA
+from latentwire_batch.tasks.arrow_files import STATE_NAME
 
 # Measured on [128, 576] latents, one core: byte-stream split with zstd level 1 takes 85 % of the
 # plain size for full float32 values and 35 % where they come from bfloat16, at 420-470 MB/s.
 # zstd alone takes 94 % and 51 %; level 3 is slower and, after the split, no smaller.
 _COMPRESSION_LEVEL = 1
 _FINGERPRINT_DIGITS = 16
-_FLOAT_COLUMN = "hidden_state.list.element.list.element"
+_FLOAT_COLUMN = f"{LATENT_COLUMN}.list.element.list.element"
 
 
 class BatchSink(Protocol):
@@ -135,7 +136,7 @@ class HfDatasetSink:
         ]
         for index, name in enumerate(names):
             self._shard_path(index).rename(self._directory / name)
-        self._write_json("state.json", self._state(names))
+        self._write_json(STATE_NAME, self._state(names))
         self._write_json("dataset_info.json", _dataset_info())
 
     def _shard_path(self, index: int) -> Path:
@@ -179,18 +180,10 @@ def _add_to_digest(digest: hashlib._Hash, batch: pa.RecordBatch) -> None:
 
 
 def _dataset_info() -> dict[str, Any]:
-    text = {"dtype": "string", "_type": "Value"}
-    # "Sequence" rather than the newer "List": every version of `datasets` reads it.
-    steps = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
     return {
         "citation": "",
         "description": "",
-        "features": {
-            "task": text,
-            "task_id": text,
-            "plan": text,
-            "hidden_state": {"feature": steps, "_type": "Sequence"},
-        },
+        "features": {column.name: column.feature for column in COLUMNS},
         "homepage": "",
         "license": "",
     }

@@ -1,1 +1,1 @@
-"""`latentwire inspect`: statistics of a stored dataset, shown on a terminal or as HTML."""
+"""`latentwire inspect`: statistics of a stored dataset, on a terminal or as HTML."""

@@ -1,4 +1,4 @@
-"""`latentwire inspect`: a look at a stored dataset before somebody trains on it."""
+"""`latentwire inspect`: shows whether a stored dataset is fit to train on."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import rich.console
+from pydantic import Field
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from latentwire_batch.console import Console
 from latentwire_batch.dataset.reader import dataset_bytes, locate, stored_rows
 from latentwire_batch.errors import BatchError, InputError, StorageError, storage_error
 from latentwire_batch.exit_status import ExitStatus, status_of
-from latentwire_batch.flags import Parser
+from latentwire_batch.flags import parse_settings
 from latentwire_batch.inspection.findings import facts, length_histogram, problems, thinned
 from latentwire_batch.inspection.html import Report, build_page
 from latentwire_batch.inspection.statistics import inspect_rows
@@ -23,6 +25,21 @@ from latentwire_batch.output.layout import MANIFEST_NAME
 _MAX_NORM_BARS = 16
 
 
+class InspectSettings(BaseSettings):
+    """One inspection: flags, else `LATENTWIRE_INSPECT_*` variables, else defaults."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LATENTWIRE_INSPECT_", env_ignore_empty=True, frozen=True
+    )
+
+    path: CliPositionalArg[Path] = Field(
+        description="Output of collect, a Parquet file, or a save_to_disk directory."
+    )
+    html: Path | None = Field(
+        default=None, description="Write a report to this file: one HTML file that loads nothing."
+    )
+
+
 def main(args: list[str]) -> int:
     """Inspect one dataset.
 
@@ -30,37 +47,23 @@ def main(args: list[str]) -> int:
         args: the command line after `latentwire inspect`.
 
     Returns:
-        0 sound; 1 read, but something speaks against it; 2 bad usage or not such a dataset.
+        0 for a sound dataset; 1 for one with problems; 2 for bad usage, or when it is no dataset.
     """
     console = Console(sys.stderr, "latentwire inspect")
     try:
-        given = build_parser().parse_args(args)
-        return _inspect(given.path, given.html)
+        settings = parse_settings(
+            InspectSettings,
+            args,
+            prog="latentwire inspect",
+            description="Inspect a dataset of latents: lengths, norms, values that are not finite.",
+        )
+        return _inspect(settings.path, settings.html)
     except BatchError as error:
         console.say(str(error))
         return status_of(error)
     except SystemExit as request:
         # argparse ends this way after --help.
         return int(request.code or 0)
-
-
-def build_parser() -> Parser:
-    """Build the parser of the command's flags."""
-    parser = Parser(
-        prog="latentwire inspect",
-        description="Look at a dataset of latents: lengths, norms, values that are not finite.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "path",
-        type=Path,
-        metavar="PATH",
-        help="Output of collect, a Parquet file, or a save_to_disk directory.",
-    )
-    parser.add_argument(
-        "--html", type=Path, metavar="PATH", help="Write a report here: one file, loads nothing."
-    )
-    return parser
 
 
 def _inspect(path: Path, html: Path | None) -> int:
@@ -70,22 +73,22 @@ def _inspect(path: Path, html: Path | None) -> int:
     except InputError as error:
         raise InputError(f"PATH: {error}") from error
     found = facts(inspection, dataset_bytes(place), _manifest(path))
-    against = problems(inspection)
+    found_problems = problems(inspection)
     lengths = length_histogram(inspection)
     norms = thinned(inspection.norms.means, _MAX_NORM_BARS)
-    show(rich.console.Console(), found, lengths, norms, against)
+    show(rich.console.Console(), found, lengths, norms, found_problems)
     if html is not None:
-        # The name alone: where it lies is nobody's business who gets the report.
+        # The name alone: readers of the report must not learn the path.
         title = f"Dataset {path.resolve().name}"
-        _write(html, build_page(Report(title, found, lengths, against, inspection)))
-    return ExitStatus.FAILED if against else ExitStatus.ALL_ROWS
+        _write(html, build_page(Report(title, found, lengths, found_problems, inspection)))
+    return ExitStatus.FAILED if found_problems else ExitStatus.ALL_ROWS
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:
     try:
         value: dict[str, Any] = json.loads((path / MANIFEST_NAME).read_text())
     except (OSError, ValueError):
-        # A file alone has none.
+        # A file or directory alone has none.
         return None
     return value
 

@@ -1,4 +1,4 @@
-"""From numbers to words: what an inspection found, what speaks against it, and what to draw."""
+"""From numbers to words: the facts and problems of a dataset, and the data of its charts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 @dataclass(frozen=True)
 class Bin:
-    """One bar of a histogram: rows with `low..high` steps."""
+    """One bar of a histogram: the number of latents with `low..high` rows."""
 
     low: int
     high: int
@@ -31,23 +31,23 @@ class Bin:
 def facts(
     inspection: Inspection, num_file_bytes: int, manifest: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """Give what is worth reading, in order.
+    """Return the facts to show, in order.
 
     Args:
         inspection: of the dataset.
-        num_file_bytes: its size on the disk.
-        manifest: of the output that it is part of; None when it stands alone.
+        num_file_bytes: its size on disk.
+        manifest: of the output that it belongs to; None for a file or directory alone.
     """
     lengths = np.frombuffer(inspection.lengths, dtype=np.int64)
     found = {
         "rows": f"{inspection.num_rows:,}",
-        "latent steps": f"{inspection.num_steps:,}",
-        "steps per row": _spread(lengths),
+        "latent rows": f"{inspection.num_latent_rows:,}",
+        "latent rows per row": _spread(lengths),
         "hidden size": ", ".join(map(str, sorted(inspection.widths))) or "none",
         "latent bytes": _size(inspection.num_latent_bytes),
         "text bytes": _size(inspection.num_text_bytes),
         "bytes on disk": _size(num_file_bytes),
-        "hidden norm": _norm(inspection),
+        "norm of a latent row": _norm(inspection),
     }
     if manifest is not None:
         counts = manifest["counts"]
@@ -61,14 +61,14 @@ def facts(
 
 
 def problems(inspection: Inspection) -> list[str]:
-    """Name what makes a dataset unfit to train on; empty for a sound one."""
+    """Name the problems that make a dataset unfit for training; empty for a sound one."""
     found: list[str] = []
     if inspection.num_nan or inspection.num_infinite:
         found.append(
             f"{inspection.num_nan:,} values are NaN and {inspection.num_infinite:,} infinite"
         )
     if inspection.num_ragged:
-        found.append(f"{inspection.num_ragged:,} rows have steps of different lengths")
+        found.append(f"{inspection.num_ragged:,} rows hold latents whose rows differ in length")
     if inspection.bad_rows:
         found[-1] += f", first in rows {', '.join(map(str, inspection.bad_rows))}"
     if len(inspection.widths) > 1:
@@ -81,7 +81,7 @@ def problems(inspection: Inspection) -> list[str]:
 
 
 def length_histogram(inspection: Inspection) -> list[Bin]:
-    """Count rows by their number of steps, in at most 20 bins of equal width."""
+    """Count latents by their number of rows, in at most 20 bins of equal width."""
     lengths = np.frombuffer(inspection.lengths, dtype=np.int64)
     if not len(lengths):
         return []
@@ -95,7 +95,7 @@ def length_histogram(inspection: Inspection) -> list[Bin]:
 
 
 def thinned(values: Floats, num_points: int) -> list[tuple[int, float]]:
-    """Average neighbours so that at most `num_points` are left, each with its first index."""
+    """Average neighbours down to at most `num_points` values, each with its first index."""
     size = -(-len(values) // num_points) if len(values) else 1
     return [
         (start, float(np.nanmean(part)))
@@ -109,7 +109,7 @@ def _spread(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> str:
         return "none"
     quarters = np.percentile(lengths, (0, 25, 50, 75, 100), method="nearest")
     numbers = " / ".join(f"{int(value):,}" for value in quarters)
-    return f"{numbers} (least, quartiles, most); mean {lengths.mean():,.1f}"
+    return f"{numbers} (minimum, quartiles, maximum); mean {lengths.mean():,.1f}"
 
 
 def _norm(inspection: Inspection) -> str:

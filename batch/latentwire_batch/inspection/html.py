@@ -44,17 +44,17 @@ td.text { white-space: pre-wrap; }
 <h1>$title</h1>
 $verdict
 <table>$facts</table>
-<h2>Steps per row</h2>
+<h2>Length of the latents</h2>
 $lengths
-<h2>Hidden norm by step</h2>
-<p class="note">Mean of the Euclidean norms; the band is one standard deviation to either side.</p>
+<h2>Norm by latent row</h2>
+<p class="note">Mean Euclidean norm of row t; the band is one standard deviation on either side.</p>
 $norms
 <h2>Mean latents</h2>
 <p class="note">$means_note</p>
 $means
 <h2>Samples</h2>
 <table>
-<tr><th>row</th><th>task_id</th><th>steps</th><th>task</th><th>plan</th></tr>
+<tr><th>row</th><th>task_id</th><th>latent rows</th><th>task</th><th>plan</th></tr>
 $samples
 </table>
 </body>
@@ -64,13 +64,13 @@ $samples
 
 @dataclass(frozen=True)
 class Report:
-    """What goes into a page.
+    """The content of a page.
 
     Attributes:
         title: names the dataset, without its path.
         found: facts by name.
-        lengths: histogram of steps per row.
-        problems: what speaks against the dataset.
+        lengths: histogram of latent rows per row.
+        problems: of the dataset.
         inspection: of the dataset.
     """
 
@@ -82,7 +82,7 @@ class Report:
 
 
 def build_page(report: Report) -> str:
-    """Write the page."""
+    """Build the page."""
     inspection = report.inspection
     num_means = len(inspection.means)
     return _PAGE.substitute(
@@ -91,15 +91,17 @@ def build_page(report: Report) -> str:
         facts="\n".join(
             f"<tr>{_cell('th', n)}{_cell('td', v)}</tr>" for n, v in report.found.items()
         ),
-        lengths=bars([(item.label, item.count) for item in report.lengths], Axis("steps", "rows")),
+        lengths=bars(
+            [(item.label, item.count) for item in report.lengths], Axis("latent rows", "rows")
+        ),
         norms=_norms(inspection),
         means_note=(
-            f"{num_means:,} of {inspection.num_rows:,} rows: the mean over each one's steps, on "
-            "the first two principal components. The darker, the more steps."
+            f"The mean of each latent on the first two principal components, for {num_means:,} of "
+            f"{inspection.num_rows:,} rows. Longer latents are darker."
         ),
         means=points(
             project(inspection.means),
-            np.array([mean.num_steps for mean in inspection.means]),
+            np.array([mean.num_latent_rows for mean in inspection.means]),
             Axis("first component", "second component"),
         ),
         samples="\n".join(_sample(s) for s in sorted(inspection.samples, key=lambda s: s.row)),
@@ -115,11 +117,11 @@ def _verdict(problems: Iterable[str]) -> str:
 
 def _norms(inspection: Inspection) -> str:
     norms = inspection.norms
-    return line(norms.means, norms.deviations, Axis("step", "norm"))
+    return line(norms.means, norms.deviations, Axis("latent row t", "mean norm"))
 
 
 def _sample(sample: Sample) -> str:
-    plain = (str(sample.row), sample.task_id, str(sample.num_steps))
+    plain = (str(sample.row), sample.task_id, str(sample.num_latent_rows))
     texts = (_shortened(sample.task), _shortened(sample.plan))
     cells = [_cell("td", text) for text in plain]
     cells += [f'<td class="text">{escape(text)}</td>' for text in texts]

@@ -1,4 +1,8 @@
-"""Three small charts as SVG text: bars, a line with a band, and points. Knows only numbers."""
+"""Three small charts as SVG text: bars, a line with a band, and points. Knows only numbers.
+
+Own code, because a report must be one file that loads nothing, and a plotting library would be the
+largest dependency of the extra.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ Numbers = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Axis:
-    """What the two directions mean."""
+    """The labels of the two axes."""
 
     across: str
     up: str
@@ -27,7 +31,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class _Scale:
-    """From values to places on one axis."""
+    """Maps values to coordinates on one axis."""
 
     low: float
     high: float
@@ -60,30 +64,30 @@ def bars(values: Sequence[tuple[str, int]], axis: Axis) -> str:
 
 
 def line(means: Numbers, deviations: Numbers, axis: Axis) -> str:
-    """Draw a line over its index, with a band of one deviation to either side."""
-    steps = np.flatnonzero(np.isfinite(means))
-    if not len(steps):
+    """Draw a line over its index, with a band of one deviation on either side."""
+    places = np.flatnonzero(np.isfinite(means))
+    if not len(places):
         return _nothing()
-    steps = steps[np.linspace(0, len(steps) - 1, min(len(steps), _MAX_LINE_POINTS)).astype(int)]
-    middle, spread = means[steps], deviations[steps]
-    across = _Scale(float(steps[0]), float(steps[-1]), _LEFT, _WIDTH - _RIGHT)
+    places = places[np.linspace(0, len(places) - 1, min(len(places), _MAX_LINE_POINTS)).astype(int)]
+    middle, spread = means[places], deviations[places]
+    across = _Scale(float(places[0]), float(places[-1]), _LEFT, _WIDTH - _RIGHT)
     up = _up(max(0.0, float((middle - spread).min())), float((middle + spread).max()))
-    edge = _path(across, up, steps, middle + spread)
-    edge += " " + _path(across, up, steps[::-1], (middle - spread)[::-1])
+    edge = _path(across, up, places, middle + spread)
+    edge += " " + _path(across, up, places[::-1], (middle - spread)[::-1])
     parts = [
         f'<polygon points="{edge}" fill="var(--band)"/>',
-        f'<polyline points="{_path(across, up, steps, middle)}" fill="none" stroke="var(--mark)" '
+        f'<polyline points="{_path(across, up, places, middle)}" fill="none" stroke="var(--mark)" '
         'stroke-width="2"/>',
     ]
     parts += [
-        _text(across(float(step)), _HEIGHT - _BOTTOM + 16, str(int(step)))
-        for step in np.unique(steps[np.linspace(0, len(steps) - 1, 6).astype(int)])
+        _text(across(float(place)), _HEIGHT - _BOTTOM + 16, str(int(place)))
+        for place in np.unique(places[np.linspace(0, len(places) - 1, 6).astype(int)])
     ]
     return _svg(parts, up, axis)
 
 
 def points(places: Numbers, weights: Numbers, axis: Axis) -> str:
-    """Draw points, the darker the greater their weight."""
+    """Draw points; a greater weight is darker."""
     if not len(places):
         return _nothing()
     across = _Scale(*_range(places[:, 0]), _LEFT + 6, _WIDTH - _RIGHT - 6)
@@ -91,7 +95,8 @@ def points(places: Numbers, weights: Numbers, axis: Axis) -> str:
     shade = _Scale(*_range(weights), 78.0, 28.0)
     parts = [
         f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3.2" fill-opacity="0.8" '
-        f'fill="hsl(215 65% {shade(weight):.0f}%)"><title>{int(weight)} steps</title></circle>'
+        f'fill="hsl(215 65% {shade(weight):.0f}%)"><title>{int(weight)} latent rows</title>'
+        "</circle>"
         for (x, y), weight in zip(places.tolist(), weights.tolist(), strict=True)
     ]
     return _svg(parts, up, axis)
@@ -122,8 +127,8 @@ def _range(values: Numbers) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def _path(across: _Scale, up: _Scale, steps: Numbers, values: Numbers) -> str:
-    pairs = zip(steps.tolist(), values.tolist(), strict=True)
+def _path(across: _Scale, up: _Scale, places: Numbers, values: Numbers) -> str:
+    pairs = zip(places.tolist(), values.tolist(), strict=True)
     return " ".join(f"{across(step):.1f},{up(value):.1f}" for step, value in pairs)
 
 
@@ -132,4 +137,4 @@ def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
 
 
 def _nothing() -> str:
-    return '<p class="note">There is nothing to draw.</p>'
+    return '<p class="note">No data to draw.</p>'

@@ -24,23 +24,23 @@ def show(
     """Draw an inspection.
 
     Args:
-        console: where to.
+        console: to draw on.
         found: facts by name.
-        lengths: histogram of steps per row.
-        norms: mean norm from a step on, for some steps.
-        problems: what speaks against the dataset.
+        lengths: histogram of latent rows per row.
+        norms: mean norm of latent rows, by the index of the first row that it averages.
+        problems: of the dataset.
     """
     table = Table(show_header=False, box=None)
     for name, value in found.items():
         table.add_row(name, Text(value))
     console.print(table)
     bars = [(item.label, float(item.count), f"{item.count:,}") for item in lengths]
-    _chart(console, "rows by number of steps", bars)
-    _chart(console, "mean norm by step", [(str(s), norm, f"{norm:.3f}") for s, norm in norms])
+    _chart(console, "rows by length of their latent", bars)
+    _chart(console, "mean norm by latent row", [(str(t), norm, f"{norm:.3f}") for t, norm in norms])
     for problem in problems:
         console.print(Text(f"! {problem}", style="bold red"))
     if not problems:
-        console.print(Text("all values are finite, no id occurs twice", style="green"))
+        console.print(Text("all values are finite, and no id occurs twice", style="green"))
 
 
 def _chart(

@@ -1,13 +1,29 @@
 from __future__ import annotations
 
+import dataclasses
+
+import datasets
 import numpy as np
 import pytest
 
-from latentwire_batch.dataset.schema import SCHEMA, BatchBuilder
+from latentwire_batch.dataset.schema import (
+    COLUMNS,
+    LATENT_COLUMN,
+    SCHEMA,
+    TEXT_COLUMNS,
+    BatchBuilder,
+)
 from latentwire_batch.dispatch.seeds import row_seed
 from latentwire_batch.tasks.results import RowText
 
 TEXT = RowText("task", "id", "plan")
+
+
+def test_every_description_of_the_dataset_has_the_same_columns() -> None:
+    assert [field.name for field in dataclasses.fields(RowText)] == list(TEXT_COLUMNS)
+    assert SCHEMA.names == [*TEXT_COLUMNS, LATENT_COLUMN]
+    features = datasets.Features.from_dict({column.name: column.feature for column in COLUMNS})
+    assert features.arrow_schema.remove_metadata() == SCHEMA
 
 
 def test_a_batch_holds_what_was_filled_in() -> None:
@@ -47,7 +63,7 @@ def test_offsets_never_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = BatchBuilder(width=10, max_bytes=1 << 20)
     builder.add(TEXT, 9)
     assert not builder.has_room(TEXT, 2)
-    with pytest.raises(ValueError, match="11 steps"):
+    with pytest.raises(ValueError, match="11 rows"):
         BatchBuilder(width=10).add(TEXT, 11)
 
 

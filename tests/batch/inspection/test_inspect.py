@@ -9,18 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from latentwire_batch.dataset.reader import StoredLatent, stored_rows
+from latentwire_batch.dataset.reader import StoredRow, stored_rows
 from latentwire_batch.inspection.command import main
 from latentwire_batch.inspection.findings import length_histogram, problems, thinned
 from latentwire_batch.inspection.statistics import MAX_MEANS, Inspection, inspect_rows, project
+from latentwire_batch.tasks.results import RowText
 from support.collecting import Collect
 from support.stub_replica import StubReplica
 
 RNG = np.random.default_rng(0)
 
 
-def row(task_id: str, steps: np.ndarray, *, is_ragged: bool = False) -> StoredLatent:
-    return StoredLatent("task", task_id, "plan", steps.astype(np.float32), is_ragged)
+def row(task_id: str, latent: np.ndarray, *, is_ragged: bool = False) -> StoredRow:
+    return StoredRow(RowText("task", task_id, "plan"), latent.astype(np.float32), is_ragged)
 
 
 def write(path: Path, latents: list[list[list[float]]], **columns: list[str]) -> Path:
@@ -46,7 +47,7 @@ def test_every_form_of_an_output_is_read(
     shown = capsys.readouterr().out
     assert re.search(r"rows +40\b", shown)
     assert re.search(r"hidden size +8\b", shown)
-    assert "all values are finite, no id occurs twice" in shown
+    assert "all values are finite, and no id occurs twice" in shown
     assert ("completion tokens" in shown) == (part == "")
 
 
@@ -59,7 +60,7 @@ def test_norms_are_those_of_numpy() -> None:
         assert found.norms.means[step] == pytest.approx(np.mean(at_step), rel=1e-5)
         assert found.norms.deviations[step] == pytest.approx(np.std(at_step), rel=1e-3, abs=1e-5)
     assert list(found.lengths) == [4, 2, 0, 7]
-    assert found.num_steps == 13
+    assert found.num_latent_rows == 13
 
 
 def test_values_that_are_not_finite_are_counted_and_their_rows_named(
@@ -77,11 +78,11 @@ def test_repeated_ids_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "2 rows repeat an earlier row's task_id, first rows 2, 4" in capsys.readouterr().out
 
 
-def test_steps_of_different_lengths_are_found(tmp_path: Path) -> None:
+def test_latent_rows_of_different_lengths_are_found(tmp_path: Path) -> None:
     path = write(tmp_path / "d.parquet", [[[1, 2], [3]], [[1, 2]], [[1, 2, 3]], []])
     found = problems(inspect_rows(stored_rows(path)))
     assert found == [
-        "1 rows have steps of different lengths, first in rows 0",
+        "1 rows hold latents whose rows differ in length, first in rows 0",
         "rows differ in hidden size: [2, 3]",
     ]
 
@@ -99,7 +100,7 @@ def test_lists_of_every_kind_are_read(tmp_path: Path, kind: pa.DataType) -> None
     latents = [[[1.0, 2.0], [3.0, 4.0]], [], [[5.0, 6.0]]]
     pq.write_table(pa.table({"hidden_state": pa.array(latents, kind)}), tmp_path / "d.parquet")
     rows = list(stored_rows(tmp_path / "d.parquet"))
-    assert [r.steps.tolist() for r in rows] == latents
+    assert [r.latent.tolist() for r in rows] == latents
 
 
 @pytest.mark.parametrize(
@@ -191,9 +192,9 @@ def test_projection_finds_the_directions_of_most_spread() -> None:
 
 def test_memory_does_not_grow_with_the_rows() -> None:
     inspection = Inspection()
-    steps = np.ones((1, 2))
+    latent = np.ones((1, 2))
     for i in range(MAX_MEANS + 500):
-        inspection.add(row(str(i), steps))
+        inspection.add(row(str(i), latent))
     assert len(inspection.means) == MAX_MEANS
     assert len(inspection.samples) == 8
     assert len({sample.row for sample in inspection.samples}) == 8
