@@ -157,16 +157,7 @@ class CollectSettings(
         return RowFields(self.task_field, self.conversations_index, self.id_field)
 
     @property
-    def prompt(self) -> dict[str, object]:
-        """The prompt fields, as JSON values."""
-        return self.model_dump(include=set(PromptFields.model_fields))
-
-    @property
-    def sampling(self) -> dict[str, object]:
-        """The sampling fields without the seed, as JSON values."""
-        return self.model_dump(include=set(SamplingFields.model_fields))
-
-    @property
     def plan_options(self) -> PlanOptions:
         """The fields that every row's request has besides its task, k and seed."""
-        return cast(PlanOptions, {**self.prompt, **self.sampling})
+        names = PromptFields.model_fields.keys() | SamplingFields.model_fields.keys()
+        return cast(PlanOptions, self.model_dump(include=set(names)))
