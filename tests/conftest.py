@@ -1,15 +1,17 @@
-"""What holds for every test: no network, and no settings from outside."""
+"""Rules for every test: no network, no settings from outside, no blocked event loop."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Iterator
 
 import pytest
 
-# Read by Hugging Face's libraries when they are imported.
+# Hugging Face's libraries read this when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Read by torch, here and in child processes: tiny models are slower on two threads than on one, and
-# threads that spin at the end of a parallel region keep the others from the cores.
+# torch reads these, here and in child processes: tiny models are slower on two threads than on one,
+# and threads that spin at the end of a parallel region keep other processes from the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -19,3 +21,23 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("LATENTWIRE_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def blocking_calls() -> Iterator[list[str]]:
+    """Names of calls that blocked an event loop, in the current test."""
+    # An environment for the engine alone has neither the detector nor an event loop.
+    if importlib.util.find_spec("blockbuster") is None:
+        yield []
+        return
+    from support.event_loop import blocking_calls_raise
+
+    with blocking_calls_raise() as names:
+        yield names
+
+
+@pytest.fixture(autouse=True)
+def _event_loop_is_never_blocked(blocking_calls: list[str]) -> Iterator[None]:
+    blocking_calls.clear()
+    yield
+    assert blocking_calls == []

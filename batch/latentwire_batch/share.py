@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -102,7 +103,8 @@ class Share:
 
     async def _store_for(self, identity: ModelIdentity) -> RowStore:
         await self._agree(replace(self._wanted, model=identity))
-        return self.store
+        # Reading a large journal takes seconds: the loop must still see signals and dead replicas.
+        return await asyncio.to_thread(lambda: self.store)
 
     def _open(self, rank: Rank, reopens_failed: bool) -> RowStore:
         layout = self._run.layout
