@@ -1,4 +1,4 @@
-"""Who may call, and how much they may send: settings made into what the middleware needs."""
+"""Access rules: which clients may call and how much they may send, read from the settings."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class PolicyError(Exception):
-    """The settings say nothing that can be enforced."""
+    """The settings cannot be enforced; the text says why."""
 
 
 class ApiKeys:
-    """Keys that callers may show. Holds their digests only.
+    """The valid API keys. Holds only their digests.
 
     Args:
-        keys: printable ASCII without spaces; none: everybody may call.
+        keys: printable ASCII without spaces; empty: every client may call.
 
     Raises:
         PolicyError: a key cannot be sent in a header.
@@ -31,7 +31,7 @@ class ApiKeys:
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests: list[bytes] = []
         for key in keys:
-            # The message leaves the key out: it ends up in logs.
+            # The message ends up in logs, so it must not hold the key.
             if not key or not all("!" <= character <= "~" for character in key):
                 raise PolicyError("an API key must be printable ASCII, without spaces")
             self._digests.append(hashlib.sha256(key.encode()).digest())
@@ -41,32 +41,32 @@ class ApiKeys:
         return len(self._digests)
 
     def caller_of(self, authorization: bytes) -> str | None:
-        """Return a name for whose key is shown in an `Authorization` header; None for nobody's.
+        """Return the name of the key in an `Authorization` header; None if it is not valid.
 
-        It takes as long for a key that is nearly right as for one that is not at all: digests of
-        one length are compared, in constant time, with each key there is.
+        The time does not depend on how much of a key is right: digests of equal length are compared
+        in constant time, and with every key.
         """
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             return None
         digest = hashlib.sha256(token.strip()).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        # A part of the digest names the key in logs, and does not give it away.
+        # A part of the digest names the key in logs without revealing it.
         return f"key-{digest.hex()[:8]}" if any(matches) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What requests have to keep to before a route sees them.
+    """What a request must satisfy before a route sees it.
 
     Attributes:
-        api_keys: one of them has to be shown where there are any.
-        is_metrics_public: `/metrics` needs none.
-        allowed_hosts: values of the `Host` header, without port; None: any.
+        api_keys: a request must carry one of them, if there are any.
+        is_metrics_public: `/metrics` needs no key.
+        allowed_hosts: accepted values of the `Host` header, without port; None: any.
         cors_origins: web origins whose pages may call.
-        max_body_bytes: larger bodies are answered 413.
-        body_timeout_s: bodies that take longer are answered 408.
-        request_timeout_s: most that a request may take; None: as long as it needs.
+        max_body_bytes: most bytes of a request body; a larger one is answered 413.
+        body_timeout_s: seconds in which a body must arrive; a slower one is answered 408.
+        request_timeout_s: most seconds that a request may take; None: no limit.
     """
 
     api_keys: ApiKeys
@@ -102,19 +102,19 @@ def _read_keys(path: Path) -> list[str]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise PolicyError(f"--api-key-file cannot be read: {reason}") from error
     keys = [line.strip() for line in lines if line.strip()]
     if not keys:
-        # Whoever names a file wants keys to be asked for: an empty one must not open the door.
-        raise PolicyError("--api-key-file holds no key")
+        # A named file means that keys are wanted: an empty one must not open the service to all.
+        raise PolicyError("--api-key-file contains no key")
     return keys
 
 
 def _allowed_hosts(settings: Settings) -> frozenset[str] | None:
     if settings.allowed_host:
         return frozenset(name.lower() for name in settings.allowed_host)
-    # A page in a browser can have its own name point to 127.0.0.1, and call with that name.
+    # DNS rebinding: a web page can point its own name at 127.0.0.1 and call with that name.
     return _LOOPBACK_NAMES | {settings.host.lower()} if _is_loopback(settings.host) else None
 
 

@@ -1,4 +1,4 @@
-"""The one table from domain errors to HTTP statuses, and their RFC 9457 bodies."""
+"""The one table that maps errors to HTTP statuses and RFC 9457 bodies."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ _MAX_FIELD_CHARS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _Problem:
     status: int
     code: ErrorCode
     title: str
 
 
-_INVALID = _Answer(422, "invalid-request", "The request is not acceptable")
-_INTERNAL = _Answer(500, "internal", "The service failed")
+_INVALID = _Problem(422, "invalid-request", "The request is invalid")
+_INTERNAL = _Problem(500, "internal", "The service failed")
 
-_ANSWERS: Mapping[type[errors.EngineError], _Answer] = {
+_ENGINE_PROBLEMS: Mapping[type[errors.EngineError], _Problem] = {
     errors.InvalidParamsError: _INVALID,
-    errors.PromptTooLongError: _Answer(422, "prompt-too-long", "The prompt does not fit"),
-    errors.QueueFullError: _Answer(429, "queue-full", "Too many requests are waiting"),
-    errors.EngineUnavailableError: _Answer(503, "not-ready", "The service takes no requests"),
-    errors.DeadlineExceededError: _Answer(504, "deadline-exceeded", "The request took too long"),
-    errors.LatentInvalidError: _Answer(500, "latent-invalid", "The latent is not valid"),
+    errors.PromptTooLongError: _Problem(422, "prompt-too-long", "The prompt does not fit"),
+    errors.QueueFullError: _Problem(429, "queue-full", "Too many requests are waiting"),
+    errors.EngineUnavailableError: _Problem(503, "not-ready", "The service accepts no requests"),
+    errors.DeadlineExceededError: _Problem(504, "deadline-exceeded", "The request took too long"),
+    errors.LatentInvalidError: _Problem(500, "latent-invalid", "The latent is invalid"),
 }
 
-_HTTP_ANSWERS: Mapping[int, _Answer] = {
-    # The framework's word for a body that is not JSON text at all (undecodable bytes).
+_HTTP_PROBLEMS: Mapping[int, _Problem] = {
+    # The framework's status for a body that cannot be decoded as text.
     400: _INVALID,
-    401: _Answer(401, "unauthorized", "A key is needed"),
-    404: _Answer(404, "not-found", "There is nothing at this path"),
-    405: _Answer(405, "method-not-allowed", "This path does not take this method"),
-    408: _Answer(408, "body-timeout", "The request body did not arrive"),
-    413: _Answer(413, "payload-too-large", "The request body is too large"),
-    421: _Answer(421, "misdirected", "The request is meant for another service"),
+    401: _Problem(401, "unauthorized", "An API key is required"),
+    404: _Problem(404, "not-found", "No such path"),
+    405: _Problem(405, "method-not-allowed", "Method not allowed for this path"),
+    408: _Problem(408, "body-timeout", "The request body did not arrive in time"),
+    413: _Problem(413, "payload-too-large", "The request body is too large"),
+    421: _Problem(421, "misdirected", "The Host header names another service"),
 }
 
 
@@ -73,21 +73,21 @@ _EXAMPLES: Mapping[ErrorCode, dict[str, object]] = {
     "latent-invalid": {"detail": "the model's hidden state is not finite"},
     "payload-too-large": {"detail": "the request body exceeds 1048576 bytes"},
     "internal": {
-        "detail": "look up 9f86d081884c7d65 in the log",
+        "detail": "error 9f86d081884c7d65; see the log of the service",
         "error_id": "9f86d081884c7d65",
     },
-    "unauthorized": {"detail": "a key is needed: Authorization: Bearer KEY"},
+    "unauthorized": {"detail": "an API key is required: Authorization: Bearer KEY"},
     "body-timeout": {"detail": "the request body did not arrive within 60 s"},
-    "misdirected": {"detail": "the Host header names another service"},
+    "misdirected": {"detail": "the Host header is not one of the names of this service"},
     "not-found": {"detail": "Not Found"},
     "method-not-allowed": {"detail": "Method Not Allowed"},
 }
 
 
 def documented_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe error answers for OpenAPI, each code with an example."""
+    """Describe error responses for the OpenAPI document, with an example of each code."""
     schema = {"$ref": "#/components/schemas/ErrorBody"}
-    answers = {a.code: a for a in [*_ANSWERS.values(), *_HTTP_ANSWERS.values(), _INTERNAL]}
+    answers = {a.code: a for a in [*_ENGINE_PROBLEMS.values(), *_HTTP_PROBLEMS.values(), _INTERNAL]}
     return {
         status: {
             "description": HTTPStatus(status).phrase,
@@ -107,12 +107,12 @@ def documented_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def _standard_members(answer: _Answer) -> dict[str, object]:
+def _standard_members(answer: _Problem) -> dict[str, object]:
     return {"title": answer.title, "status": answer.status, "code": answer.code}
 
 
 def install(app: FastAPI) -> None:
-    """Make the app answer every error as problem details."""
+    """Make the app answer every error with problem details."""
     app.add_exception_handler(errors.EngineError, _on_engine_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -120,17 +120,17 @@ def install(app: FastAPI) -> None:
 
 
 class _Unexpected:
-    """ASGI middleware that answers what nothing else has answered.
+    """ASGI middleware that answers exceptions without a handler.
 
-    Starlette's own handler of `Exception` raises it again, for the server to log it once more and
-    to break the connection.
+    Starlette's own handler of `Exception` raises it again. The server would log it a second time
+    and close the connection.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; on an exception, answer unless an answer has begun."""
+        """Pass the request on; answer an exception unless a response has begun."""
         has_begun = False
 
         async def noted(message: Message) -> None:
@@ -147,15 +147,17 @@ class _Unexpected:
 
 
 def error_body(error: Exception) -> tuple[ErrorBody, dict[str, str]]:
-    """Return the problem details of an error that the engine, or nobody, foresaw, and its headers.
+    """Map an exception to problem details and headers.
 
-    What nobody foresaw is logged under an id, and the answer has only the id.
+    An unknown exception becomes a 500 that shows only a log id.
     """
-    answer = _ANSWERS.get(type(error)) if isinstance(error, errors.EngineError) else None
+    answer = _ENGINE_PROBLEMS.get(type(error)) if isinstance(error, errors.EngineError) else None
     if answer is None:
         error_id = secrets.token_hex(8)
         logger.error("error %s", error_id, exc_info=error)
-        return _body(_INTERNAL, f"look up {error_id} in the log", error_id=error_id), {}
+        return _body(
+            _INTERNAL, f"error {error_id}; see the log of the service", error_id=error_id
+        ), {}
     headers = {}
     members: dict[str, Any] = {}
     match error:
@@ -174,8 +176,8 @@ def error_body(error: Exception) -> tuple[ErrorBody, dict[str, str]]:
 def problem_response(
     status: int, detail: str, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Answer a request that no route has seen, with one of the statuses of this table."""
-    return _problem(_HTTP_ANSWERS[status], detail, headers or {})
+    """Refuse a request before it reaches a route, with a status of the table."""
+    return _problem(_HTTP_PROBLEMS[status], detail, headers or {})
 
 
 async def _on_engine_error(_request: Request, error: Exception) -> Response:
@@ -185,7 +187,7 @@ async def _on_engine_error(_request: Request, error: Exception) -> Response:
 async def _on_validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    # The name of an unknown field is the sender's: it may be of any length, and no Unicode text.
+    # The client chose the name of an unknown field: it may be long, and invalid Unicode.
     field = _field_name(first["loc"])[:_MAX_FIELD_CHARS].encode("utf-8", "replace").decode()
     detail = f"{field}: {reason(first['type'], first['msg'])}"
     return _problem(_INVALID, detail, {}, field=field)
@@ -194,30 +196,30 @@ async def _on_validation_error(_request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        # Starlette names the methods of one route, where a path has one for each method.
+        # Starlette lists the methods of one route, but a path has a route for each method.
         methods = request.app.openapi()["paths"].get(request.url.path)
         if methods:
             error.headers = {"Allow": ", ".join(sorted(methods)).upper()}
-    answer = _HTTP_ANSWERS.get(error.status_code)
+    answer = _HTTP_PROBLEMS.get(error.status_code)
     if answer is None:
         return _response(*error_body(error))
     if answer is _INVALID:
-        return _problem(answer, "body: not a JSON text", {}, field="body")
+        return _problem(answer, "body: not valid JSON", {}, field="body")
     return _problem(answer, error.detail, dict(error.headers or {}))
 
 
 def _field_name(location: Sequence[str | int]) -> str:
-    """Name the field: ("body", "stop", 0) is `stop.0`; ("body", 17), a JSON position, is `body`."""
+    """Name a field: ("body", "stop", 0) is `stop.0`; ("body", 17), a JSON position, is `body`."""
     if len(location) < 2 or isinstance(location[1], int):
         return str(location[0])
     return dotted(location[1:])
 
 
-def _problem(answer: _Answer, detail: str, headers: Mapping[str, str], **members: Any) -> Response:
+def _problem(answer: _Problem, detail: str, headers: Mapping[str, str], **members: Any) -> Response:
     return _response(_body(answer, detail, **members), headers)
 
 
-def _body(answer: _Answer, detail: str, **members: Any) -> ErrorBody:
+def _body(answer: _Problem, detail: str, **members: Any) -> ErrorBody:
     return ErrorBody(
         title=answer.title, status=answer.status, code=answer.code, detail=detail, **members
     )

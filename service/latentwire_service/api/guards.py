@@ -32,7 +32,9 @@ class AllowedHosts:
         if len(hosts) == 1 and _without_port(hosts[0]).lower() in self._allowed:
             await self._app(scope, receive, send)
         else:
-            refusal = problem_response(421, "the Host header names another service")
+            refusal = problem_response(
+                421, "the Host header is not one of the names of this service"
+            )
             await refusal(scope, receive, send)
 
 
@@ -56,7 +58,9 @@ class KeyCheck:
             set_key_name(scope, caller or "")
         if caller is None:
             refusal = problem_response(
-                401, "a key is needed: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}
+                401,
+                "an API key is required: Authorization: Bearer KEY",
+                {"WWW-Authenticate": "Bearer"},
             )
             await refusal(scope, receive, send)
             return

@@ -92,7 +92,7 @@ def test_each_key_opens(server: LiveServer, key: str) -> None:
 
 def test_the_client_says_that_a_key_is_missing(server: LiveServer) -> None:
     with Client(server.url) as client:
-        with pytest.raises(UnauthorizedError, match="a key is needed"):
+        with pytest.raises(UnauthorizedError, match="an API key is required"):
             client.plan_latent("x")
         with pytest.raises(UnauthorizedError):
             list(client.stream_plan_latent("x"))
