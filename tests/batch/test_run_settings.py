@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from latentwire_batch.errors import StorageError
+from latentwire_batch.replicas.identity import ModelIdentity
+from latentwire_batch.run_settings import RunSettings
+from latentwire_batch.tasks.rows import DataIdentity
+
+MODEL = ModelIdentity("m", "abc", 8, "float32")
+SETTINGS = RunSettings(
+    data=DataIdentity(40, "12ab"),
+    k=None,
+    options={
+        "prompt_template": "{task}",
+        "chat_template": "none",
+        "max_new_tokens": 12,
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "top_k": 0,
+        "stop": ["END"],
+    },
+    seed=7,
+    requested_model="m",
+    model=MODEL,
+)
+
+
+def test_settings_come_back_as_written() -> None:
+    assert RunSettings.from_json(SETTINGS.to_json()) == SETTINGS
+    unknown = replace(SETTINGS, seed=None, requested_model=None, model=None)
+    assert RunSettings.from_json(unknown.to_json()) == unknown
+    assert set(unknown.to_json()) == {"data", "k", "prompt", "sampling"}
+
+
+def test_prompt_and_sampling_options_are_stored_apart() -> None:
+    value = SETTINGS.to_json()
+    assert value["prompt"] == {"prompt_template": "{task}", "chat_template": "none"}
+    assert set(value["prompt"]) | set(value["sampling"]) == set(SETTINGS.options)
+
+
+@pytest.mark.parametrize(
+    ("changed", "phrase"),
+    [
+        ({"k": 0}, "k was None, now 0"),
+        ({"seed": 8}, "seed was 7, now 8"),
+        ({"requested_model": "n"}, "requested_model was 'm', now 'n'"),
+        ({"model": replace(MODEL, dtype="bfloat16")}, "model.dtype was 'float32', now 'bfloat16'"),
+        ({"data": DataIdentity(39, "12ab")}, "data.num_rows was 40, now 39"),
+        ({"options": {**SETTINGS.options, "stop": []}}, "sampling.stop was ['END'], now []"),
+    ],
+)
+def test_a_difference_is_named(changed: dict[str, Any], phrase: str) -> None:
+    assert SETTINGS.differences(replace(SETTINGS, **changed)) == [phrase]
+
+
+def test_what_is_not_known_yet_is_not_compared() -> None:
+    wanted = replace(SETTINGS, seed=None, requested_model=None, model=None)
+    assert SETTINGS.differences(wanted) == []
+
+
+def test_the_requested_model_is_not_compared_with_given_replicas() -> None:
+    stored = replace(SETTINGS, requested_model=None)
+    assert stored.differences(replace(SETTINGS, requested_model="another")) == []
+
+
+def test_a_long_value_is_shortened() -> None:
+    options: Any = {**SETTINGS.options, "prompt_template": "x" * 100}
+    (phrase,) = SETTINGS.differences(replace(SETTINGS, options=options))
+    assert phrase.endswith(f"now '{'x' * 39}...")
+
+
+@pytest.mark.parametrize("missing", ["data", "k", "prompt", "sampling"])
+def test_settings_without_a_value_are_damaged(missing: str) -> None:
+    value = SETTINGS.to_json()
+    del value[missing]
+    with pytest.raises(StorageError, match="settings are damaged"):
+        RunSettings.from_json(value)
