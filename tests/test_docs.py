@@ -159,6 +159,14 @@ def test_named_paths_exist(page: Page) -> None:
             assert any((ROOT / base / path).is_file() for base in BASES), f"{page.name}: {path}"
 
 
+def test_the_map_names_every_module() -> None:
+    page = DOCS["architecture.md"]
+    for package in ("client/latentwire", "service/latentwire_service", "batch/latentwire_batch"):
+        for path in (ROOT / package).rglob("*.py"):
+            name = str(path.relative_to(ROOT / package))
+            assert path.name.startswith("__") or f"`{name}`" in page.text, f"{package}: {name}"
+
+
 @pytest.mark.parametrize("page", [README, *DOCS.values()], ids=ids)
 def test_named_folders_exist(page: Page) -> None:
     for path in set(re.findall(r"`((?:\w+/)+)`", page.prose)) - {"hf_dataset/"}:
