@@ -32,6 +32,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
             max_model_len=256,
             max_new_tokens_limit=8,
             body_timeout=5,
+            # Generated queries are long, and the limit of a head is below the described API.
+            max_header_bytes=1_000_000,
             api_key=KEY,
         )
     )
