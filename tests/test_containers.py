@@ -1,4 +1,4 @@
-"""The Dockerfile and the compose file, read as text: no container engine is needed."""
+"""The Dockerfile and the compose file, checked as text: no container engine is needed."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_replicas_differ_in_gpu_port_and_profile_only() -> None:
     assert all(spec == common[0] for spec in common)
 
 
-def test_a_replica_is_three_lines() -> None:
+def test_a_replica_takes_three_lines() -> None:
     body = COMPOSE_TEXT.partition("  replica-0:")[2].partition("  replica-1:")[0]
     assert len([line for line in body.splitlines() if line.strip()]) == 3
 

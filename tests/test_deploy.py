@@ -1,4 +1,4 @@
-"""The files under deploy/ are valid, and they agree with the service."""
+"""The files under deploy/ are valid and agree with the service."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_pod_has_no_privileges() -> None:
     assert POD["automountServiceAccountToken"] is False
 
 
-def test_the_pod_has_longer_to_end_than_the_drain_timeout() -> None:
+def test_the_pods_grace_period_exceeds_the_drain_timeout() -> None:
     drain_s = Settings.model_fields["drain_timeout"].default
     assert POD["terminationGracePeriodSeconds"] > drain_s + 5 + 5
     grace = COMPOSE["services"]["replica-0"]["stop_grace_period"]
@@ -93,7 +93,7 @@ def test_prometheus_scrapes_the_replicas_of_the_compose_file() -> None:
 
 
 def titles_in(document: Any) -> dict[str, str]:
-    """The titles of the error bodies that an OpenAPI document shows, by code."""
+    """Return the titles of an OpenAPI document's error bodies, by code."""
     found: dict[str, str] = {}
     values = document.values() if isinstance(document, dict) else document
     for value in values:
@@ -112,7 +112,7 @@ def test_the_gateways_own_errors_are_worded_like_the_services() -> None:
     for status, text in bodies:
         body = ErrorBody.model_validate_json(text)
         assert body.status == int(status)
-        # The document has no example for a path that does not exist.
+        # The document has no example of an unknown path.
         assert body.code == "not-found" or body.title == titles[body.code]
 
 
@@ -124,5 +124,5 @@ def test_no_container_can_write_to_its_own_file_system(name: str) -> None:
 
 
 def test_service_links_set_no_setting() -> None:
-    """A Service named latentwire would set LATENTWIRE_PORT to an address."""
+    """Without this, a Service named latentwire sets LATENTWIRE_PORT to an address."""
     assert POD["enableServiceLinks"] is False

@@ -1,4 +1,4 @@
-"""The gateway's own configuration, in nginx, before two replicas."""
+"""nginx with the shipped gateway configuration, in front of two replicas."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def site(model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterato
 
 
 def configured(folder: Path, port: int, addresses: list[str]) -> list[str]:
-    """The shipped file, with its own port and folder, and these replicas."""
+    """Write the shipped files with this port, folder and these replicas; return nginx's command."""
     text = (GATEWAY / "nginx.conf").read_text()
     assert text.count("listen 8080;") == 1
     text = text.replace("listen 8080;", f"listen 127.0.0.1:{port};").replace("/tmp/", f"{folder}/")
     text = text.replace("/dev/stdout", f"{folder}/access.log")
     text = text.replace("/dev/stderr", f"{folder}/error.log")
     shipped = (GATEWAY / "upstream.conf").read_text()
-    # A name that is resolved again and again is newer than the nginx of some distributions.
+    # Some distributions have an nginx that cannot resolve a name repeatedly: list the addresses.
     line = next(line for line in shipped.splitlines() if "server replicas" in line)
     own = [line.replace("replicas:8000 resolve", address) for address in addresses]
     shipped = shipped.replace(line, "\n".join(own)).replace("resolver 127.0.0.11 valid=5s;", "")
@@ -94,21 +94,21 @@ def configured(folder: Path, port: int, addresses: list[str]) -> list[str]:
 def test_a_replica_killed_under_load_fails_no_request(site: Site) -> None:
     counted = threading.Semaphore(0)
 
-    def ask(number: int) -> tuple[int, list[int]]:
+    def send(number: int) -> tuple[int, list[int]]:
         body = {"task": f"Task {number}", "max_new_tokens": 60, "seed": number}
         answer = httpx.post(f"{site.url}/plan_latent?k=1", json=body, timeout=TIMEOUT_S)
         counted.release()
         return answer.status_code, answer.json().get("token_ids", [])
 
     with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(ask, number) for number in range(60)]
+        answers = [pool.submit(send, number) for number in range(60)]
         for _ in range(10):
             assert counted.acquire(timeout=TIMEOUT_S)
         site.replicas[0].signal(signal.SIGKILL)
         results = [answer.result(TIMEOUT_S) for answer in answers]
-        again = list(pool.map(ask, range(60)))
+        again = list(pool.map(send, range(60)))
     assert [status for status, _ in results] == [200] * 60
-    # The answers are those that the replica which is left gives, too.
+    # The surviving replica gives the same answers.
     assert results == again
 
 
@@ -129,15 +129,15 @@ def test_a_draining_replica_fails_no_request(site: Site) -> None:
 
 
 @pytest.mark.parametrize("site", [["--max-slots", "1", "--max-queue", "1"]], indirect=True)
-def test_full_replicas_say_so_themselves(site: Site) -> None:
-    """A replica that is full is not taken for one that is gone."""
+def test_a_full_replicas_429_reaches_the_client(site: Site) -> None:
+    """The gateway does not treat a full replica as a dead one."""
 
-    def ask(number: int) -> httpx.Response:
+    def send(number: int) -> httpx.Response:
         body = {"task": f"Task {number}", "max_new_tokens": 100}
         return httpx.post(f"{site.url}/plan_latent?k=1", json=body, timeout=TIMEOUT_S)
 
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(ask, range(80)))
+        answers = list(pool.map(send, range(80)))
     assert {answer.status_code for answer in answers} == {200, 429}
     for answer in answers:
         if answer.status_code == 429:
@@ -145,13 +145,13 @@ def test_full_replicas_say_so_themselves(site: Site) -> None:
             assert "Retry-After" in answer.headers
 
 
-def test_events_pass_as_they_are_made(site: Site) -> None:
+def test_the_gateway_forwards_each_event_at_once(site: Site) -> None:
     with Client(site.url) as client:
         stream = client.stream_plan_latent("x", k=2, max_new_tokens=3000, do_sample=False)
         with stream:
             steps = iter(stream)
             first = next(steps)
-        # Closed after the first step: the replica has nothing running soon after.
+        # The stream was closed after its first step, so the replica soon frees the slot.
         assert first.index == 0
     urls = [replica.url for replica in site.replicas]
     for _ in range(2000):
@@ -167,7 +167,9 @@ def test_events_pass_as_they_are_made(site: Site) -> None:
     assert made < 3000
 
 
-def test_what_the_gateway_says_itself(site: Site, tmp_path: Path) -> None:
+def test_the_gateways_own_errors_are_problem_details_and_its_log_has_no_task(
+    site: Site, tmp_path: Path
+) -> None:
     answer = httpx.get(f"{site.url}/info", headers={"X-Request-Id": "agent-1"})
     assert answer.headers["x-request-id"] == "agent-1"
     assert answer.headers.get_list("x-request-id") == ["agent-1"]

@@ -1,4 +1,4 @@
-"""A minute at twice capacity, from callers that hang up, read slowly and send rubbish."""
+"""A minute at twice the capacity: callers hang up, read slowly and send invalid requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS = 60
 
 
 @pytest.mark.timeout(SECONDS + 180)
-def test_a_minute_of_soak_leaves_no_wrong_answer_no_slot_held_and_memory_flat(
+def test_a_minute_of_overload_gives_no_wrong_answer_holds_no_slot_and_keeps_memory_flat(
     tmp_path: Path,
 ) -> None:
     folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
@@ -38,7 +38,7 @@ def test_a_minute_of_soak_leaves_no_wrong_answer_no_slot_held_and_memory_flat(
         )
         assert soak.returncode == 0, soak.stdout + soak.stderr
         outcomes = json.loads(soak.stdout.splitlines()[-1])["outcomes"]
-        # It was too much, in all the ways it should be.
+        # Each kind of overload happened.
         assert {"right", "left", "refused", "queue-full"} == outcomes.keys()
         child.signal()
         assert child.wait() == 0, child.output
