@@ -136,6 +136,24 @@ def test_commands_leave_the_files_that_they_name(workplace: Path) -> None:
     assert all((workplace / path).exists() for path in named)
 
 
+def test_plan_prints_lines_like_the_shown_ones(service: str, tmp_path: Path) -> None:
+    (words,) = shell_words("latentwire", "plan")
+    done = subprocess.run(
+        [sys.executable, "-m", "latentwire", *words[1:], "--url", service],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (shown,) = DOCS["cli.md"].blocks("text")
+    assert lines_of_form(done.stdout)[-3:] == lines_of_form(shown)[-3:]
+
+
+def lines_of_form(output: str) -> list[str]:
+    """The lines without the numbers and the finish reason, which depend on the model."""
+    return [re.sub(r"\d+|(?<=finish_reason )\w+", "N", line) for line in output.splitlines()]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_links_lead_somewhere(page: Page) -> None:
     by_path = {other.path: other for other in PAGES}

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the service, as it is committed: `make openapi` writes it anew."""
+"""The committed OpenAPI document of the service: `make openapi` writes it from the code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "openapi.json"
 
 
 def generated() -> dict[str, Any]:
-    """What a service with default settings shows at `/openapi.json`."""
+    """Return the document that a service with default settings shows at `/openapi.json`."""
     settings, metrics = Settings(_env_file=None), Metrics()
     service = ModelService(backend_factory(settings), Observers())
     describe = partial(service_info, settings=settings, version="0.0.0")
