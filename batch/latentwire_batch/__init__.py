@@ -1,1 +1,1 @@
-"""Datasets of latents: tasks in, replicas asked, Parquet and Arrow files out."""
+"""Datasets of latents: tasks go in, replicas plan them, Parquet and Arrow files come out."""

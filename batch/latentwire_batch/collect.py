@@ -33,10 +33,10 @@ from latentwire_batch.output.ownership import locked_output
 from latentwire_batch.output.publish import finish_install, install
 from latentwire_batch.ranks.rank import ALONE, Rank
 from latentwire_batch.ranks.rendezvous import Crew, refuse_strangers
+from latentwire_batch.ranks.share import Share
 from latentwire_batch.replicas.fleet import FleetSummary
 from latentwire_batch.run import Run
 from latentwire_batch.run_settings import RunSettings, read_settings
-from latentwire_batch.share import Share
 from latentwire_batch.tasks.results import RowState
 
 

@@ -6,9 +6,9 @@ from latentwire_batch.dispatch.interrupts import run_interruptible
 from latentwire_batch.existing_output import refuse_differences
 from latentwire_batch.exit_status import ExitStatus
 from latentwire_batch.ranks.rendezvous import Crew
+from latentwire_batch.ranks.share import Share
 from latentwire_batch.run import Run
 from latentwire_batch.run_settings import RunSettings, read_settings
-from latentwire_batch.share import Share
 
 
 def follow(run: Run) -> ExitStatus:

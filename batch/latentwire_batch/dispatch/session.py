@@ -94,64 +94,65 @@ async def run_session(plan: SessionPlan, console: Console) -> FleetSummary:
         RunInterrupted: when a signal stopped it before all rows were settled.
         asyncio.CancelledError: when a second signal ended it at once.
     """
-    interrupts = Interrupts(console.say)
-    interrupts.install()
-    async with _replicas(plan, console, interrupts) as (fleet, guard):
-        identity = await guarded(fleet.connect(plan.source.startup_patience_s), guard)
-        plan.source.note_ready()
-        store = await guarded(plan.open_store(identity), guard)
-        await _send_rows(plan, store, fleet, guard, interrupts, console)
-        if store.count(RowState.PENDING):
-            if interrupts.count:
-                raise RunInterrupted
-            raise InputError("--dataset: has fewer rows than when it was first read")
-        return fleet.summary()
+    return await _Session(plan, console).run()
 
 
-@asynccontextmanager
-async def _replicas(
-    plan: SessionPlan, console: Console, interrupts: Interrupts
-) -> AsyncIterator[tuple[Fleet, Guard]]:
-    source, guard = plan.source, Guard()
-    try:
-        clients = [source.connect(url) for url in await source.start()]
-        fleet = Fleet(clients, plan.concurrency, console.say)
-        guard.add(source.watch(lambda url: fleet.add(source.connect(url))))
-        if plan.watch is not None:
-            guard.add(plan.watch())
+class _Session:
+    def __init__(self, plan: SessionPlan, console: Console) -> None:
+        self._plan = plan
+        self._console = console
+        self._interrupts = Interrupts(console.say)
+        self._guard = Guard()
+
+    async def run(self) -> FleetSummary:
+        source, guard = self._plan.source, self._guard
+        self._interrupts.install()
+        async with self._replicas() as fleet:
+            identity = await guarded(fleet.connect(source.startup_patience_s), guard)
+            source.note_ready()
+            store = await guarded(self._plan.open_store(identity), guard)
+            await self._send_rows(store, fleet)
+            if store.count(RowState.PENDING):
+                if self._interrupts.count:
+                    raise RunInterrupted
+                raise InputError("--dataset: has fewer rows than when it was first read")
+            return fleet.summary()
+
+    @asynccontextmanager
+    async def _replicas(self) -> AsyncIterator[Fleet]:
+        plan, source = self._plan, self._plan.source
         try:
-            yield fleet, guard
+            clients = [source.connect(url) for url in await source.start()]
+            fleet = Fleet(clients, plan.concurrency, self._console.say)
+            self._guard.add(source.watch(lambda url: fleet.add(source.connect(url))))
+            if plan.watch is not None:
+                self._guard.add(plan.watch())
+            try:
+                yield fleet
+            finally:
+                await fleet.aclose()
         finally:
-            await fleet.aclose()
-    finally:
-        await source.stop(at_once=interrupts.count > 1)
-        await guard.aclose()
+            await source.stop(at_once=self._interrupts.count > 1)
+            await self._guard.aclose()
 
-
-async def _send_rows(
-    plan: SessionPlan,
-    store: Store,
-    fleet: Fleet,
-    guard: Guard,
-    interrupts: Interrupts,
-    console: Console,
-) -> None:
-    num_own = store.num_rows - store.count(RowState.ELSEWHERE)
-    num_settled = num_own - store.count(RowState.PENDING)
-    with ProgressReport(console, num_own, num_settled) as progress:
-        sink = RowSink(store, progress)
-        policy = RetryPolicy(plan.max_retries, plan.patience_s, plan.source.max_away)
-        rows = _pending(plan.rows(), store)
-        dispatcher = Dispatcher(fleet, rows, plan.request.send, sink, policy, random.Random())
-        interrupts.drain_first(dispatcher)
-        syncing = asyncio.create_task(sink.keep_synced())
-        try:
-            await guarded(dispatcher.run(), guard, syncing)
-            await sink.aclose()
-        finally:
-            syncing.cancel()
-            # The store is closed next, so no write may still run.
-            sink.abandon()
+    async def _send_rows(self, store: Store, fleet: Fleet) -> None:
+        plan = self._plan
+        num_own = store.num_rows - store.count(RowState.ELSEWHERE)
+        num_settled = num_own - store.count(RowState.PENDING)
+        with ProgressReport(self._console, num_own, num_settled) as progress:
+            sink = RowSink(store, progress)
+            policy = RetryPolicy(plan.max_retries, plan.patience_s, plan.source.max_away)
+            rows = _pending(plan.rows(), store)
+            dispatcher = Dispatcher(fleet, rows, plan.request.send, sink, policy, random.Random())
+            self._interrupts.drain_first(dispatcher)
+            syncing = asyncio.create_task(sink.keep_synced())
+            try:
+                await guarded(dispatcher.run(), self._guard, syncing)
+                await sink.aclose()
+            finally:
+                syncing.cancel()
+                # The store is closed next, so no write may still run.
+                sink.abandon()
 
 
 def _pending(rows: Iterator[Row], store: Store) -> Iterator[Row]:

@@ -1,1 +1,1 @@
-"""Finished rows on the disk while a run is unfinished: an append-only log and its index."""
+"""Settled rows of an unfinished run, on disk: an append-only log and its index."""

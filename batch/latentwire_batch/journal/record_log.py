@@ -1,19 +1,19 @@
-"""An append-only file of checksummed records: after a crash it is certain what survived.
+"""An append-only file of checksummed records, which shows after a crash which records survived.
 
 One record, all numbers little-endian:
 
     magic      4 bytes   "LWR1"
-    kind       1 byte    what the record is; meaningless here
+    kind       1 byte    type of the record; this module does not interpret it
     reserved   3 bytes   zero
     meta size  4 bytes   unsigned: bytes of the JSON object that follows the header
-    row        8 bytes   signed: index of the row it is about
+    row        8 bytes   signed: index of the row that the record is about
     body size  8 bytes   unsigned: bytes of raw data that follow the JSON object
     checksum   4 bytes   CRC-32 of JSON object and raw data
     header sum 4 bytes   CRC-32 of the 32 header bytes before it
 
-A torn write is recognised by a header or a body that does not match its checksum. The file ends
-before the first header that is not whole: nothing after it can be located. A damaged body in the
-middle costs just its own record.
+A torn write shows as a header or a body that does not match its checksum. The log ends before the
+first damaged header, because nothing after it can be located. A damaged body in the middle costs
+only its own record.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Record:
     """One record to write.
 
     Attributes:
-        kind: 0..255, what the record is.
-        row: index of the row it is about.
-        meta: anything JSON can hold.
-        body: raw data as one-dimensional unsigned bytes; empty for none.
+        kind: 0..255, the type of the record.
+        row: index of the row that the record is about.
+        meta: a JSON object.
+        body: raw data as one-dimensional unsigned bytes; may be empty.
     """
 
     kind: int
@@ -59,11 +59,11 @@ class Record:
 
 @dataclass(frozen=True)
 class RecordRef:
-    """Where a whole record is in the file.
+    """Place of a whole record in the file.
 
     Attributes:
-        kind: what the record is.
-        row: index of the row it is about.
+        kind: the type of the record.
+        row: index of the row that the record is about.
         offset: of its header, in bytes from the file's start.
     """
 
@@ -86,16 +86,17 @@ class _Header:
 
 
 class RecordLog:
-    """One log file, opened for appending and for reading back.
+    """One log file, open for appending and for reading back.
 
     Appending and syncing may be called from worker threads, one append at a time.
 
     Args:
-        path: of the file, made where it is missing.
-        is_own: False for another process's log, which is only read: it is neither made nor cut.
+        path: of the file; an own log is created if it is missing.
+        is_own: False for another process's log, which is only read.
 
     Raises:
-        StorageError: when the file cannot be opened, here as in every method that touches it.
+        StorageError: when the file cannot be opened. Every other method raises it when the file
+            cannot be read or written.
     """
 
     def __init__(self, path: Path, is_own: bool = True) -> None:
@@ -108,9 +109,9 @@ class RecordLog:
             raise storage_error("cannot be opened", error) from error
 
     def recover(self) -> Iterator[RecordRef]:
-        """Yield every whole record from the start, then cut off what a torn write left behind.
+        """Yield every whole record from the start, then cut off the rest of a torn write.
 
-        Has to be run to its end before the first `append`.
+        Must run to its end before the first `append`.
         """
         offset = 0
         try:
@@ -127,7 +128,7 @@ class RecordLog:
             raise storage_error("cannot be read", error) from error
 
     def append(self, record: Record) -> RecordRef:
-        """Write a record at the end; a part that was written when writing failed is taken back."""
+        """Write a record at the end; a failed write leaves the file as it was."""
         meta = json.dumps(record.meta, ensure_ascii=False).encode()
         checksum = zlib.crc32(record.body, zlib.crc32(meta))
         fields = _FIELDS.pack(
@@ -145,28 +146,28 @@ class RecordLog:
         return RecordRef(record.kind, record.row, offset)
 
     def sync(self) -> None:
-        """Return when everything appended before is on the disk."""
+        """Make everything appended before durable."""
         try:
             os.fsync(self._fd)
         except OSError as error:
             raise storage_error("cannot be written", error) from error
 
     def read_meta(self, offset: int) -> dict[str, Any]:
-        """Read a record's JSON object; the record's body is not touched."""
+        """Read a record's JSON object, without its body."""
         header = self._known_header(offset)
         meta = os.pread(self._fd, header.meta_bytes, offset + HEADER_BYTES)
         value: dict[str, Any] = json.loads(meta)
         return value
 
     def read_body_into(self, offset: int, out: npt.NDArray[np.float32]) -> None:
-        """Read a record's body into an array and check it.
+        """Read a record's body into an array, and check it.
 
         Args:
             offset: of the record.
             out: C-order float32 of exactly the body's size.
 
         Raises:
-            StorageError: when the record does not match its checksum any more.
+            StorageError: when the record no longer matches its checksum.
         """
         header = self._known_header(offset)
         target = out.reshape(-1).view(np.uint8).data
@@ -178,7 +179,9 @@ class RecordLog:
         except OSError as error:
             raise storage_error("cannot be read", error) from error
         if zlib.crc32(target, zlib.crc32(meta)) != header.checksum:
-            raise StorageError(f"the record of row {header.row} is damaged; run again to redo it")
+            raise StorageError(
+                f"the record of row {header.row} is damaged; rerun the same command to redo it"
+            )
 
     def close(self) -> None:
         """Close the file."""
@@ -189,7 +192,7 @@ class RecordLog:
         while pieces:
             written = os.pwritev(self._fd, pieces, offset)
             offset += written
-            # A full disk or a signal may cut a write short: the rest is tried again.
+            # A full disk or a signal can cut a write short: write the rest.
             while pieces and written >= pieces[0].nbytes:
                 written -= pieces.pop(0).nbytes
             if written:
@@ -199,7 +202,7 @@ class RecordLog:
         while target.nbytes:
             num_read = os.preadv(self._fd, [target], offset)
             if num_read == 0:
-                raise StorageError("the log of finished rows is shorter than it was")
+                raise StorageError("the log of finished rows has become shorter")
             target, offset = target[num_read:], offset + num_read
 
     def _header_at(self, offset: int) -> _Header | None:
@@ -220,7 +223,9 @@ class RecordLog:
         except OSError as error:
             raise storage_error("cannot be read", error) from error
         if header is None:
-            raise StorageError("a record of a finished row is damaged; run again to redo it")
+            raise StorageError(
+                "a record of a finished row is damaged; rerun the same command to redo it"
+            )
         return header
 
     def _body_checksum(self, header: _Header, offset: int) -> int:

@@ -1,6 +1,6 @@
-"""The rows of an unfinished run: which are done, and what they hold, on the disk.
+"""States and results of an unfinished run's rows, on disk.
 
-Memory: 11 bytes per input row, whatever the rows hold.
+In memory it keeps 11 bytes per input row, whatever the size of the results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState, Row
 
 
 class RecordKind(IntEnum):
-    """What a record of the log is."""
+    """Types of record in the log."""
 
     FINISHED = 1
     FAILED = 2
@@ -27,7 +27,15 @@ class RecordKind(IntEnum):
 
 @dataclass(frozen=True)
 class StoredRow:
-    """What is known of a finished row without reading its latent."""
+    """A finished row without its latent.
+
+    Attributes:
+        text: its text columns.
+        num_steps: rows of the latent.
+        prompt_tokens: length of the prompt.
+        completion_tokens: tokens generated.
+        finish_reason: "stop" or "length".
+    """
 
     text: RowText
     num_steps: int
@@ -37,14 +45,14 @@ class StoredRow:
 
 
 class RowStore:
-    """Finished and failed rows, appended to a log and found again by index.
+    """Finished and failed rows, appended to a log and found by index.
 
     Appending and syncing may be called from worker threads, one append at a time.
 
     Args:
-        log: takes the records; owned by the store.
+        log: receives the records; the store closes it.
         num_rows: rows of the input.
-        others: logs of other ranks, which are only read; owned by the store.
+        others: logs of other ranks, which are only read; the store closes them.
     """
 
     def __init__(self, log: RecordLog, num_rows: int, others: Sequence[RecordLog] = ()) -> None:
@@ -57,11 +65,11 @@ class RowStore:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds that all runs on this log took together, as far as recorded."""
+        """Recorded seconds of all runs on this log."""
         return self._elapsed_s
 
     def keep(self, indices: npt.NDArray[np.bool_]) -> None:
-        """Mark rows that an earlier, complete run has finished.
+        """Mark rows that a complete earlier run has finished.
 
         Args:
             indices: `[num_rows]` bool, True for such rows.
@@ -69,11 +77,11 @@ class RowStore:
         self._states[indices] = RowState.KEPT
 
     def recover(self) -> None:
-        """Find out what the logs hold; has to come before any append."""
+        """Read the states of the rows from the logs. Must run before the first append."""
         for number, log in enumerate(self._logs):
             for ref in log.recover():
                 if ref.kind == RecordKind.ELAPSED:
-                    # The time of other ranks went by beside this one's.
+                    # The other ranks ran at the same time as this one.
                     if log is self._log:
                         self._elapsed_s += float(log.read_meta(ref.offset)["elapsed_s"])
                 elif 0 <= ref.row < self._states.size:
@@ -84,13 +92,13 @@ class RowStore:
         self._states[self._states == RowState.FAILED] = RowState.PENDING
 
     def leave_to_others(self, rank: Rank) -> None:
-        """Leave the pending rows that are not this rank's to the others."""
+        """Mark the pending rows of other ranks, which this one must not send."""
         indices = np.arange(self._states.size)
         is_own = indices % rank.count == rank.index
         self._states[(self._states == RowState.PENDING) & ~is_own] = RowState.ELSEWHERE
 
     def is_pending(self, index: int) -> bool:
-        """Tell whether a row still has to be asked for."""
+        """Whether a row still has to be sent."""
         return bool(self._states[index] == RowState.PENDING)
 
     def count(self, state: RowState) -> int:
@@ -133,16 +141,16 @@ class RowStore:
         self._settle(failed.index, False, ref.offset)
 
     def add_elapsed(self, elapsed_s: float) -> None:
-        """Append the seconds that went by since this was last called."""
+        """Append the seconds that passed since the last call."""
         self._log.append(Record(RecordKind.ELAPSED, 0, {"elapsed_s": elapsed_s}))
         self._elapsed_s += elapsed_s
 
     def sync(self) -> None:
-        """Return when everything appended before is on the disk."""
+        """Make everything appended before durable."""
         self._log.sync()
 
     def read(self, index: int) -> StoredRow:
-        """Read a finished row except its latent."""
+        """Read a finished row without its latent."""
         meta = self._log_of(index).read_meta(int(self._offsets[index]))
         return StoredRow(
             text=RowText(task=meta["task"], task_id=meta["task_id"], plan=meta["plan"]),
@@ -177,7 +185,7 @@ class RowStore:
 
     def _recover_row(self, ref: RecordRef, log_number: int) -> None:
         is_finished = ref.kind == RecordKind.FINISHED
-        # A row that failed may have been finished later, by another rank.
+        # A row that failed may have finished later, on another rank.
         if is_finished or self._states[ref.row] != RowState.FINISHED:
             self._settle(ref.row, is_finished, ref.offset, log_number)
 

@@ -1,4 +1,4 @@
-"""The rows that one process collects: their store, and the session that fills it."""
+"""One rank's share of the rows: their store, and the session that fills it."""
 
 from __future__ import annotations
 
