@@ -28,8 +28,8 @@ def test_all_rows_in_input_order(
 ) -> None:
     assert collect(replicas=[stub, other_stub]).status == 0
     assert_complete(output, tasks_of(tasks))
-    assert len(stub.asked) + len(other_stub.asked) == 40
-    assert min(len(stub.asked), len(other_stub.asked)) > 0
+    assert len(stub.received) + len(other_stub.received) == 40
+    assert min(len(stub.received), len(other_stub.received)) > 0
 
 
 def test_a_replica_that_speaks_json_only_gives_the_same_rows(
@@ -38,7 +38,7 @@ def test_a_replica_that_speaks_json_only_gives_the_same_rows(
     other_stub.behaviour.speaks_json_only = True
     assert collect(replicas=[stub, other_stub]).status == 0
     assert_complete(output, tasks_of(tasks))
-    assert min(len(stub.asked), len(other_stub.asked)) > 0
+    assert min(len(stub.received), len(other_stub.received)) > 0
     assert stub.sent_media_types == {"application/x-safetensors"}
     assert other_stub.sent_media_types == {"application/json"}
 
@@ -58,7 +58,9 @@ def test_limit_takes_the_first_rows(
     assert_complete(output, tasks_of(tasks)[:5])
 
 
-def test_the_manifest_says_what_was_made(collect: Collect, stub: StubReplica, output: Path) -> None:
+def test_the_manifest_describes_the_output(
+    collect: Collect, stub: StubReplica, output: Path
+) -> None:
     collect("--temperature", "0.5", replicas=[stub])
     manifest = json.loads((output / "manifest.json").read_text())
     steps = sum(map(len, pq.read_table(output / "data.parquet")["hidden_state"]))
@@ -103,7 +105,7 @@ def test_the_float_column_is_byte_stream_split(
     assert "BYTE_STREAM_SPLIT" in column.encodings
 
 
-def test_a_row_that_is_bad_in_itself_is_not_retried(
+def test_an_invalid_row_is_not_retried(
     collect: Collect, stub: StubReplica, output: Path, tasks: Path
 ) -> None:
     task_id, task = tasks_of(tasks)[3]
@@ -111,7 +113,7 @@ def test_a_row_that_is_bad_in_itself_is_not_retried(
     ended = collect(replicas=[stub])
     assert ended.status == 3
     assert "row 3 failed: prompt-too-long" in ended.stderr
-    assert stub.asked_ids().count(task_id) == 1
+    assert stub.received_ids().count(task_id) == 1
     assert_complete(output, tasks_of(tasks), without=(3,))
     lines = (output / "failures.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
@@ -124,7 +126,7 @@ def test_a_row_that_is_bad_in_itself_is_not_retried(
     ]
 
 
-def test_every_row_failing_still_makes_an_openable_dataset(
+def test_a_dataset_without_any_finished_row_can_be_opened(
     collect: Collect, stub: StubReplica, output: Path
 ) -> None:
     stub.behaviour.faults.extend([422] * 2)
@@ -133,16 +135,16 @@ def test_every_row_failing_still_makes_an_openable_dataset(
     assert len(datasets.load_from_disk(str(output / "hf_dataset"))) == 0
 
 
-def test_retry_failed_asks_for_those_rows_only_and_merges_them(
+def test_retry_failed_sends_only_failed_rows_and_merges_them(
     collect: Collect, stub: StubReplica, output: Path, tasks: Path
 ) -> None:
     rows = tasks_of(tasks)
     stub.behaviour.task_faults = {rows[i][1]: [422] for i in (0, 17, 39)}
     assert collect(replicas=[stub]).status == 3
-    stub.asked.clear()
+    stub.received.clear()
     stub.behaviour.task_faults = {rows[17][1]: [422]}
     assert collect("--retry-failed", replicas=[stub]).status == 3
-    assert sorted(map(str, stub.asked_ids())) == ["t0", "t17", "t39"]
+    assert sorted(map(str, stub.received_ids())) == ["t0", "t17", "t39"]
     assert_complete(output, rows, without=(17,))
     assert collect("--retry-failed", replicas=[stub]).status == 0
     assert_complete(output, rows)
@@ -153,15 +155,17 @@ def test_retry_failed_asks_for_those_rows_only_and_merges_them(
 
 def test_a_finished_output_is_left_alone(collect: Collect, stub: StubReplica, output: Path) -> None:
     collect(replicas=[stub])
-    before, num_asked = snapshot(output), len(stub.asked)
+    before, num_received = snapshot(output), len(stub.received)
     ended = collect(replicas=[stub])
     assert ended.status == 0
     assert "nothing to do: all 40 rows are already collected" in ended.stderr
     assert snapshot(output) == before
-    assert len(stub.asked) == num_asked
+    assert len(stub.received) == num_received
 
 
-def test_a_finished_output_with_failures_says_so_again(collect: Collect, stub: StubReplica) -> None:
+def test_a_finished_output_with_failures_is_reported_with_them(
+    collect: Collect, stub: StubReplica
+) -> None:
     stub.behaviour.faults.append(422)
     assert collect(replicas=[stub]).status == 3
     ended = collect(replicas=[stub])
@@ -207,7 +211,7 @@ def test_the_seed_flag_decides_every_row(
     assert_complete(output, tasks_of(tasks), seed=123)
 
 
-def test_overwrite_starts_afresh_and_spares_other_files(
+def test_overwrite_starts_from_scratch_and_spares_other_files(
     collect: Collect, stub: StubReplica, output: Path, tasks: Path
 ) -> None:
     collect(replicas=[stub])
@@ -236,7 +240,7 @@ def test_a_second_run_on_the_same_output_is_refused(
         ended = collect(replicas=[stub])
     assert ended.status == 2
     assert "another collection is writing to it" in ended.stderr
-    assert not stub.asked
+    assert not stub.received
     assert not output.exists()
 
 
@@ -285,17 +289,17 @@ def test_a_write_that_fails_ends_the_run_and_a_rerun_completes(
     assert_complete(output, tasks_of(tasks))
 
 
-def test_nothing_written_or_said_tells_where_it_was_made(
+def test_no_file_and_no_message_shows_where_the_dataset_was_made(
     collect: Collect, stub: StubReplica, output: Path, stderr: WatchedStream
 ) -> None:
     stub.behaviour.faults.extend([422, 500, 503])
     assert collect("--model", str(Path.home() / "m"), replicas=[stub]).status == 3
-    told = stderr.getvalue().encode()
+    messages = stderr.getvalue().encode()
     kept = b"".join(path.read_bytes() for path in output.rglob("*") if path.is_file())
     for secret in (socket.gethostname(), str(output), str(Path.home()), stub.base_url, "127.0.0.1"):
-        assert secret.encode() not in told + kept
+        assert secret.encode() not in messages + kept
     for secret in ("Clean window", "Plan "):
-        assert secret.encode() not in told
+        assert secret.encode() not in messages
 
 
 def test_conversations_are_read_by_index(
@@ -319,9 +323,7 @@ def test_a_run_without_a_seed_records_one(
     assert main([*args, "--max-new-tokens", "12"]) == 0
 
 
-def test_output_files_are_for_everyone_to_read(
-    collect: Collect, stub: StubReplica, output: Path
-) -> None:
+def test_output_files_follow_the_umask(collect: Collect, stub: StubReplica, output: Path) -> None:
     collect(replicas=[stub])
     modes = {stat.S_IMODE(path.stat().st_mode) & 0o444 for path in output.rglob("*")}
     assert modes == {0o444 & ~_umask()}
@@ -337,7 +339,7 @@ def test_concurrency_is_used_and_not_exceeded(collect: Collect, stub: StubReplic
     gate = stub.behaviour.gate = threading.Event()
 
     def open_when_full() -> None:
-        stub.wait_asked(3)
+        stub.wait_received(3)
         gate.set()
 
     helper = threading.Thread(target=open_when_full)

@@ -35,7 +35,7 @@ def spawn(tasks: Path, output: Path) -> Iterator[object]:
         process.wait()
 
 
-def test_a_killed_collector_goes_on_where_it_was(
+def test_a_killed_collector_resumes_where_it_was(
     spawn: object, collect: Collect, stub: StubReplica, output: Path, tasks: Path
 ) -> None:
     assert callable(spawn)
@@ -46,18 +46,18 @@ def test_a_killed_collector_goes_on_where_it_was(
         stub.stalled.wait(30)
         process.kill()
         process.wait()
-        # Rows whose answers were sent before the last ones in flight have been stored: the
-        # collector asked for others since.
-        settled |= set(stub.answered) - set(stub.asked_ids()[-4:]) - set(stub.answered[-4:])
+        # All rows but the last ones in flight have been stored, because the collector sent other
+        # rows after their answers.
+        settled |= set(stub.answered) - set(stub.received_ids()[-4:]) - set(stub.answered[-4:])
         stub.resume()
-    stub.asked.clear()
+    stub.received.clear()
     assert collect(replicas=[stub]).status == 0
     assert_complete(output, tasks_of(tasks))
     assert len(settled) > 10
-    assert not settled & set(stub.asked_ids())
+    assert not settled & set(stub.received_ids())
 
 
-def test_a_torn_tail_is_dropped_and_its_row_asked_again(
+def test_a_torn_tail_is_dropped_and_its_row_sent_again(
     collect: Collect, stub: StubReplica, output: Path, tasks: Path
 ) -> None:
     stub.behaviour.die_after = 9
@@ -102,11 +102,11 @@ def test_one_interrupt_keeps_what_was_in_flight(
     ended = collect(replicas=[stub])
     helper.join()
     assert ended.status == 130
-    in_flight = stub.asked_ids()
+    in_flight = stub.received_ids()
     assert 0 < len(in_flight) < 40
-    stub.asked.clear()
+    stub.received.clear()
     assert collect(replicas=[stub]).status == 0
-    assert not set(in_flight) & set(stub.asked_ids())
+    assert not set(in_flight) & set(stub.received_ids())
     assert_complete(output, tasks_of(tasks))
 
 
@@ -173,7 +173,7 @@ def test_an_installation_cut_short_is_completed(
     assert list(layout.partial.iterdir()) == []
 
 
-def test_a_crash_between_asking_and_assembling_needs_no_replica(
+def test_a_crash_before_assembling_needs_no_replica(
     collect: Collect,
     stub: StubReplica,
     output: Path,
@@ -207,7 +207,7 @@ def test_a_retry_of_failed_rows_survives_a_crash(
     # What was there is still whole while the retry is unfinished.
     assert (output / "manifest.json").exists()
     stub.behaviour.die_after, stub.behaviour.is_dead = None, False
-    stub.asked.clear()
+    stub.received.clear()
     assert collect(*flags, replicas=[stub]).status == 0
-    assert len(stub.asked) == 15
+    assert len(stub.received) == 15
     assert_complete(output, rows)

@@ -161,7 +161,7 @@ def test_an_unfinished_output_resumes(
     ended = collect(replicas=[stub])
     assert ended.status == 3
     assert "resuming: 6 of 40 rows are done" in ended.stderr
-    assert sorted(map(str, stub.asked_ids())) == sorted(
+    assert sorted(map(str, stub.received_ids())) == sorted(
         f"t{i}" for i in range(40) if i not in (0, 6, 2, 4, 1, 3)
     )
     assert_complete(output, tasks_of(tasks), without=(4,))

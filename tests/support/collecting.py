@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class WatchedStream(io.StringIO):
-    """A stderr that tells when something was written to it."""
+    """A standard error whose readers can wait for a text."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""A replica without a model: speaks the wire contract over a real socket, answers by arithmetic.
+"""A replica without a model: it speaks the wire contract over a real socket, by arithmetic.
 
-Its latents are a pure function of task, seed and position, so a test can say what any row of a
-dataset has to hold. In a test it runs on a thread and takes scripted faults; as a program it can be
-killed: `python stub_replica.py --port 8100 --hidden-size 896 --steps 256`.
+Its latents are a pure function of task, seed and position, so a test can compute every row of a
+dataset. In a test it runs on a thread and takes scripted faults. As a program it can be killed:
+`python stub_replica.py --port 8100 --hidden-size 896 --steps 256`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def num_tokens(task: str, seed: int, max_new_tokens: int) -> int:
 
 
 def latent(task: str, seed: int, num_steps: int, hidden_size: int) -> np.ndarray:
-    """`[num_steps, hidden_size]` float32 that only (task, seed, position) decides."""
+    """`[num_steps, hidden_size]` float32, a function of task, seed and position alone."""
     base = np.float32(zlib.crc32(f"{seed}:{task}".encode()) % 4096)
     steps = np.arange(num_steps, dtype=np.float32)[:, None]
     columns = np.arange(hidden_size, dtype=np.float32)[None, :] / np.float32(1024)
@@ -63,19 +63,19 @@ def plan_text(task: str, seed: int) -> str:
 
 @dataclass
 class Behaviour:
-    """What the stub does; tests change it while it runs.
+    """Behaviour of a stub; tests change it while the stub runs.
 
     Attributes:
-        faults: statuses to answer the next plan requests with, any task.
-        task_faults: statuses by task, used up from the left; the task is answered after that.
-        is_ready: what `/ready` says.
-        info_faults: statuses to answer the next `/info` with; 0: none, the connection is dropped.
+        faults: statuses of the next answers to plan requests, whatever the task.
+        task_faults: statuses by task, used from the left; then the task gets a plan.
+        is_ready: the state that `/ready` reports.
+        info_faults: statuses of the next answers to `/info`; 0 drops the connection.
         is_dead: connections are dropped without an answer.
-        die_after: drop everything from this many answered plans on.
+        die_after: drop every connection after this many plans.
         gate: plan requests wait for it.
         nan_tasks: tasks whose latent has a NaN.
         drop_tasks: tasks whose connection is dropped without an answer.
-        speaks_json_only: answer with JSON whatever the caller would like.
+        speaks_json_only: answer with JSON, whatever `Accept` lists.
     """
 
     model: str = "stub"
@@ -104,7 +104,7 @@ class StubReplica:
 
     Attributes:
         behaviour: what it does.
-        asked: (task_id, seed) of every plan request, in order of arrival.
+        received: (task_id, seed) of every plan request, in order of arrival.
         answered: task ids answered with a plan.
         sent_media_types: of the answers with a plan.
         arrived: set at every plan request.
@@ -114,12 +114,12 @@ class StubReplica:
         self, behaviour: Behaviour | None = None, port: int = 0, listen_fd: int | None = None
     ) -> None:
         self.behaviour = behaviour or Behaviour()
-        self.asked: list[tuple[str | None, int]] = []
+        self.received: list[tuple[str | None, int]] = []
         self.answered: list[str | None] = []
         self.sent_media_types: set[str] = set()
         self.arrived = threading.Event()
         self.num_in_flight = self.most_in_flight = 0
-        # After this many answers the stub answers no more until `resume`; then `stalled` is set.
+        # After this many answers the stub sets `stalled`, and waits for `resume`.
         self.stall_after: int | None = None
         self.stalled = threading.Event()
         self.lock = threading.Condition()
@@ -143,9 +143,9 @@ class StubReplica:
     def serve_forever(self) -> None:
         self._server.serve_forever(0.5)
 
-    def wait_asked(self, count: int) -> None:
+    def wait_received(self, count: int) -> None:
         with self.lock:
-            assert self.lock.wait_for(lambda: len(self.asked) >= count, timeout=30)
+            assert self.lock.wait_for(lambda: len(self.received) >= count, timeout=30)
 
     def wait_answered(self, count: int) -> None:
         with self.lock:
@@ -163,8 +163,8 @@ class StubReplica:
                 self.stalled.set()
                 self.lock.wait()
 
-    def asked_ids(self) -> list[str | None]:
-        return [task_id for task_id, _ in self.asked]
+    def received_ids(self) -> list[str | None]:
+        return [task_id for task_id, _ in self.received]
 
 
 class _Server(ThreadingHTTPServer):
@@ -221,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
         with stub.lock:
             stub.num_in_flight += 1
             stub.most_in_flight = max(stub.most_in_flight, stub.num_in_flight)
-            stub.asked.append((body["task_id"], body["seed"]))
+            stub.received.append((body["task_id"], body["seed"]))
             if behaviour.record is not None:
                 with behaviour.record.open("a") as file:
                     file.write(f"{body['task_id']}\n")
@@ -382,7 +382,7 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--model", default="stub")
     parser.add_argument("--die-after", type=int, default=None, help="answers before it dies")
-    parser.add_argument("--record", type=Path, default=None, help="append each asked task id here")
+    parser.add_argument("--record", type=Path, default=None, help="append received task ids here")
     parser.add_argument("--not-ready", action="store_true", help="never become ready")
     parser.add_argument("--refuse-model", action="store_true", help="log like a failed load, exit")
     args = parser.parse_args()

@@ -41,9 +41,9 @@ def test_a_full_disk_is_named_and_a_rerun_with_room_completes(
     stored = set(stub.answered[:-4])
     assert stored
     remount(mounted, "size=16m")
-    stub.asked.clear()
+    stub.received.clear()
     assert collect(replicas=[stub]).status == 0
-    assert not stored & set(stub.asked_ids())
+    assert not stored & set(stub.received_ids())
     assert_complete(mounted, tasks_of(tasks), hidden_size=512)
 
 
@@ -68,7 +68,7 @@ def test_a_read_only_output_is_named_and_a_rerun_completes(
     ended = collect(replicas=[stub])
     assert ended.status == 1
     assert "the output cannot be written: Read-only file system" in ended.stderr
-    assert not stub.asked
+    assert not stub.received
     remount(mounted, "rw")
     assert collect(replicas=[stub]).status == 0
     assert_complete(mounted, tasks_of(tasks))

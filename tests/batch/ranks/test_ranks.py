@@ -33,7 +33,7 @@ def command(tasks: Path, output: Path) -> list[str]:
 
 @pytest.fixture
 def start(command: list[str]) -> Iterator[Start]:
-    """Start one rank of two as a process, its rows asked of a stub."""
+    """Start one rank of two as a process, which sends its rows to a stub."""
     started: list[subprocess.Popen[str]] = []
     num_launches: Counter[int] = Counter()
 
@@ -41,7 +41,7 @@ def start(command: list[str]) -> Iterator[Start]:
         environ = os.environ | {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
         environ |= {"LATENTWIRE_COLLECT_REPLICA": stub.base_url}
         environ |= {"LATENTWIRE_COLLECT_CONCURRENCY": "2"}
-        # A launcher's process id tells its launches apart; here all have the same parent.
+        # Launches differ by the launcher's process id, but here all have the same parent.
         num_launches[rank] += 1
         environ |= {"TORCHELASTIC_RUN_ID": str(num_launches[rank])}
         args = [sys.executable, str(SCRIPT), *command, "--seed", "7", "--chat_template", "none"]
@@ -60,13 +60,13 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, stderr
 
 
-def test_the_environment_says_which_rank_this_is() -> None:
+def test_the_environment_gives_the_rank() -> None:
     rank = rank_of(TORCHRUN, parent_pid=1)
     assert (rank.index, rank.count, rank.local_index, rank.local_count) == (3, 4, 1, 2)
     assert rank_of({}, parent_pid=1) == rank_of({"WORLD_SIZE": "1"}, parent_pid=1) == ALONE
 
 
-def test_launches_are_told_apart() -> None:
+def test_each_launch_has_its_own_name() -> None:
     one = {"WORLD_SIZE": "2", "RANK": "0"}
     other = {"WORLD_SIZE": "2", "RANK": "1"}
     assert rank_of(one, 5).launch == rank_of(other, 5).launch
@@ -77,12 +77,12 @@ def test_launches_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"RANK": ""}, {"RANK": "4"}, {"LOCAL_RANK": "x"}])
-def test_a_rank_that_cannot_be_is_refused(wrong: dict[str, str]) -> None:
+def test_an_impossible_rank_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="RANK"):
         rank_of(TORCHRUN | wrong, parent_pid=1)
 
 
-def test_each_rank_has_a_gpu_of_its_own() -> None:
+def test_each_rank_has_its_own_gpu() -> None:
     rank = Rank(3, 4, local_index=1, local_count=2)
     (spec,) = plan_local_replicas(SETTINGS, {"CUDA_VISIBLE_DEVICES": "2,5"}, rank)
     assert spec.gpu == "5"
@@ -95,8 +95,8 @@ def test_ranks_share_out_the_cpus_threads(monkeypatch: pytest.MonkeyPatch) -> No
     rank = Rank(0, 2, local_index=0, local_count=2)
     (spec,) = plan_local_replicas(SETTINGS, {"CUDA_VISIBLE_DEVICES": ""}, rank)
     assert spec.command[-2:] == ("--threads", "3")
-    asked = SETTINGS.model_copy(update={"threads": 6})
-    (spec,) = plan_local_replicas(asked, {"CUDA_VISIBLE_DEVICES": ""}, rank)
+    given = SETTINGS.model_copy(update={"threads": 6})
+    (spec,) = plan_local_replicas(given, {"CUDA_VISIBLE_DEVICES": ""}, rank)
     assert spec.command[-2:] == ("--threads", "6")
 
 
@@ -106,12 +106,12 @@ def test_two_ranks_make_one_dataset_in_input_order(
     ranks = [start(0, stub), start(1, other_stub)]
     assert [ended(process)[0] for process in ranks] == [0, 0]
     assert_complete(output, tasks_of(tasks))
-    assert sorted(map(str, stub.asked_ids())) == sorted(f"t{i}" for i in range(0, 40, 2))
-    assert sorted(map(str, other_stub.asked_ids())) == sorted(f"t{i}" for i in range(1, 40, 2))
+    assert sorted(map(str, stub.received_ids())) == sorted(f"t{i}" for i in range(0, 40, 2))
+    assert sorted(map(str, other_stub.received_ids())) == sorted(f"t{i}" for i in range(1, 40, 2))
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_when_one_rank_dies_the_other_says_so_and_a_rerun_goes_on(
+def test_when_one_rank_dies_the_other_reports_it_and_a_rerun_resumes(
     start: Start, stub: StubReplica, other_stub: StubReplica, output: Path, tasks: Path, lost: int
 ) -> None:
     stubs = [stub, other_stub]
@@ -127,14 +127,14 @@ def test_when_one_rank_dies_the_other_says_so_and_a_rerun_goes_on(
     stored = set(other_stub.answered[:2]) | set(stub.answered[:2])
     for replica in stubs:
         replica.resume()
-        replica.asked.clear()
+        replica.received.clear()
     ranks = [start(0, stub), start(1, other_stub)]
     assert [ended(process)[0] for process in ranks] == [0, 0]
     assert_complete(output, tasks_of(tasks))
-    assert not stored & {*stub.asked_ids(), *other_stub.asked_ids()}
+    assert not stored & {*stub.received_ids(), *other_stub.received_ids()}
 
 
-def test_one_process_goes_on_where_two_were(
+def test_one_process_resumes_the_work_of_two(
     start: Start,
     collect: Collect,
     stub: StubReplica,
@@ -149,9 +149,9 @@ def test_one_process_goes_on_where_two_were(
     ranks[1].kill()
     assert ended(ranks[0])[0] == 1
     other_stub.resume()
-    other_stub.asked.clear()
+    other_stub.received.clear()
     assert collect("--chat-template", "none", replicas=[other_stub]).status == 0
-    assert 0 < len(other_stub.asked) < 20
+    assert 0 < len(other_stub.received) < 20
     assert_complete(output, tasks_of(tasks))
 
 
@@ -176,14 +176,14 @@ def parities(task_ids: list[str | None]) -> set[int]:
     return {int(str(task_id).removeprefix("t")) % 2 for task_id in task_ids}
 
 
-def test_terminated_ranks_keep_what_is_done(
+def test_terminated_ranks_keep_finished_rows(
     start: Start, stub: StubReplica, output: Path, tasks: Path
 ) -> None:
     stub.stall_after = 4
     ranks = [start(0, stub), start(1, stub)]
-    # Both are asking: one that is starting up, or is done, is simply killed by the signal.
+    # Both are sending rows: the signal just kills one that is starting up, or is done.
     with stub.lock:
-        assert stub.lock.wait_for(lambda: parities(stub.asked_ids()) == {0, 1}, timeout=60)
+        assert stub.lock.wait_for(lambda: parities(stub.received_ids()) == {0, 1}, timeout=60)
     for process in ranks:
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None

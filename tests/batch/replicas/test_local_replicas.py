@@ -21,7 +21,7 @@ SETTINGS = CollectSettings(dataset=Path("in"), output_dir=Path("out"))
 
 @pytest.fixture
 def as_children(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Make own replicas stubs: the real thing is started in the same way with another module."""
+    """Start stubs as own replicas, in the same way as the real module."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
@@ -45,11 +45,11 @@ def as_children(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ("GPU-a", ["GPU-a"]),
     ],
 )
-def test_the_environment_says_which_gpus_are_visible(listed: str, gpus: list[str]) -> None:
+def test_the_environment_lists_the_visible_gpus(listed: str, gpus: list[str]) -> None:
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": listed}) == gpus
 
 
-def test_the_driver_is_asked_where_the_environment_is_silent(
+def test_the_driver_lists_the_gpus_when_the_environment_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "nvidia-smi"
@@ -87,7 +87,7 @@ def test_own_replicas_are_started_and_stopped(
     assert_complete(output, tasks_of(tasks))
 
 
-def test_an_own_replica_that_dies_is_started_again(
+def test_an_own_replica_that_dies_is_restarted(
     as_children: Callable[..., None], collect: Collect, output: Path, tasks: Path
 ) -> None:
     as_children("--die-after", "25")
@@ -97,7 +97,7 @@ def test_an_own_replica_that_dies_is_started_again(
     assert_complete(output, tasks_of(tasks))
 
 
-def test_an_own_replica_that_cannot_start_says_why(
+def test_the_output_of_an_own_replica_that_cannot_start_is_shown(
     as_children: Callable[..., None], collect: Collect, output: Path
 ) -> None:
     as_children("--no-such-flag")
@@ -108,7 +108,7 @@ def test_an_own_replica_that_cannot_start_says_why(
     assert not output.exists()
 
 
-def test_of_an_own_replica_without_a_model_only_the_error_is_shown(
+def test_only_the_error_of_an_own_replica_without_a_model_is_shown(
     as_children: Callable[..., None], collect: Collect
 ) -> None:
     as_children("--refuse-model")
@@ -149,7 +149,7 @@ def child_pids() -> set[str]:
     return children
 
 
-def test_a_tethered_process_ends_with_its_starter(as_children: Callable[..., None]) -> None:
+def test_a_tethered_process_ends_with_its_parent(as_children: Callable[..., None]) -> None:
     as_children()
     command = [sys.executable, "-m", "latentwire_batch.replicas.tethered", "stub_replica"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -56,10 +56,10 @@ def test_without_any_replica_the_run_gives_up_and_keeps_what_it_has(
     assert ended.status == 1
     assert "no replica has answered for 0.3 s" in ended.stderr
     done = set(stub.answered)
-    stub.asked.clear()
+    stub.received.clear()
     stub.behaviour.die_after, stub.behaviour.is_dead = None, False
     assert collect(replicas=[stub]).status == 0
-    assert not done & set(stub.asked_ids())
+    assert not done & set(stub.received_ids())
     assert_complete(output, tasks_of(tasks))
 
 
@@ -90,7 +90,7 @@ def test_a_failed_row_is_tried_on_another_replica(
 ) -> None:
     stub.behaviour.faults.append(500)
     assert collect(replicas=[stub, other_stub]).status == 0
-    assert stub.asked_ids()[0] in other_stub.asked_ids()
+    assert stub.received_ids()[0] in other_stub.received_ids()
     assert_complete(output, tasks_of(tasks))
 
 
@@ -102,7 +102,7 @@ def test_a_row_that_keeps_failing_is_given_up_after_max_retries(
     ended = collect("--max-retries", "1", replicas=[stub])
     assert ended.status == 3
     assert "row 2 failed: internal" in ended.stderr
-    assert stub.asked_ids().count(task_id) == 2
+    assert stub.received_ids().count(task_id) == 2
     assert_complete(output, tasks_of(tasks), without=(2,))
 
 
@@ -114,7 +114,7 @@ def test_a_full_queue_slows_down_and_fails_nothing(
     assert_complete(output, tasks_of(tasks))
 
 
-def test_a_replica_that_drains_costs_no_tries(
+def test_a_draining_replica_costs_no_tries(
     collect: Collect, stub: StubReplica, output: Path, tasks: Path
 ) -> None:
     stub.behaviour.faults.extend([503] * 6)
@@ -140,7 +140,7 @@ def test_a_row_that_takes_replicas_down_with_it_is_given_up(
     ended = collect("--concurrency", "1", "--limit", "2", replicas=[stub])
     assert ended.status == 3
     assert "row 0 failed: connection-failed" in ended.stderr
-    assert stub.asked_ids().count(task_id) == MAX_REPLICAS_LOST_PER_ROW
+    assert stub.received_ids().count(task_id) == MAX_REPLICAS_LOST_PER_ROW
 
 
 def test_a_row_that_ends_the_engine_each_time_is_given_up(
@@ -151,7 +151,7 @@ def test_a_row_that_ends_the_engine_each_time_is_given_up(
     ended = collect("--concurrency", "1", "--limit", "2", replicas=[stub])
     assert ended.status == 3
     assert "row 0 failed: not-ready" in ended.stderr
-    assert stub.asked_ids().count(task_id) == 30
+    assert stub.received_ids().count(task_id) == 30
 
 
 def test_a_key_is_sent_and_a_wrong_one_is_bad_usage(
@@ -166,14 +166,14 @@ def test_a_key_is_sent_and_a_wrong_one_is_bad_usage(
     assert collect("--overwrite", "--api-key", "right", replicas=[stub]).status == 0
 
 
-def test_something_else_at_the_address_is_bad_usage(collect: Collect, stub: StubReplica) -> None:
+def test_another_service_at_the_address_is_bad_usage(collect: Collect, stub: StubReplica) -> None:
     ended = collect("--replica", stub.base_url + "/elsewhere")
     assert ended.status == 2
     assert "replica 0 does not answer like a latentwire service" in ended.stderr
 
 
 @pytest.mark.parametrize("fault", [0, 503])
-def test_a_replica_that_stumbles_at_its_first_greeting_is_asked_again(
+def test_a_replica_whose_first_info_fails_is_probed_again(
     collect: Collect, stub: StubReplica, fault: int
 ) -> None:
     stub.behaviour.info_faults.extend([fault, fault])
@@ -181,7 +181,7 @@ def test_a_replica_that_stumbles_at_its_first_greeting_is_asked_again(
 
 
 @pytest.mark.parametrize("address", ["nonsense", "ftp://host", "http://"])
-def test_an_address_that_is_none_is_refused(collect: Collect, address: str) -> None:
+def test_an_invalid_address_is_refused(collect: Collect, address: str) -> None:
     ended = collect("--replica", address)
     assert ended.status == 2
     assert "--replica: must be like" in ended.stderr
@@ -213,7 +213,7 @@ def test_an_unknown_name_is_kept_for_later(monkeypatch: pytest.MonkeyPatch) -> N
         asyncio.run(resolve_endpoints(["http://"]))
 
 
-def test_a_slow_replica_gets_less(collect: Collect, stub: StubReplica) -> None:
+def test_a_slow_replica_gets_fewer_rows(collect: Collect, stub: StubReplica) -> None:
     gate = threading.Event()
     with StubReplica(Behaviour(gate=gate, max_slots=2)) as slow:
 
@@ -225,8 +225,8 @@ def test_a_slow_replica_gets_less(collect: Collect, stub: StubReplica) -> None:
         helper.start()
         assert collect(replicas=[stub, slow]).status == 0
         helper.join()
-    # Its window, its two slots, was all it was given while it stood still.
-    assert len(slow.asked) == 2
+    # It got only its window of two rows while it answered nothing.
+    assert len(slow.received) == 2
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, 9, 64])
@@ -253,7 +253,7 @@ LOOKS = [["10.0.0.1"], [], ["10.0.0.1", "10.0.0.2"], ["10.0.0.2"], ["10.0.0.1"]]
     ("looks", "started", "gained"),
     [
         (LOOKS, ["http://service:1"], ["10.0.0.2"]),
-        # Known to nobody at the start; the first one is who is asked by the name.
+        # Unknown at the start: the first address belongs to the replica known by name.
         (
             [[], ["10.0.0.1", "10.0.0.2", "10.0.0.3"]],
             ["http://service:1"],
@@ -263,7 +263,7 @@ LOOKS = [["10.0.0.1"], [], ["10.0.0.1", "10.0.0.2"], ["10.0.0.2"], ["10.0.0.1"]]
         (LOOKS[2:], ["http://10.0.0.2:1", "http://10.0.0.4:1"], ["10.0.0.1"]),
     ],
 )
-def test_endpoints_that_a_name_gains_are_told_of_once(
+def test_endpoints_that_a_name_gains_are_reported_once(
     looks: list[list[str]], started: list[str], gained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = list(looks)
