@@ -22,6 +22,7 @@ from latentwire_service.engine.backend import (
     OnStep,
     StepStats,
 )
+from latentwire_service.engine.detokenizer import Tokenizer
 from latentwire_service.engine.engine import Engine
 from latentwire_service.engine.engine_thread import EngineThread, SubmittedRequest
 from latentwire_service.engine.errors import EngineError
@@ -60,7 +61,8 @@ class LocalBackend:
         settings: of the whole service.
         on_step: called on the engine's thread after each step.
         on_failure: called on the engine's thread once the engine is lost.
-        wrap_runner: changes what runs the model; tests hold or break a real runner with it.
+        wrap_runner: replaces the runner; tests hold or break a real one with it.
+        wrap_tokenizer: replaces the tokenizer that decodes.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class LocalBackend:
         on_step: Callable[[StepStats], None],
         on_failure: Callable[[Exception], None],
         wrap_runner: Callable[[ModelRunner], ModelRunner] = lambda runner: runner,
+        wrap_tokenizer: Callable[[Tokenizer], Tokenizer] = lambda tokenizer: tokenizer,
     ) -> None:
         self._settings = settings
         self._on_step = on_step
         self._on_failure = on_failure
         self._wrap_runner = wrap_runner
+        self._wrap_tokenizer = wrap_tokenizer
         self._started: _Started | None = None
 
     @property
@@ -146,7 +150,11 @@ class LocalBackend:
             )
         )
         engine = Engine(
-            runner, loaded.tokenizer, loaded.eos_token_ids, settings.prefill_chunk, time.monotonic
+            runner,
+            self._wrap_tokenizer(loaded.tokenizer),
+            loaded.eos_token_ids,
+            settings.prefill_chunk,
+            time.monotonic,
         )
         thread = EngineThread(
             engine,

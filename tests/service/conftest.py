@@ -1,25 +1,44 @@
-"""A service of a tiny model, for the modules that need no other."""
+"""A service over one of the tests' backends, for the modules that need no other."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from latentwire_service import local_backend
-from latentwire_service.engine.engine_thread import EngineThread
-from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.settings import Settings
-from support.live_server import Gate, GatedRunner, LiveServer
+from support.backends import BACKENDS, Faults, Gate
+from support.live_server import LiveServer
 from support.requests import MAX_BODY_BYTES
-from support.tiny_models import save_model
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "backends(*names): runs over each of these backends; default: the local one"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("backends")
+    if marker is not None and "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", marker.args, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def backend(request: pytest.FixtureRequest) -> str:
+    """Name of the backend that the module's servers have."""
+    return str(getattr(request, "param", "local"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, backend: str) -> Path:
+    """The model; the fake backend only takes its name."""
+    if backend == "fake":
+        return Path("tiny")
+    from support.tiny_models import save_model
+
     return save_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
@@ -29,19 +48,20 @@ def settings_of(folder: Path, **changes: Any) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[LiveServer]:
-    live = LiveServer(settings_of(folder))
+def server(folder: Path, backend: str) -> Iterator[LiveServer]:
+    live = LiveServer(settings_of(folder), BACKENDS[backend])
     yield live.wait_ready()
     live.close()
 
 
 @pytest.fixture
-def start(folder: Path) -> Iterator[Callable[..., LiveServer]]:
-    """Start a server of the test's own."""
+def start(folder: Path, backend: str) -> Iterator[Callable[..., LiveServer]]:
+    """Start a server of the test's own: `start(faults, **settings)`."""
     started: list[LiveServer] = []
 
-    def start_one(**changes: Any) -> LiveServer:
-        started.append(LiveServer(settings_of(folder, **changes)))
+    def start_one(faults: Faults | None = None, **changes: Any) -> LiveServer:
+        settings = settings_of(folder, **changes)
+        started.append(LiveServer(settings, BACKENDS[backend], faults or Faults()))
         return started[-1]
 
     yield start_one
@@ -50,30 +70,8 @@ def start(folder: Path) -> Iterator[Callable[..., LiveServer]]:
 
 
 @pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """Holds every decode step of servers that are started afterwards."""
+def gate() -> Iterator[Gate]:
+    """Open at the end of the test at the latest."""
     held = Gate()
-    build = build_runner
-    monkeypatch.setattr(
-        local_backend,
-        "build_runner",
-        lambda *args, **kw: GatedRunner(build(*args, **kw), before=held),
-    )
     yield held
     held.may_pass.set()
-
-
-@pytest.fixture
-def cancelled(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Set when a request that is not finished is cancelled."""
-    happened = threading.Event()
-    cancel = EngineThread.cancel
-
-    def cancel_and_tell(self: EngineThread, request: Any) -> None:
-        is_finished = request.future.done() and not request.future.cancelled()
-        cancel(self, request)
-        if not is_finished:
-            happened.set()
-
-    monkeypatch.setattr(EngineThread, "cancel", cancel_and_tell)
-    return happened

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
-from latentwire_service import local_backend
-from latentwire_service.engine.engine_thread import EngineThread, SubmittedRequest
-from latentwire_service.engine.hf.build import build_runner
-from latentwire_service.engine.hf.loader import load_model
-from support.live_server import TIMEOUT_S, Gate, GatedRunner, LiveServer, without_numbers
+from support.backends import TIMEOUT_S, Faults, Gate
+from support.live_server import LiveServer
 from support.requests import GREEDY, assert_problem, plan_of, post
+
+pytestmark = pytest.mark.backends("fake", "local")
 
 
 @pytest.fixture
@@ -27,17 +24,10 @@ def pool(gate: Gate) -> Iterator[ThreadPoolExecutor]:
 
 
 def test_while_loading_the_service_lives_but_is_not_ready(
-    start: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., LiveServer],
 ) -> None:
     held = Gate()
-    load = load_model
-
-    def load_slowly(*args: Any, **kwargs: Any) -> Any:
-        held()
-        return load(*args, **kwargs)
-
-    monkeypatch.setattr(local_backend, "load_model", load_slowly)
-    live = start()
+    live = start(Faults(before_load=held))
     assert held.is_reached.wait(TIMEOUT_S)
     assert live.http.get("/health").status_code == 200
     for answer in (live.http.get("/ready"), live.http.get("/info"), post(live, GREEDY)):
@@ -52,22 +42,12 @@ def test_a_full_queue_is_429_with_retry_after(
     start: Callable[..., LiveServer],
     gate: Gate,
     pool: ThreadPoolExecutor,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    submitted = threading.Semaphore(0)
-    submit = EngineThread.submit
-
-    def submit_and_tell(self: EngineThread, *args: Any) -> SubmittedRequest:
-        handle = submit(self, *args)
-        submitted.release()
-        return handle
-
-    monkeypatch.setattr(EngineThread, "submit", submit_and_tell)
-    live = start(max_slots=1, max_queue=1).wait_ready()
+    live = start(Faults(before_decode=gate), max_slots=1, max_queue=1).wait_ready()
     taken = []
     for _ in range(2):
         taken.append(pool.submit(post, live, GREEDY))
-        assert submitted.acquire(timeout=TIMEOUT_S)
+        assert live.watch.submitted.acquire(timeout=TIMEOUT_S)
     assert gate.is_reached.wait(TIMEOUT_S)
     assert live.metric("latentwire_requests_running") == 1
     assert live.metric("latentwire_requests_waiting") == 1
@@ -84,21 +64,12 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(
     start: Callable[..., LiveServer],
     gate: Gate,
     pool: ThreadPoolExecutor,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stopping = threading.Event()
-    stop = EngineThread.stop
-
-    def tell_and_stop(self: EngineThread, timeout_s: float | None = None) -> bool:
-        stopping.set()
-        return stop(self, timeout_s)
-
-    monkeypatch.setattr(EngineThread, "stop", tell_and_stop)
-    live = start().wait_ready()
+    live = start(Faults(before_decode=gate)).wait_ready()
     running = pool.submit(post, live, GREEDY)
     assert gate.is_reached.wait(TIMEOUT_S)
     drained = pool.submit(live.service.drain)
-    assert stopping.wait(TIMEOUT_S)
+    assert live.watch.draining.wait(TIMEOUT_S)
     assert live.http.get("/health").status_code == 200
     for answer in (live.http.get("/ready"), post(live, GREEDY)):
         problem = assert_problem(answer, 503, "not-ready")
@@ -110,18 +81,12 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(
 
 
 def test_a_lost_engine_answers_503_to_all_and_reports_failure(
-    start: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., LiveServer],
 ) -> None:
     def break_down() -> None:
         raise RuntimeError("device lost")
 
-    build = build_runner
-    monkeypatch.setattr(
-        local_backend,
-        "build_runner",
-        lambda *args, **kw: GatedRunner(build(*args, **kw), before=break_down),
-    )
-    live = start().wait_ready()
+    live = start(Faults(before_decode=break_down)).wait_ready()
     assert_problem(post(live, GREEDY), 503, "not-ready")
     assert live.failed.wait(TIMEOUT_S)
     assert isinstance(live.service.failure, RuntimeError)
@@ -129,31 +94,18 @@ def test_a_lost_engine_answers_503_to_all_and_reports_failure(
 
 
 def test_a_latent_that_is_not_finite_is_an_error_never_a_message(
-    start: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., LiveServer],
 ) -> None:
-    build = build_runner
-    monkeypatch.setattr(
-        local_backend,
-        "build_runner",
-        lambda *args, **kw: GatedRunner(build(*args, **kw), change=without_numbers),
-    )
-    live = start().wait_ready()
+    live = start(Faults(has_nan_rows=True)).wait_ready()
     assert_problem(post(live, GREEDY), 500, "latent-invalid")
     assert plan_of(post(live, GREEDY | {"max_new_tokens": 1}))
 
 
 def test_a_client_that_goes_away_frees_its_slot(
-    start: Callable[..., LiveServer], gate: Gate, monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., LiveServer],
+    gate: Gate,
 ) -> None:
-    cancelled = threading.Event()
-    cancel = EngineThread.cancel
-
-    def cancel_and_tell(self: EngineThread, request: Any) -> None:
-        cancel(self, request)
-        cancelled.set()
-
-    monkeypatch.setattr(EngineThread, "cancel", cancel_and_tell)
-    live = start(max_slots=1).wait_ready()
+    live = start(Faults(before_decode=gate), max_slots=1).wait_ready()
     body = json.dumps(GREEDY | {"max_new_tokens": 300}).encode()
     head = f"POST /plan_latent HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", live.port)) as connection:
@@ -161,7 +113,7 @@ def test_a_client_that_goes_away_frees_its_slot(
             head.replace("\r\n\r\n", "\r\nContent-Type: application/json\r\n\r\n").encode() + body
         )
         assert gate.is_reached.wait(TIMEOUT_S)
-    assert cancelled.wait(TIMEOUT_S)
+    assert live.watch.cancelled.wait(TIMEOUT_S)
     gate.may_pass.set()
     assert plan_of(post(live, GREEDY))
     # Of the 300 tokens only those of the steps that had begun.

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 import threading
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import httpx
-import torch
 import uvicorn
 
 from latentwire import Client
 from latentwire_service.api.access_policy import policy_of
 from latentwire_service.api.app import create_app
-from latentwire_service.engine.runner import StepOutput
-from latentwire_service.engine_factory import backend_factory
 from latentwire_service.model_service import ModelService, Observers
 from latentwire_service.server import http_config
 from latentwire_service.service_info import service_info
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.metrics import Metrics
-
-TIMEOUT_S = 60
+from support.backends import BACKENDS, NO_FAULTS, TIMEOUT_S, Faults, MakeFactory, Watch, watched
 
 
 class LiveServer:
-    def __init__(self, settings: Settings) -> None:
+    """A running service.
+
+    Args:
+        settings: of the service.
+        make_factory: makes the factory of its backend.
+        faults: what the backend does wrong or late.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        make_factory: MakeFactory = BACKENDS["local"],
+        faults: Faults = NO_FAULTS,
+    ) -> None:
         self.failed = threading.Event()
+        self.watch = Watch()
         metrics = Metrics()
         observers = Observers(
             on_step=metrics.observe_step,
@@ -37,7 +44,8 @@ class LiveServer:
             on_failed=self.failed.set,
         )
         limit = settings.max_new_tokens_limit
-        self.service = ModelService(backend_factory(settings), observers, limit)
+        create_backend = watched(make_factory(settings, faults), faults, self.watch)
+        self.service = ModelService(create_backend, observers, limit)
         describe = partial(service_info, settings=settings, version="0.0.0")
         app = create_app(self.service, metrics, policy_of(settings), "0.0.0", describe)
         self._server = uvicorn.Server(http_config(app, settings.max_header_bytes))
@@ -73,41 +81,3 @@ class LiveServer:
         start = f"{name}{{{inner}}} " if labels else f"{name} "
         lines = self.http.get("/metrics").text.splitlines()
         return next((float(line[len(start) :]) for line in lines if line.startswith(start)), 0.0)
-
-
-class Gate:
-    """Holds whoever calls it until it is opened; remembers that somebody came."""
-
-    def __init__(self) -> None:
-        self.is_reached = threading.Event()
-        self.may_pass = threading.Event()
-
-    def __call__(self) -> None:
-        self.is_reached.set()
-        assert self.may_pass.wait(TIMEOUT_S)
-
-
-class GatedRunner:
-    """A real runner; each decode first calls `before`, and `change` gets each output."""
-
-    def __init__(
-        self,
-        runner: Any,
-        before: Callable[[], None] = lambda: None,
-        change: Callable[[StepOutput], StepOutput] = lambda output: output,
-    ) -> None:
-        self._runner = runner
-        self._before = before
-        self._change = change
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runner, name)
-
-    def decode(self, *args: Any, **kwargs: Any) -> StepOutput:
-        self._before()
-        output: StepOutput = self._runner.decode(*args, **kwargs)
-        return self._change(output)
-
-
-def without_numbers(output: StepOutput) -> StepOutput:
-    return dataclasses.replace(output, hidden=torch.full_like(output.hidden, torch.nan))

@@ -6,7 +6,6 @@ import json
 import logging
 import select
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,8 @@ from fastapi import FastAPI, Response
 
 from latentwire_service.api.connection import linger, stall
 from latentwire_service.server import http_config
-from support.live_server import TIMEOUT_S, Gate, LiveServer
+from support.backends import TIMEOUT_S, Faults, Gate
+from support.live_server import LiveServer
 from support.requests import GREEDY, plan_of, post
 from support.tiny_models import llama_config, save_model
 
@@ -104,16 +104,15 @@ def test_a_client_that_sends_its_whole_body_sees_the_answer(server: LiveServer) 
 def test_a_disconnect_is_noticed_after_bytes_that_follow_a_request(
     start: Callable[..., LiveServer],
     gate: Gate,
-    cancelled: threading.Event,
     extra: bytes,
     is_at_once: bool,
 ) -> None:
-    live = start(max_slots=1).wait_ready()
+    live = start(Faults(before_decode=gate), max_slots=1).wait_ready()
     with connect(live) as connection:
         connection.sendall(request_bytes(max_new_tokens=400) + (extra if is_at_once else b""))
         assert gate.is_reached.wait(TIMEOUT_S)
         connection.sendall(b"" if is_at_once else extra)
-    assert cancelled.wait(TIMEOUT_S)
+    assert live.watch.cancelled.wait(TIMEOUT_S)
     gate.may_pass.set()
     assert plan_of(post(live, GREEDY))
     assert live.metric("latentwire_generation_tokens_total") < 20
@@ -132,17 +131,15 @@ def test_pipelined_requests_are_answered_in_order(server: LiveServer) -> None:
     assert received.endswith(b'{"status":"ok"}')
 
 
-def test_pipelined_bytes_are_bounded(
-    start: Callable[..., LiveServer], gate: Gate, cancelled: threading.Event
-) -> None:
-    live = start().wait_ready()
+def test_pipelined_bytes_are_bounded(start: Callable[..., LiveServer], gate: Gate) -> None:
+    live = start(Faults(before_decode=gate)).wait_ready()
     with connect(live) as connection:
         connection.sendall(request_bytes(max_new_tokens=400))
         assert gate.is_reached.wait(TIMEOUT_S)
         with suppress(ConnectionError):
             while True:
                 connection.sendall(b"x" * 65536)
-        assert cancelled.wait(TIMEOUT_S)
+        assert live.watch.cancelled.wait(TIMEOUT_S)
         gate.may_pass.set()
 
 
@@ -163,7 +160,7 @@ def test_a_head_that_arrives_at_once_has_the_same_limit(
 
 
 def test_invalid_bytes_after_a_refusal_are_no_error_of_the_service(
-    server: LiveServer, caplog: pytest.LogCaptureFixture, cancelled: threading.Event
+    server: LiveServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with connect(server) as connection:
         connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n" + CHUNKED)
@@ -178,7 +175,7 @@ def test_invalid_bytes_after_a_refusal_are_no_error_of_the_service(
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
         connection.sendall(b"no chunk\r\n" * 10)
         read_all(connection)
-    assert cancelled.wait(TIMEOUT_S)
+    assert server.watch.cancelled.wait(TIMEOUT_S)
     for method in (b"HEAD", b"POST"):
         for _ in range(20):
             with connect(server) as connection:
@@ -190,11 +187,10 @@ def test_invalid_bytes_after_a_refusal_are_no_error_of_the_service(
 def test_a_request_whose_body_is_not_valid_http_is_aborted(
     start: Callable[..., LiveServer],
     gate: Gate,
-    cancelled: threading.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(linger, "LINGER_S", 10 * TIMEOUT_S)
-    live = start().wait_ready()
+    live = start(Faults(before_decode=gate)).wait_ready()
     with connect(live) as connection:
         connection.sendall(
             b"GET /plan_latent?task=x&max_new_tokens=400 HTTP/1.1\r\nHost: 127.0.0.1\r\n" + CHUNKED
@@ -202,7 +198,7 @@ def test_a_request_whose_body_is_not_valid_http_is_aborted(
         assert gate.is_reached.wait(TIMEOUT_S)
         connection.sendall(b"no chunk\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
-        assert cancelled.wait(TIMEOUT_S)
+        assert live.watch.cancelled.wait(TIMEOUT_S)
         gate.may_pass.set()
 
 

@@ -19,29 +19,32 @@ from latentwire import Client, DeadlineExceededError, UnauthorizedError
 from latentwire_service.api.access_policy import ApiKeys, PolicyError, policy_of
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.logs import JsonFormatter, PathlessFormatter, add_request_id
-from support.live_server import TIMEOUT_S, Gate, LiveServer
+from support.backends import BACKENDS, TIMEOUT_S, Faults, Gate
+from support.live_server import LiveServer
 from support.requests import GREEDY
+
+pytestmark = pytest.mark.backends("fake", "local")
 
 KEYS = ("first-key", "second-key")
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[LiveServer]:
+def server(folder: Path, backend: str) -> Iterator[LiveServer]:
     settings = Settings(
         model=str(folder), max_slots=2, api_key=KEYS, max_new_tokens_limit=50, body_timeout=0.5
     )
-    live = LiveServer(settings)
+    live = LiveServer(settings, BACKENDS[backend])
     yield live.wait_ready()
     live.close()
 
 
 @pytest.fixture
-def start(folder: Path) -> Iterator[Callable[..., LiveServer]]:
+def start(folder: Path, backend: str) -> Iterator[Callable[..., LiveServer]]:
     started: list[LiveServer] = []
 
-    def start_one(**settings: Any) -> LiveServer:
+    def start_one(faults: Faults | None = None, **settings: Any) -> LiveServer:
         given: dict[str, Any] = {"model": str(folder), "max_slots": 1} | settings
-        started.append(LiveServer(Settings(**given)))
+        started.append(LiveServer(Settings(**given), BACKENDS[backend], faults or Faults()))
         return started[-1].wait_ready()
 
     yield start_one
@@ -213,7 +216,7 @@ def test_more_tokens_than_the_service_allows_are_refused(server: LiveServer) -> 
 def test_a_deadline_ends_a_request_and_frees_its_slot(
     start: Callable[..., LiveServer], gate: Gate, is_stream: bool
 ) -> None:
-    live = start(request_timeout=0.2)
+    live = start(Faults(before_decode=gate), request_timeout=0.2)
     body = GREEDY | {"max_new_tokens": 300}
     with Client(live.url) as client:
         plan: Callable[..., Any] = client.stream_plan_latent if is_stream else client.plan_latent
@@ -232,7 +235,7 @@ def test_a_deadline_ends_a_request_and_frees_its_slot(
 def test_a_request_may_ask_for_less_time_and_not_for_more(
     start: Callable[..., LiveServer], gate: Gate
 ) -> None:
-    live = start(request_timeout=0.3)
+    live = start(Faults(before_decode=gate), request_timeout=0.3)
     for asked, enforced in (("0.1", "0.1"), ("1000", "0.3")):
         answer = live.http.post("/plan_latent", json=GREEDY, headers={"X-Request-Timeout": asked})
         assert code_of(answer) == (504, "deadline-exceeded")
@@ -271,10 +274,11 @@ def test_a_flood_of_headers_is_cut_off(server: LiveServer) -> None:
     assert server.http.get("/info").status_code == 200
 
 
+@pytest.mark.backends("local")
 def test_a_greedy_key_does_not_keep_others_out(
     start: Callable[..., LiveServer], gate: Gate
 ) -> None:
-    live = start(api_key=("greedy", "modest"), max_queue=2)
+    live = start(Faults(before_decode=gate), api_key=("greedy", "modest"), max_queue=2)
 
     def ask(key: str) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"}
@@ -418,7 +422,7 @@ def test_the_log_line_of_an_answer_has_its_id(
 def test_draining_fails_what_is_not_done_in_time(
     start: Callable[..., LiveServer], gate: Gate
 ) -> None:
-    live = start()
+    live = start(Faults(before_decode=gate))
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(live.http.post, "/plan_latent", json=GREEDY)
         assert gate.is_reached.wait(TIMEOUT_S)

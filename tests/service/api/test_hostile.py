@@ -13,7 +13,8 @@ import pytest
 
 from latentwire.protocol import ErrorBody, PlanLatentResponse
 from latentwire_service.settings import Settings
-from support.live_server import TIMEOUT_S, LiveServer
+from support.backends import TIMEOUT_S
+from support.live_server import LiveServer
 from support.tiny_models import save_model
 
 

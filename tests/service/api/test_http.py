@@ -16,7 +16,6 @@ import pytest
 
 from latentwire.protocol import ErrorBody, InfoResponse, PlanLatentResponse
 from latentwire.tensors import decode_hidden_state
-from latentwire_service import local_backend
 from latentwire_service.api import rendering, wire_formats
 from latentwire_service.engine.prompt import fill_template
 from latentwire_service.telemetry.logs import PathlessFormatter
@@ -24,9 +23,12 @@ from support.live_server import LiveServer
 from support.requests import GREEDY, MAX_BODY_BYTES, assert_problem, plan_of, post
 from support.tiny_models import HIDDEN_SIZE, build_model, build_tokenizer, generate, llama_config
 
+pytestmark = pytest.mark.backends("fake", "local")
+
 # --- answers
 
 
+@pytest.mark.backends("local")
 def test_a_plan_carries_the_rows_that_generate_gives(server: LiveServer) -> None:
     tokenizer = build_tokenizer()
     template = "Plan {task}, {0} {other}: {task}"
@@ -276,10 +278,9 @@ def test_rendering_and_long_prompts_run_beside_the_event_loop(
         monkeypatch.setattr(module, name, noted)
 
     note(rendering, "encode_base64")
-    note(local_backend, "encode_prompt")
     plan_of(post(server, GREEDY))
     assert threads["encode_base64"] != server.thread.ident
     # Long only once it is filled in, and too long for the model: tokenized it is all the same.
     long = {**GREEDY, "task": "Wash the mug. " * 100, "prompt_template": "{task}" * 100}
     assert_problem(post(server, long), 422, "prompt-too-long")
-    assert threads["encode_prompt"] != server.thread.ident
+    assert server.watch.encoding_threads[-1] != server.thread.ident

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from latentwire.protocol import ErrorBody
-from support.live_server import TIMEOUT_S, LiveServer
+from support.backends import TIMEOUT_S
+from support.live_server import LiveServer
 from support.requests import GREEDY, MAX_BODY_BYTES, assert_problem, plan_of, post
+
+pytestmark = pytest.mark.backends("fake", "local")
 
 TASK = '{"task": "x", "max_new_tokens": 2%s}'
 BAD_BODIES: list[tuple[bytes | str, str]] = [

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,53 +25,24 @@ from latentwire import (
 )
 from latentwire.protocol import StreamDone
 from latentwire.sse import Event, EventDecoder
-from latentwire_service import local_backend
 from latentwire_service.api import event_stream
-from latentwire_service.engine.hf.build import build_runner
-from latentwire_service.engine.runner import StepOutput
-from latentwire_service.local_backend import LocalBackend
-from latentwire_service.settings import Settings
-from support.live_server import TIMEOUT_S, Gate, GatedRunner, LiveServer, without_numbers
+from support.backends import TIMEOUT_S, Faults, Gate
+from support.fake_backend import HIDDEN_SIZE
+from support.live_server import LiveServer
 from support.requests import GREEDY
-from support.tiny_models import HIDDEN_SIZE, llama_config, save_model
+
+pytestmark = pytest.mark.backends("fake", "local")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, backend: str) -> Path:
+    if backend == "fake":
+        return Path("tiny")
+    from support.tiny_models import llama_config, save_model
+
     # Without an end token, a request runs as long as a test wants it to.
     config = llama_config(eos_token_id=None)
     return save_model(tmp_path_factory.mktemp("models") / "tiny", config)
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[LiveServer]:
-    live = LiveServer(Settings(model=str(folder), max_slots=4))
-    yield live.wait_ready()
-    live.close()
-
-
-@pytest.fixture
-def start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LiveServer]]:
-    """Start a server whose every decode step goes through `before` and `change`."""
-    started: list[LiveServer] = []
-    build = build_runner
-
-    def start_one(
-        before: Callable[[], None] = lambda: None,
-        change: Callable[[StepOutput], StepOutput] = lambda output: output,
-        **settings: Any,
-    ) -> LiveServer:
-        monkeypatch.setattr(
-            local_backend,
-            "build_runner",
-            lambda *args, **kw: GatedRunner(build(*args, **kw), before, change),
-        )
-        started.append(LiveServer(Settings(model=str(folder), **({"max_slots": 2} | settings))))
-        return started[-1].wait_ready()
-
-    yield start_one
-    for live in started:
-        live.close()
 
 
 class Paces:
@@ -156,7 +127,7 @@ def test_the_async_client_streams_the_same(server: LiveServer) -> None:
 
 def test_each_step_is_sent_when_it_is_made(start: Callable[..., LiveServer]) -> None:
     paces = Paces()
-    live = start(before=paces)
+    live = start(Faults(before_decode=paces)).wait_ready()
     try:
         with Client(live.url) as client:
             stream = client.stream_plan_latent("Wash the mug.", do_sample=False, max_new_tokens=4)
@@ -183,8 +154,8 @@ def test_what_is_refused_before_the_first_token_has_its_status(server: LiveServe
 
 
 def test_an_error_after_the_first_byte_is_an_event(start: Callable[..., LiveServer]) -> None:
-    live = start(change=without_numbers)
-    first, error = events_of(live, GREEDY)
+    live = start(Faults(has_nan_rows=True)).wait_ready()
+    first, *_, error = events_of(live, GREEDY)
     assert (first.name, error.name) == ("step", "error")
     body = json.loads(error.data)
     assert (body["code"], body["status"]) == ("latent-invalid", 500)
@@ -204,7 +175,7 @@ def test_a_lost_engine_ends_its_streams_with_an_error_event(
     def break_down() -> None:
         raise RuntimeError("device lost at /dev/secret/path")
 
-    live = start(before=break_down)
+    live = start(Faults(before_decode=break_down)).wait_ready()
     with Client(live.url) as client, pytest.raises(NotReadyError, match="the engine failed"):
         list(client.stream_plan_latent(**GREEDY))
     assert live.failed.wait(TIMEOUT_S)
@@ -223,25 +194,25 @@ def test_an_unforeseen_error_in_a_stream_shows_an_id_only(
 
 
 def test_a_stream_whose_reader_goes_frees_its_slot(
-    start: Callable[..., LiveServer], cancelled: threading.Event
+    start: Callable[..., LiveServer],
 ) -> None:
     paces = Paces()
-    live = start(before=paces, max_slots=1)
+    live = start(Faults(before_decode=paces), max_slots=1).wait_ready()
     with Client(live.url) as client:
         stream = client.stream_plan_latent("Wash the mug.", do_sample=False, max_new_tokens=300)
         assert next(iter(stream)).index == 0
         stream.close()
-        assert cancelled.wait(TIMEOUT_S)
+        assert live.watch.cancelled.wait(TIMEOUT_S)
         paces.passes.release(400)
         assert len(client.plan_latent("x", max_new_tokens=3).token_ids) == 3
     assert live.metric("latentwire_generation_tokens_total") < 20
 
 
 def test_a_waiting_stream_whose_reader_goes_leaves_the_queue(
-    start: Callable[..., LiveServer], cancelled: threading.Event
+    start: Callable[..., LiveServer],
 ) -> None:
     held = Gate()
-    live = start(before=held, max_slots=1)
+    live = start(Faults(before_decode=held), max_slots=1).wait_ready()
     submitted = threading.Event()
     with httpx.stream("POST", f"{live.url}/plan_latent", json=GREEDY | {"stream": True}):
         assert held.is_reached.wait(TIMEOUT_S)
@@ -257,17 +228,17 @@ def test_a_waiting_stream_whose_reader_goes_leaves_the_queue(
                     submitted.set()
                     break
             assert submitted.is_set()
-        assert cancelled.wait(TIMEOUT_S)
+        assert live.watch.cancelled.wait(TIMEOUT_S)
         held.may_pass.set()
     assert live.metric("latentwire_requests_total", path="/plan_latent", status="499") == 1
 
 
 def test_a_reader_that_goes_on_sending_is_cut_off(
-    start: Callable[..., LiveServer], cancelled: threading.Event
+    start: Callable[..., LiveServer],
 ) -> None:
     """A GET's body is nobody's business, but its size is."""
     paces = Paces()
-    live = start(before=paces, max_slots=1, max_body_bytes=1024)
+    live = start(Faults(before_decode=paces), max_slots=1, max_body_bytes=1024).wait_ready()
     with socket.create_connection(("127.0.0.1", live.port), TIMEOUT_S) as connection:
         connection.sendall(
             b"GET /plan_latent?task=x&stream=true&max_new_tokens=300 HTTP/1.1\r\n"
@@ -276,7 +247,7 @@ def test_a_reader_that_goes_on_sending_is_cut_off(
         received = connection.recv(65536)
         assert received.startswith(b"HTTP/1.1 200 ")
         connection.sendall(b"x" * 2000)
-        assert cancelled.wait(TIMEOUT_S)
+        assert live.watch.cancelled.wait(TIMEOUT_S)
         paces.passes.release(400)
         # What is left unread on the other side makes the end a reset.
         with suppress(ConnectionResetError):
@@ -290,7 +261,7 @@ def test_a_reader_that_goes_on_sending_is_cut_off(
 def test_a_reader_that_takes_nothing_does_not_hold_the_engine(
     start: Callable[..., LiveServer],
 ) -> None:
-    live = start(max_slots=1)
+    live = start(max_slots=1).wait_ready()
     body = json.dumps(GREEDY | {"stream": True, "max_new_tokens": 400}).encode()
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -307,27 +278,19 @@ def test_a_reader_that_takes_nothing_does_not_hold_the_engine(
 def test_a_tokenizer_that_fails_fails_its_request_alone(
     start: Callable[..., LiveServer],
 ) -> None:
-    live = start()
-    backend = live.service._backend
-    assert isinstance(backend, LocalBackend)
-    engine = backend._require().thread._engine
-
-    class Broken:
-        def decode(self, *_: Any, **__: Any) -> Any:
-            raise OverflowError("out of range integral type conversion attempted")
-
-    tokenizer = engine._tokenizer
-    engine._tokenizer = Broken()
+    is_broken = threading.Event()
+    live = start(Faults(is_tokenizer_broken=is_broken.is_set)).wait_ready()
+    is_broken.set()
     broken = live.http.post("/plan_latent", json=GREEDY)
     assert (broken.status_code, broken.json()["code"]) == (500, "internal")
-    engine._tokenizer = tokenizer
+    is_broken.clear()
     assert live.http.post("/plan_latent", json=GREEDY).status_code == 200
     assert not live.failed.is_set()
 
 
 def test_draining_lets_streams_end(start: Callable[..., LiveServer]) -> None:
     paces = Paces()
-    live = start(before=paces)
+    live = start(Faults(before_decode=paces)).wait_ready()
     with Client(live.url, max_retries=0) as client:
         stream = client.stream_plan_latent("Wash the mug.", do_sample=False, max_new_tokens=5)
         steps = iter(stream)

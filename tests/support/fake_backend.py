@@ -1,0 +1,277 @@
+"""A backend without a model: tokens and rows follow from the request alone.
+
+It implements `Backend` from its plain values, and shares no code with our engine but the
+detokenizer. One thread steps all running requests; it never checks its own rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import string
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from latentwire_service.engine.backend import (
+    BackendInfo,
+    Completion,
+    FinishReason,
+    GenerationSpec,
+    Occupancy,
+    OnStep,
+    Step,
+    StepStats,
+)
+from latentwire_service.engine.detokenizer import Detokenizer, Tokenizer
+from latentwire_service.engine.errors import (
+    DetokenizationError,
+    EngineError,
+    EngineUnavailableError,
+    QueueFullError,
+    RequestCancelledError,
+)
+from latentwire_service.engine.prompt import Prompt
+from latentwire_service.settings import Settings
+
+VOCAB_SIZE = 320
+HIDDEN_SIZE = 48
+MAX_MODEL_LEN = 512
+_CHATML = "<|im_start|>user\n%s<|im_end|>\n<|im_start|>assistant\n"
+
+Rows = npt.NDArray[np.float32]
+
+
+class ByteTokenizer:
+    """A token is a byte."""
+
+    def decode(self, token_ids: Sequence[int], /, *, skip_special_tokens: bool = False) -> str:
+        del skip_special_tokens
+        return bytes(token_ids).decode(errors="replace")
+
+
+def letter(spec: GenerationSpec, index: int) -> int:
+    """A letter that depends on the prompt, the seed if tokens are sampled, and the position."""
+    seed = None if spec.sampling.is_greedy else spec.sampling.seed
+    digest = hashlib.blake2b(repr((spec.prompt, seed, index)).encode()).digest()
+    return ord(string.ascii_letters[digest[0] % len(string.ascii_letters)])
+
+
+def hidden_row(token_id: int, index: int) -> Rows:
+    """`[HIDDEN_SIZE]` float32."""
+    return np.sin(np.arange(HIDDEN_SIZE) + token_id * index).astype(np.float32)
+
+
+@dataclass(eq=False)
+class _Request:
+    spec: GenerationSpec
+    on_step: OnStep | None
+    detokenizer: Detokenizer
+    condition: threading.Condition
+    submitted_at: float = field(default_factory=time.monotonic)
+    started_at: float = 0.0
+    first_token_at: float = 0.0
+    future: Future[Completion] = field(default_factory=Future)
+    token_ids: list[int] = field(default_factory=list)
+    rows: list[Rows] = field(default_factory=list)
+    is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        with self.condition:
+            self.is_cancelled = True
+            self.condition.notify()
+
+    def fail(self, error: EngineError) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+
+class FakeBackend:
+    """Runs `settings.max_slots` requests at a time, a token per step each.
+
+    Args:
+        settings: limits, and the name of the model.
+        on_step, on_failure: as a `BackendFactory` gets them.
+        before_decode: called before each step that continues a request; may block or raise.
+        change_rows: gets the rows `[n, HIDDEN_SIZE]` of each finished request.
+        tokenizer: turns tokens into text.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        on_step: Callable[[StepStats], None],
+        on_failure: Callable[[Exception], None],
+        before_decode: Callable[[], None] = lambda: None,
+        change_rows: Callable[[Rows], Rows] = lambda rows: rows,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        self._settings = settings
+        self._on_step = on_step
+        self._on_failure = on_failure
+        self._before_decode = before_decode
+        self._change_rows = change_rows
+        self._tokenizer = tokenizer or ByteTokenizer()
+        self._max_slots = 4 if settings.max_slots == "auto" else settings.max_slots
+        self._condition = threading.Condition()
+        self._waiting: list[_Request] = []
+        self._running: list[_Request] = []
+        self._is_open = True
+        self._abort_error: EngineError | None = None
+        self._thread = threading.Thread(target=self._run, name="fake-engine", daemon=True)
+
+    @property
+    def info(self) -> BackendInfo:
+        return BackendInfo(
+            model_id=Path(self._settings.model).name,
+            revision=self._settings.revision,
+            hidden_size=HIDDEN_SIZE,
+            vocab_size=VOCAB_SIZE,
+            dtype="float32",
+            device="cpu",
+            max_slots=self._max_slots,
+            max_model_len=MAX_MODEL_LEN,
+        )
+
+    @property
+    def occupancy(self) -> Occupancy:
+        with self._condition:
+            num_unfinished = len(self._running) + len(self._waiting)
+        num_running = min(num_unfinished, self._max_slots)
+        return Occupancy(num_running, num_unfinished - num_running)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def load(self) -> None:
+        self._thread.start()
+
+    def encode_prompt(self, text: str, chat_template: str) -> Prompt:
+        return Prompt(tuple((_CHATML % text if chat_template == "qwen" else text).encode()))
+
+    def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> _Request:
+        detokenizer = Detokenizer(
+            self._tokenizer, spec.sampling.stop, is_streaming=on_step is not None
+        )
+        request = _Request(spec, on_step, detokenizer, self._condition)
+        with self._condition:
+            if not self._is_open:
+                raise EngineUnavailableError("the engine takes no more requests")
+            num_unfinished = len(self._running) + len(self._waiting)
+            if num_unfinished >= self._max_slots + self._settings.max_queue:
+                raise QueueFullError(self._settings.max_queue, retry_after_s=1.0)
+            self._waiting.append(request)
+            self._condition.notify()
+        return request
+
+    def drain(self, timeout_s: float | None) -> bool:
+        with self._condition:
+            self._is_open = False
+            self._condition.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def abort(self, error: EngineError) -> None:
+        with self._condition:
+            self._is_open = False
+            self._abort_error = error
+            self._condition.notify()
+
+    def _run(self) -> None:
+        try:
+            while self._schedule():
+                self._step()
+        except Exception as error:
+            self._fail_all(EngineUnavailableError("the engine failed"))
+            self._on_failure(error)
+
+    def _schedule(self) -> bool:
+        """Drop the cancelled requests and fill the slots; False at the end."""
+        with self._condition:
+            while not (self._running or self._waiting):
+                if not self._is_open:
+                    return False
+                self._condition.wait()
+            for request in [r for r in self._running + self._waiting if r.is_cancelled]:
+                request.fail(RequestCancelledError("the request was cancelled"))
+                (self._running if request in self._running else self._waiting).remove(request)
+            while self._waiting and len(self._running) < self._max_slots:
+                self._running.append(self._waiting.pop(0))
+                self._running[-1].started_at = time.monotonic()
+        if self._abort_error is not None:
+            self._fail_all(self._abort_error)
+        return True
+
+    def _fail_all(self, error: EngineError) -> None:
+        with self._condition:
+            self._is_open = False
+            failed = self._running + self._waiting
+            self._running, self._waiting = [], []
+        for request in failed:
+            request.fail(error)
+
+    def _step(self) -> None:
+        if any(request.token_ids for request in self._running):
+            self._before_decode()
+        started = [request for request in self._running if not request.token_ids]
+        num_new_tokens = len(self._running)
+        now = time.monotonic()
+        for request in started:
+            request.first_token_at = now
+        self._on_step(
+            StepStats(
+                num_prompt_tokens=sum(len(request.spec.prompt) for request in started),
+                num_new_tokens=num_new_tokens,
+                first_token_s=[now - request.submitted_at for request in started],
+            )
+        )
+        for request in list(self._running):
+            reason = self._advance(request)
+            if reason is not None:
+                with self._condition:
+                    self._running.remove(request)
+                self._finish(request, reason)
+
+    def _advance(self, request: _Request) -> FinishReason | None:
+        """Give a request its next token."""
+        index = len(request.token_ids)
+        token_id = letter(request.spec, index)
+        request.token_ids.append(token_id)
+        row = hidden_row(token_id, index) if index < request.spec.max_rows else None
+        if row is not None:
+            request.rows.append(row)
+        reason = None
+        if request.detokenizer.append(token_id):
+            reason = FinishReason.STOP
+        elif len(request.token_ids) == request.spec.sampling.max_new_tokens:
+            reason = FinishReason.LENGTH
+        if request.on_step is not None:
+            text = request.detokenizer.take_text(request.token_ids if reason else None)
+            request.on_step(Step(index, token_id, text, row))
+        return reason
+
+    def _finish(self, request: _Request, reason: FinishReason) -> None:
+        try:
+            text = request.detokenizer.final_text(request.token_ids)
+        except DetokenizationError as error:
+            request.fail(error)
+            return
+        rows = np.array(request.rows, np.float32).reshape(-1, HIDDEN_SIZE)
+        completion = Completion(
+            text=text,
+            token_ids=request.token_ids,
+            hidden_state=self._change_rows(rows),
+            finish_reason=reason,
+            prompt_tokens=len(request.spec.prompt),
+            queue_s=request.started_at - request.submitted_at,
+            prefill_s=request.first_token_at - request.started_at,
+            decode_s=time.monotonic() - request.first_token_at,
+        )
+        if request.future.set_running_or_notify_cancel():
+            request.future.set_result(completion)
