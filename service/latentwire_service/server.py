@@ -1,4 +1,4 @@
-"""The server process: listens, serves one model, drains on a signal, ends with a status."""
+"""The server process: it listens, serves one model, drains on a signal and returns a status."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from types import FrameType
@@ -26,7 +27,7 @@ from latentwire_service.model_service import ModelService, Observers, Plan
 from latentwire_service.service_info import service_info
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.metrics import Metrics
-from latentwire_service.telemetry.tracing import open_tracing
+from latentwire_service.telemetry.tracing import Tracing, open_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +37,9 @@ _KEEP_ALIVE_S = 75
 
 
 class _DrainingServer(uvicorn.Server):
-    """Finishes what runs before it exits, and stays up meanwhile to refuse what comes.
+    """Finishes running requests before it exits, and refuses new ones meanwhile.
 
-    uvicorn alone would close its sockets first, so that `/ready` could no longer say why.
+    uvicorn alone would close its sockets first, and `/ready` could not say why.
     """
 
     def __init__(
@@ -80,14 +81,18 @@ def serve(settings: Settings, policy: Policy) -> int:
 
 
 def _listening_socket(settings: Settings) -> socket.socket:
-    """Take the inherited socket, or else the address; raises OSError when that fails."""
+    """Return the inherited socket, or one that listens on the address.
+
+    Raises:
+        OSError: the socket or the address cannot be used.
+    """
     if settings.listen_fd is None:
         return _listen(settings.host, settings.port)
     listening = socket.socket(fileno=settings.listen_fd)
     try:
         if listening.family not in (socket.AF_INET, socket.AF_INET6):
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
-        # Processes that a model's code starts must not hold the address.
+        # Processes started by a model's code must not inherit the address.
         listening.set_inheritable(False)
         listening.listen()
     except BaseException:
@@ -97,14 +102,14 @@ def _listening_socket(settings: Settings) -> socket.socket:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Take the address before anything is loaded.
+    """Listen on an address. This happens before the model loads, so that a conflict shows at once.
 
     Raises:
-        OSError: it is taken, or is not this machine's.
+        OSError: the address is in use, or is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named as TCP, and not as whatever a stream is: only then asyncio turns Nagle's algorithm off,
-    # which holds an answer's last bytes back for 40 ms.
+    # asyncio turns Nagle's algorithm off only if the protocol is named. With the algorithm, the
+    # last bytes of an answer wait up to 40 ms.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -117,11 +122,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def http_config(app: FastAPI, max_header_bytes: int) -> uvicorn.Config:
-    """Say how connections are treated.
+    """Return uvicorn's configuration.
 
     Args:
-        app: what answers.
-        max_header_bytes: most bytes of a request's head.
+        app: answers the requests.
+        max_header_bytes: most bytes of a request head.
     """
     return uvicorn.Config(
         app,
@@ -130,13 +135,13 @@ def http_config(app: FastAPI, max_header_bytes: int) -> uvicorn.Config:
         server_header=False,
         http=Connection,
         ws="none",
-        # A caller must not choose by a header who it is.
+        # A client must not choose by a header who it is.
         proxy_headers=False,
-        # Longer than callers keep theirs (httpx 5 s, nginx 60 s): whoever closes an idle connection
-        # must not be the one that does not know whether a request is on its way.
+        # Longer than clients keep idle connections (httpx 5 s, nginx 60 s): if the service closed
+        # one first, it could meet a request that is on its way.
         timeout_keep_alive=_KEEP_ALIVE_S,
         h11_max_incomplete_event_size=max_header_bytes,
-        # For what is still being sent once the engine is done: some readers stand still.
+        # Bounds how long answers may still be sent after the drain: a reader may have stalled.
         timeout_graceful_shutdown=_SEND_TIMEOUT_S,
     )
 
@@ -144,18 +149,12 @@ def http_config(app: FastAPI, max_header_bytes: int) -> uvicorn.Config:
 def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
     metrics = Metrics()
     package_version = version("latentwire")
-
-    def on_failed() -> None:
-        server.should_exit = True
-
     tracing = open_tracing(os.environ, package_version)
 
-    def on_completion(plan: Plan, backend: BackendInfo) -> None:
-        metrics.observe_completion(plan.completion)
-        if tracing is not None:
-            tracing.note_completion(plan.completion, backend.model_id)
+    def stop() -> None:
+        server.should_exit = True
 
-    observers = Observers(metrics.observe_step, on_completion, settle_heap, on_failed)
+    observers = _observers(metrics, tracing, stop)
     service = ModelService(backend_factory(settings), observers, settings.max_new_tokens_limit)
     describe = partial(service_info, settings=settings, version=package_version)
     app = create_app(service, metrics, policy, package_version, describe, tracing)
@@ -167,9 +166,20 @@ def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
         tracing.close()
     status = _exit_status(server, service)
     if service.is_working:
-        # Native code on a daemon thread does not survive the interpreter's end: it would abort.
+        # Native code on a daemon thread would crash while the interpreter shuts down.
         _end_process(status)
     return status
+
+
+def _observers(
+    metrics: Metrics, tracing: Tracing | None, on_failed: Callable[[], None]
+) -> Observers:
+    def on_completion(plan: Plan, backend: BackendInfo) -> None:
+        metrics.observe_completion(plan.completion)
+        if tracing is not None:
+            tracing.note_completion(plan.completion, backend.model_id)
+
+    return Observers(metrics.observe_step, on_completion, settle_heap, on_failed)
 
 
 def _exit_status(server: uvicorn.Server, service: ModelService) -> int:
@@ -179,6 +189,6 @@ def _exit_status(server: uvicorn.Server, service: ModelService) -> int:
 
 
 def _end_process(status: int) -> NoReturn:
-    """End now, whatever other threads are doing."""
+    """End the process now, without waiting for its threads."""
     logging.shutdown()
     os._exit(status)

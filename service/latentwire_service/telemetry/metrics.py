@@ -1,12 +1,15 @@
-"""Prometheus metrics of one service, under the names that serving systems use."""
+"""Prometheus metrics of one service, with the names that are usual for model servers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from latentwire.protocol import ErrorBody
 from latentwire_service.engine.backend import Completion, StepStats
 
+_PREFIX = "latentwire"
 _TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _TOKEN_BUCKETS_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
 _REQUEST_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -16,66 +19,57 @@ class Metrics:
     """All metrics, in a registry of their own so that two apps in one process do not collide."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        registry = self._registry
+        registry = self._registry = CollectorRegistry()
         self._requests = Counter(
-            "latentwire_requests", "Answered requests.", ["path", "status"], registry=registry
+            f"{_PREFIX}_requests", "HTTP responses.", ["path", "status"], registry=registry
         )
         self._stream_errors = Counter(
-            "latentwire_stream_errors",
+            f"{_PREFIX}_stream_errors",
             "Streams that ended with an error event.",
             ["code"],
             registry=registry,
         )
-        self._waiting = Gauge(
-            "latentwire_requests_waiting", "Requests without a slot.", registry=registry
+        self._waiting = self._gauge("requests_waiting", "Requests that wait for a slot.")
+        self._running = self._gauge("requests_running", "Requests that hold a slot.")
+        self._kv_usage = self._gauge(
+            "kv_cache_usage_ratio", "Fraction of the KV cache's slots in use, 0 to 1."
         )
-        self._running = Gauge(
-            "latentwire_requests_running", "Requests that hold a slot.", registry=registry
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
+        self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self._latent_bytes = self._counter(
+            "latent_bytes", "Bytes of the latents in answers, as float32."
         )
-        self._kv_usage = Gauge(
-            "latentwire_kv_cache_usage_ratio",
-            "Part of the KV cache's slots that requests hold, 0 to 1.",
-            registry=registry,
+        self._ttft = self._histogram(
+            "time_to_first_token_seconds", "Submission to first token.", _TTFT_BUCKETS_S
         )
-        self._prompt_tokens = Counter(
-            "latentwire_prompt_tokens", "Prompt tokens computed.", registry=registry
+        self._per_token = self._histogram(
+            "time_per_output_token_seconds",
+            "Mean time between the tokens of one request.",
+            _TOKEN_BUCKETS_S,
         )
-        self._generation_tokens = Counter(
-            "latentwire_generation_tokens", "Tokens generated.", registry=registry
+        self._e2e = self._histogram(
+            "e2e_request_latency_seconds", "Submission to last token.", _REQUEST_BUCKETS_S
         )
-        self._latent_bytes = Counter(
-            "latentwire_latent_bytes", "Float32 bytes of latents answered.", registry=registry
-        )
-        self._ttft = Histogram(
-            "latentwire_time_to_first_token_seconds",
-            "Submission to first token.",
-            buckets=_TTFT_BUCKETS_S,
-            registry=registry,
-        )
-        self._per_token = Histogram(
-            "latentwire_time_per_output_token_seconds",
-            "Mean time between tokens of one request.",
-            buckets=_TOKEN_BUCKETS_S,
-            registry=registry,
-        )
-        self._e2e = Histogram(
-            "latentwire_e2e_request_latency_seconds",
-            "Submission to last token.",
-            buckets=_REQUEST_BUCKETS_S,
-            registry=registry,
-        )
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", text, registry=self._registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"{_PREFIX}_{name}", text, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(f"{_PREFIX}_{name}", text, buckets=buckets, registry=self._registry)
 
     def observe_step(self, stats: StepStats) -> None:
         """Count one engine step. Called on the engine's thread; the metrics are thread-safe."""
         self._prompt_tokens.inc(stats.num_prompt_tokens)
         self._generation_tokens.inc(stats.num_new_tokens)
         for seconds in stats.first_token_s:
-            # Not at the end: those that never come to it are the slow ones.
+            # Observed at the first token: slow requests that never complete must count too.
             self._ttft.observe(seconds)
 
     def observe_load(self, num_running: int, num_waiting: int, max_slots: int) -> None:
-        """Note how busy the engine is."""
+        """Set the gauges of how busy the engine is."""
         self._kv_usage.set(num_running / max_slots)
         self._running.set(num_running)
         self._waiting.set(num_waiting)
@@ -89,7 +83,7 @@ class Metrics:
             self._per_token.observe(completion.decode_s / (len(completion.token_ids) - 1))
 
     def observe_response(self, path: str, status: int) -> None:
-        """Count one HTTP answer; `path` is a route's own path, so that labels stay few."""
+        """Count one HTTP response; `path` is the path of a route, so that labels stay few."""
         self._requests.labels(path, str(status)).inc()
 
     def observe_stream_error(self, body: ErrorBody) -> None:
