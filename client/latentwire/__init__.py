@@ -1,4 +1,4 @@
-"""Ask a latentwire service for plans as latents: client, answers, errors."""
+"""Python client of a latentwire service: clients, answers and errors."""
 
 from latentwire.async_client import AsyncClient
 from latentwire.client import Client

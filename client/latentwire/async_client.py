@@ -1,4 +1,4 @@
-"""The asyncio client: `Client` with awaits. What is said and understood is in `exchange`."""
+"""The asyncio client: `Client` with awaits. `exchange` builds requests and reads answers."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from latentwire.exchange import Call, PlanOptions, Wire
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import InfoResponse
 from latentwire.ready_wait import ReadyWait
-from latentwire.retry import Outcome, retry_after_of, retry_delay, should_retry
+from latentwire.retry import Outcome, RetryPolicy
 from latentwire.streaming import AsyncPlanStream
 
 
 class AsyncClient:
-    """Asks one latentwire service from asyncio. Belongs to one event loop.
+    """Asyncio client of one latentwire service. Belongs to one event loop.
 
     Args:
         base_url: address of the service; a path prefix is kept.
-        timeout_s: longest silence while waiting for an answer, in seconds.
-        max_retries: exchanges after the first one; `latentwire.retry` says for which failures.
+        timeout_s: maximum silence while waiting for an answer, in seconds.
+        max_retries: attempts after the first one; `latentwire.retry` says after which failures.
         api_key: sent as ``Authorization: Bearer``.
-        wire: form of the answers to ask for; "safetensors" is smaller and faster for large latents,
-            and a service that does not offer it answers with JSON.
-        transport: replaces httpx's own.
+        wire: preferred form of the answers; "safetensors" is smaller and faster for large latents.
+            A service that does not offer it answers with JSON.
+        transport: replaces httpx's own transport.
         rng: source of the retry jitter.
         sleep: awaited; waits for a number of seconds.
         clock: monotonic seconds, for `wait_ready`.
@@ -60,8 +60,7 @@ class AsyncClient:
     ) -> None:
         self._timeout_s = exchange.check_timeout(timeout_s)
         self._wire = exchange.check_wire(wire)
-        self._max_retries = exchange.check_max_retries(max_retries)
-        self._rng = rng or random.Random()
+        self._retries = RetryPolicy(exchange.check_max_retries(max_retries), rng or random.Random())
         self._sleep = sleep
         self._clock = clock
         self._http = httpx.AsyncClient(
@@ -83,13 +82,14 @@ class AsyncClient:
             task: the task, in words.
             k: hidden rows to keep; None: all, 0: text only.
             task_id: returned as given.
-            request_id: names the request in the service's log; one is made up if absent.
-            **options: prompt and sampling parameters; the service's defaults where left out.
+            request_id: identifies the request in the service's log; the service makes one up if it
+                is absent.
+            **options: prompt and sampling options; absent ones take the service's defaults.
 
         Raises:
-            InvalidArgumentError: when an argument is out of its limits; nothing is sent.
-            ApiError: when the service refuses or fails; its subclasses say how.
-            TransportError: when no whole answer comes.
+            InvalidArgumentError: when an argument exceeds its limits; nothing is sent.
+            ApiError: when the service refuses the request or fails; its subclasses say why.
+            TransportError: when no complete answer arrives.
             ProtocolError: when the answer breaks the wire contract.
         """
         call = exchange.plan_latent_call(
@@ -106,11 +106,11 @@ class AsyncClient:
         request_id: str | None = None,
         **options: Unpack[PlanOptions],
     ) -> AsyncPlanStream:
-        """Plan one task, and get each token and its hidden row when it is made.
+        """Plan one task, and receive each token with its hidden row as it is generated.
 
-        Iterate the stream for its steps; afterwards its `plan` is what `plan_latent` returns. Leave
-        its `with` block, or close it, to give the request up. Arguments and errors are those of
-        `plan_latent`; all but InvalidArgumentError come while iterating.
+        Iterate over the stream for its steps; afterwards, its `plan` is what `plan_latent` returns.
+        Leaving its `with` block, or closing it, cancels the request. Arguments and errors are those
+        of `plan_latent`; all errors but InvalidArgumentError are raised while iterating.
         """
         call = exchange.plan_latent_call(
             task, k, task_id, options, request_id=request_id, stream=True
@@ -122,24 +122,24 @@ class AsyncClient:
         return AsyncPlanStream(call, opened)
 
     async def info(self) -> InfoResponse:
-        """Ask what the service serves; raises like `plan_latent`."""
+        """Return what the service serves; raises like `plan_latent`."""
         return exchange.read_info(await self._exchange(exchange.INFO))
 
     async def health(self) -> bool:
-        """Tell whether the service's process lives; asks once."""
+        """Whether the service's process is alive. Sends one request, without retries."""
         return await self._unready_reason(exchange.HEALTH, PROBE_TIMEOUT_S) is None
 
     async def ready(self) -> bool:
-        """Tell whether the service can take work now; asks once."""
+        """Whether the service accepts requests now. Sends one request, without retries."""
         return await self._unready_reason(exchange.READY, PROBE_TIMEOUT_S) is None
 
     async def wait_ready(self, timeout_s: float = DEFAULT_READY_TIMEOUT_S) -> None:
-        """Return as soon as the service can take work.
+        """Return as soon as the service accepts requests.
 
         Raises:
-            WaitTimeoutError: when it cannot after `timeout_s` seconds.
-            ApiError: for an answer that waiting does not mend, such as 401.
-            ProtocolError: when something else answers there.
+            WaitTimeoutError: when it does not within `timeout_s` seconds.
+            ApiError: for an answer that waiting cannot change, such as 401.
+            ProtocolError: when the answer is not that of a latentwire service.
         """
         wait = ReadyWait(exchange.check_timeout(timeout_s), self._clock)
         while True:
@@ -164,28 +164,21 @@ class AsyncClient:
         attempt = 0
         while True:
             outcome = await self._attempt(call, self._timeout_s, is_stream=is_stream)
-            if not should_retry(outcome, attempt, self._max_retries):
+            pause_s = self._retries.pause_s(outcome, attempt, now_s=time.time())
+            if pause_s is None:
                 return outcome
-            asked_s = retry_after_of(outcome, now_s=time.time())
-            await self._sleep(retry_delay(attempt, asked_s, self._rng))
+            await self._sleep(pause_s)
             attempt += 1
 
     async def _unready_reason(self, call: Call, timeout_s: float) -> str | None:
         return exchange.unready_reason(await self._attempt(call, min(timeout_s, self._timeout_s)))
 
     async def _attempt(self, call: Call, timeout_s: float, *, is_stream: bool = False) -> Outcome:
-        request = self._http.build_request(
-            call.method,
-            call.path,
-            params=call.params,
-            json=call.body,
-            headers=call.headers,
-            timeout=exchange.http_timeout(timeout_s),
-        )
+        request = exchange.http_request(self._http, call, timeout_s)
         try:
             response = await self._http.send(request, stream=is_stream)
             if not response.is_success:
-                # An error is read whole, and its connection given back.
+                # Reading an error to its end returns the connection to the pool.
                 await response.aread()
         except httpx.RequestError as error:
             return error

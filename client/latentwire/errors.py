@@ -1,13 +1,13 @@
-"""What can go wrong in a client call.
+"""Errors of a client call.
 
 LatentwireError
-├── InvalidArgumentError      an argument is out of its limits; nothing was sent (field)
-├── MissingDependencyError    an optional package is needed and not installed
-├── TransportError            no usable answer came back
+├── InvalidArgumentError      an argument exceeds its limits; nothing was sent (field)
+├── MissingDependencyError    an optional package is required and not installed
+├── TransportError            no complete answer arrived
 │   ├── ConnectionFailedError     nothing listens, or the connection broke
-│   └── TransportTimeoutError     the time allowed for one HTTP exchange ran out
-├── ProtocolError             an answer came that breaks the wire contract
-├── WaitTimeoutError          `wait_ready` ran out of time
+│   └── TransportTimeoutError     one HTTP exchange exceeded its timeout
+├── ProtocolError             an answer breaks the wire contract
+├── WaitTimeoutError          `wait_ready` exceeded its timeout
 └── ApiError                  the service answered with an error (status, code, detail)
     ├── InvalidRequestError       422 invalid-request (field)
     ├── PromptTooLongError        422 prompt-too-long (prompt_tokens, max_model_len)
@@ -30,10 +30,10 @@ class LatentwireError(Exception):
 
 
 class InvalidArgumentError(LatentwireError, ValueError):
-    """An argument is out of its limits; nothing was sent.
+    """An argument exceeds its limits; nothing was sent.
 
     Attributes:
-        field: name of the first argument at fault.
+        field: name of the first wrong argument.
     """
 
     def __init__(self, field: str, message: str) -> None:
@@ -42,27 +42,27 @@ class InvalidArgumentError(LatentwireError, ValueError):
 
 
 class MissingDependencyError(LatentwireError, ImportError):
-    """An optional package is needed for this and is not installed."""
+    """An optional package is required and not installed."""
 
 
 class TransportError(LatentwireError):
-    """No usable HTTP answer came back."""
+    """No complete HTTP answer arrived."""
 
 
 class ConnectionFailedError(TransportError):
-    """Nothing listens at the address, or the connection broke before the answer was whole."""
+    """Nothing listens at the address, or the connection broke before the answer was complete."""
 
 
 class TransportTimeoutError(TransportError):
-    """The time allowed for one HTTP exchange ran out."""
+    """One HTTP exchange exceeded its timeout."""
 
 
 class ProtocolError(LatentwireError):
-    """An answer came that breaks the wire contract: another service, a gateway, another version."""
+    """An answer breaks the wire contract: another service, a gateway or another version."""
 
 
 class WaitTimeoutError(LatentwireError):
-    """The service did not become ready within the time given to `wait_ready`."""
+    """The service did not become ready within the timeout of `wait_ready`."""
 
 
 class ApiError(LatentwireError):
@@ -70,9 +70,8 @@ class ApiError(LatentwireError):
 
     Attributes:
         body: the problem details as sent.
-        retry_after_s: seconds the service asks to wait, from `Retry-After`; None when it did not.
-        request_id: the request's id in the service's log, from `X-Request-Id`; None where an error
-            came without one.
+        retry_after_s: seconds to wait before a retry, from `Retry-After`; None without one.
+        request_id: the request's id in the service's log, from `X-Request-Id`; None without one.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class ApiError(LatentwireError):
 
 
 class InvalidRequestError(ApiError):
-    """A field of the request is not acceptable; `body.field` names it."""
+    """A field of the request is invalid; `body.field` names it."""
 
 
 class PromptTooLongError(ApiError):
@@ -106,15 +105,15 @@ class PromptTooLongError(ApiError):
 
 
 class UnauthorizedError(ApiError):
-    """The service wants a key, or another one."""
+    """The API key is missing or wrong."""
 
 
 class PayloadTooLargeError(ApiError):
-    """The request body is larger than the service takes."""
+    """The request body is larger than the service accepts."""
 
 
 class QueueFullError(ApiError):
-    """The service is overloaded; try again after `retry_after_s`."""
+    """The service's queue is full; retry after `retry_after_s`."""
 
 
 class NotReadyError(ApiError):
@@ -126,7 +125,7 @@ class DeadlineExceededError(ApiError):
 
 
 class InternalServiceError(ApiError):
-    """The service failed; `body.error_id` is what its operator looks up."""
+    """The service failed; `body.error_id` identifies the error in its log."""
 
 
 class LatentInvalidError(ApiError):
@@ -149,5 +148,5 @@ _ERROR_OF_CODE: dict[ErrorCode, type[ApiError]] = {
 def api_error(
     body: ErrorBody, retry_after_s: float | None = None, request_id: str | None = None
 ) -> ApiError:
-    """Build the exception that stands for an error answer of the service."""
+    """Build the exception for an error answer of the service."""
     return _ERROR_OF_CODE.get(body.code, ApiError)(body, retry_after_s, request_id)

@@ -1,6 +1,6 @@
-"""Requests built and answers read, for the sync and the async client alike.
+"""Builds requests and reads answers, for the sync and the async client alike.
 
-Everything here is a pure function of its arguments; sending and waiting are the clients' own.
+Everything here is a pure function of its arguments; the clients send and wait.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ from latentwire.version import VERSION
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 Wire = Literal["json", "safetensors"]
-"""Form of an answer: base64 in JSON, or the bytes themselves, which are smaller and faster."""
+"""Form of an answer: base64 in JSON, or raw bytes, which are smaller and faster."""
 
-# A service that knows no other form answers with JSON.
+# A service that does not know safetensors answers with JSON.
 _ACCEPT: Mapping[Wire, str | None] = {
     "json": None,
     "safetensors": f"{SAFETENSORS_MEDIA_TYPE}, {JSON_MEDIA_TYPE};q=0.5",
 }
 _REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
-# What the service, or a gateway before it, answers while it cannot take work.
+# Answers of a service, or of a gateway in front of it, while it does not accept requests.
 _UNREADY_STATUSES = frozenset({502, 503, 504})
 
 
@@ -77,7 +77,7 @@ class PlanOptions(TypedDict, total=False):
 
 
 class HttpOptions(TypedDict):
-    """Arguments that `httpx.Client` and `httpx.AsyncClient` share."""
+    """Arguments that `httpx.Client` and `httpx.AsyncClient` have in common."""
 
     base_url: httpx.URL
     headers: dict[str, str]
@@ -96,13 +96,13 @@ class Call:
     request_id: str | None = None
 
     @property
-    def asked_k(self) -> int | None:
-        """Hidden rows that the call asks for; None: all."""
+    def k(self) -> int | None:
+        """Hidden rows that the call keeps; None: all."""
         return self.params["k"] if self.params else None
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of this call beside those of the client."""
+        """Headers that this call adds to those of the client."""
         values = {"Accept": self.accept, REQUEST_ID_HEADER: self.request_id}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -113,7 +113,7 @@ INFO = Call("GET", "/info")
 
 
 def http_options(base_url: str, api_key: str | None) -> HttpOptions:
-    """Check and assemble what an httpx client is built from.
+    """Check the arguments of a client and return those of its httpx client.
 
     Raises:
         InvalidArgumentError: when the address is not http(s), or the key cannot be a header.
@@ -126,12 +126,12 @@ def http_options(base_url: str, api_key: str | None) -> HttpOptions:
         raise InvalidArgumentError("base_url", "base_url: must be like http://127.0.0.1:8000")
     headers = {"Accept": "application/json", "User-Agent": f"latentwire/{VERSION}"}
     if api_key is not None:
-        # The message leaves the key out: it ends up in logs.
+        # The message must not quote the key: messages end up in logs.
         if not api_key or not all("!" <= character <= "~" for character in api_key):
             raise InvalidArgumentError("api_key", "api_key: must be printable ASCII, no spaces")
         headers["Authorization"] = f"Bearer {api_key}"
-    # The caller bounds its concurrency. A second, hidden queue for connections would only charge
-    # its waits to the timeout.
+    # The caller bounds its concurrency. A second, hidden queue for connections would count its
+    # waits against the timeout.
     return {"base_url": url, "headers": headers, "limits": httpx.Limits(max_connections=None)}
 
 
@@ -143,7 +143,7 @@ def check_timeout(timeout_s: float) -> float:
 
 
 def check_wire(wire: Wire) -> Wire:
-    """Return a form of answers, or raise InvalidArgumentError when there is none of that name."""
+    """Return a form of answers, or raise InvalidArgumentError for an unknown name."""
     if wire not in _ACCEPT:
         raise InvalidArgumentError("wire", f"wire: must be one of {', '.join(_ACCEPT)}")
     return wire
@@ -156,9 +156,25 @@ def check_max_retries(max_retries: int) -> int:
     return max_retries
 
 
-def http_timeout(timeout_s: float) -> httpx.Timeout:
-    """Timeouts of one exchange: to connect, and for each silence while sending and receiving."""
-    return httpx.Timeout(timeout_s, connect=min(timeout_s, DEFAULT_CONNECT_TIMEOUT_S))
+def http_request(
+    http: httpx.Client | httpx.AsyncClient, call: Call, timeout_s: float
+) -> httpx.Request:
+    """Bind a call to the host of an httpx client.
+
+    Args:
+        http: the client that will send it.
+        call: to send.
+        timeout_s: maximum silence while sending and receiving, in seconds. Connecting may take no
+            longer than that, and at most `DEFAULT_CONNECT_TIMEOUT_S`.
+    """
+    return http.build_request(
+        call.method,
+        call.path,
+        params=call.params,
+        json=call.body,
+        headers=call.headers,
+        timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, DEFAULT_CONNECT_TIMEOUT_S)),
+    )
 
 
 def plan_latent_call(
@@ -175,15 +191,15 @@ def plan_latent_call(
 
     Args:
         task: in words.
-        k: hidden rows to keep.
+        k: hidden rows to keep; None: all.
         task_id: returned as given.
         options: the other fields.
-        request_id: sent as `X-Request-Id`; the service names the request so in its log.
-        stream: whether to ask for events.
-        wire: the form of the answer to ask for.
+        request_id: sent as `X-Request-Id`; the service's log names the request by it.
+        stream: whether the answer is a stream of events.
+        wire: preferred form of the answer.
 
     Raises:
-        InvalidArgumentError: when an argument is out of its limits, or unknown.
+        InvalidArgumentError: when an argument exceeds its limits, or is unknown.
     """
     if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
         raise InvalidArgumentError(
@@ -200,7 +216,7 @@ def plan_latent_call(
         "POST",
         "/plan_latent",
         params=None if query.k is None else {"k": query.k},
-        # Unset fields stay out: their defaults are the service's.
+        # Unset fields are left out: their defaults are the service's.
         body=query.model_dump(mode="json", exclude={"k"}, exclude_unset=True),
         accept=EVENT_STREAM_MEDIA_TYPE if stream else _ACCEPT[wire],
         request_id=request_id,
@@ -208,32 +224,34 @@ def plan_latent_call(
 
 
 def read_plan_latent(outcome: Outcome, call: Call) -> PlanLatent:
-    """Read the outcome of ``POST /plan_latent``; raises what `error_of` says, or ProtocolError."""
+    """Read the outcome of ``POST /plan_latent``; raises `error_of` or ProtocolError."""
     if isinstance(outcome, httpx.Response) and outcome.is_success and _is_safetensors(outcome):
         return check_k(PlanLatent.from_parts(*unpack(outcome.content)), call)
     return check_k(PlanLatent.from_response(_parse(outcome, PlanLatentResponse)), call)
 
 
 def check_k(plan: PlanLatent, call: Call) -> PlanLatent:
-    """Return a plan, or raise ProtocolError when it is for another k than was asked for."""
-    if plan.k != call.asked_k:
-        raise ProtocolError(f"asked for k {call.asked_k}, answer {plan.id} is for k {plan.k}")
+    """Return a plan, or raise ProtocolError when its k is not that of the call."""
+    if plan.k != call.k:
+        raise ProtocolError(f"the request has k {call.k}, but answer {plan.id} has k {plan.k}")
     return plan
 
 
 def read_stream(outcome: Outcome) -> httpx.Response:
-    """Return the open answer whose events are to be read; raises like `read_plan_latent`."""
+    """Return the open answer, whose events follow; raises like `read_plan_latent`."""
     if isinstance(outcome, httpx.RequestError) or not outcome.is_success:
         error = error_of(outcome)
         raise error from (outcome if isinstance(outcome, httpx.RequestError) else None)
     media_type = outcome.headers.get("content-type", "").partition(";")[0]
     if media_type != EVENT_STREAM_MEDIA_TYPE:
-        raise ProtocolError(f"{_where(outcome.request)} answered {media_type!r}, no event stream")
+        raise ProtocolError(
+            f"{_where(outcome.request)} answered {media_type!r} instead of an event stream"
+        )
     return outcome
 
 
 def read_info(outcome: Outcome) -> InfoResponse:
-    """Read the outcome of ``GET /info``; raises what `error_of` says, or ProtocolError."""
+    """Read the outcome of ``GET /info``; raises `error_of` or ProtocolError."""
     return _parse(outcome, InfoResponse)
 
 
@@ -241,10 +259,10 @@ def unready_reason(outcome: Outcome) -> str | None:
     """Read the outcome of ``GET /ready`` or ``GET /health``.
 
     Returns:
-        None when the service said yes; else why it did not (nothing answers, or it said so).
+        None when the service said yes; else the reason: its refusal, or that nothing answers.
 
     Raises:
-        LatentwireError: for an answer that waiting does not mend, such as 401 or 404.
+        LatentwireError: for an answer that waiting cannot change, such as 401 or 404.
     """
     if isinstance(outcome, httpx.RequestError) or outcome.status_code in _UNREADY_STATUSES:
         return str(error_of(outcome))
@@ -253,11 +271,11 @@ def unready_reason(outcome: Outcome) -> str | None:
 
 
 def error_of(outcome: Outcome) -> LatentwireError:
-    """Turn an exchange that did not succeed into the exception to raise.
+    """Turn an exchange that failed into the exception to raise.
 
     Returns:
-        ApiError for problem details of the contract, TransportError where no whole answer came,
-        ProtocolError for every other answer (a gateway's page, another service).
+        ApiError for problem details of the contract, TransportError when no complete answer
+        arrived, ProtocolError for every other answer (a gateway's page, another service).
     """
     if isinstance(outcome, httpx.Response):
         return _answer_error(outcome)
@@ -304,7 +322,7 @@ def _is_safetensors(response: httpx.Response) -> bool:
 
 
 def _where(request: httpx.Request) -> str:
-    """Name a request without what may be secret or long: credentials and query."""
+    """Name a request without its credentials and query, which may be secret or long."""
     return f"{request.method} {request.url.copy_with(userinfo=b'', query=None)}"
 
 

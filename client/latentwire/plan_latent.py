@@ -22,14 +22,15 @@ class PlanLatent:
     """A plan and its latent; `latentwire.protocol` says what a latent is.
 
     Attributes:
-        id: the service's name for this answer.
+        id: id of the answer, `plan-...`; the service's log states it too.
         model: id of the model that made it.
         task: the task as sent.
         task_id: the caller's own id, as sent.
         plan: the generated text.
-        k: hidden rows asked for; None: all.
-        hidden_state: `[rows, hidden_size]` float32, a read-only view of the bytes received.
-        latent: which hidden state this is.
+        k: hidden rows that the request keeps; None: all.
+        hidden_state: `[rows, hidden_size]` float32, read-only; a view of the bytes received, unless
+            it was streamed.
+        latent: which hidden states these are.
         token_ids: the generated tokens; row t of `hidden_state` predicted token t.
         finish_reason: "stop" or "length".
         seed: the seed used; sending it again repeats the answer.
@@ -64,7 +65,7 @@ class PlanLatent:
     def from_parts(
         cls, response: PlanLatentResponse, hidden_state: npt.NDArray[np.float32]
     ) -> PlanLatent:
-        """Join a response and its hidden state, wherever that came from.
+        """Join a response and its hidden state, which may have arrived apart from it.
 
         Raises:
             ProtocolError: when the counts disagree.
@@ -80,10 +81,10 @@ class PlanLatent:
         return plan
 
     def check_counts(self) -> None:
-        """Hold the answer to the latent's invariant: rows == min(k, L), counted alike everywhere.
+        """Check the latent's invariant: rows == min(k, L), and all counts agree.
 
         Raises:
-            ProtocolError: it does not hold.
+            ProtocolError: when it does not hold.
         """
         usage, num_rows = self.usage, len(self.hidden_state)
         num_tokens = usage.completion_tokens
@@ -91,8 +92,8 @@ class PlanLatent:
         if not num_rows == usage.latent_steps == num_expected:
             raise ProtocolError(
                 f"answer {self.id} has {num_rows} hidden rows and latent_steps "
-                f"{usage.latent_steps}; k {self.k} and {num_tokens} completion tokens "
-                f"make {num_expected}"
+                f"{usage.latent_steps}, but k {self.k} and {num_tokens} completion tokens "
+                f"require {num_expected}"
             )
         if len(self.token_ids) != num_tokens:
             raise ProtocolError(
@@ -101,10 +102,10 @@ class PlanLatent:
             )
 
     def to_torch(self) -> torch.Tensor:
-        """Copy the hidden state into a tensor of its own.
+        """Copy the hidden state into a new tensor.
 
         Returns:
-            `[rows, hidden_size]` float32, CPU; writing to it changes nothing else.
+            `[rows, hidden_size]` float32, CPU; writing to it does not change the plan.
 
         Raises:
             MissingDependencyError: when torch is not installed.

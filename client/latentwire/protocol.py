@@ -38,22 +38,22 @@ ErrorCode = Literal[
 
 
 class RequestModel(BaseModel):
-    """Base of what clients send: unknown fields are refused, NaN and Infinity are not numbers."""
+    """Base of the models that clients send: unknown fields, NaN and Infinity are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ResponseModel(BaseModel):
-    """Base of what the service answers.
+    """Base of the models that the service answers.
 
-    Unknown fields are passed over, so that a newer service does not break an older client.
+    Unknown fields are ignored, so that a newer service does not break an older client.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class TaskFields(RequestModel):
-    """What to plan."""
+    """The task to plan."""
 
     task: Text = Field(min_length=1, description="The task to plan, in words.")
     task_id: Text | None = Field(default=None, description="Returned as given; not interpreted.")
@@ -85,7 +85,7 @@ class PlanLatentParams(RequestModel):
 
 
 class PlanLatentQuery(PlanLatentRequest, PlanLatentParams):
-    """Query of ``GET /plan_latent``: the body's fields and `k`, from text."""
+    """Query of ``GET /plan_latent``: the fields of the body and `k`, as text."""
 
     model_config = ConfigDict(strict=False)
 
@@ -140,7 +140,7 @@ class Usage(ResponseModel):
 
 
 class Timings(ResponseModel):
-    """Where one answer's time went, in milliseconds."""
+    """Durations of one request's phases, in milliseconds."""
 
     queue_ms: float
     prefill_ms: float
@@ -179,7 +179,9 @@ class StreamStep(ResponseModel):
 
     index: int = Field(description="Position among the generated tokens, from 0.")
     token_id: int
-    text: str = Field(description="What the plan grew by; empty while a character is unfinished.")
+    text: str = Field(
+        description="Text that the token adds to the plan; empty while a character is incomplete."
+    )
     row: str | None = Field(
         default=None,
         description="The hidden row that predicted the token, while index < k: base64 of its "
@@ -188,7 +190,7 @@ class StreamStep(ResponseModel):
 
 
 class StreamDone(AnswerFields):
-    """Data of the `done` event, the last one: what the `step` events have not said."""
+    """Data of the `done` event, the last one: the fields that the `step` events do not have."""
 
     shape: tuple[int, int] = Field(description="[rows sent, hidden size]")
     plan: str | None = Field(
@@ -199,22 +201,28 @@ class StreamDone(AnswerFields):
 
 
 class Limits(ResponseModel):
-    """What one replica takes at most."""
+    """Limits of one replica."""
 
     max_slots: int = Field(description="Sequences decoded together.")
-    max_model_len: int = Field(description="Prompt and generated tokens of one sequence.")
-    max_queue: int = Field(description="Requests waiting for a slot before 429.")
-    max_body_bytes: int = Field(description="Size of one request body.")
+    max_model_len: int = Field(
+        description="Maximum tokens of one sequence, prompt and generated tokens together."
+    )
+    max_queue: int = Field(
+        description="Maximum requests that wait for a slot; one more is answered 429."
+    )
+    max_body_bytes: int = Field(description="Maximum bytes of one request body.")
     max_new_tokens: int | None = Field(
-        default=None, description="Most max_new_tokens of a request; null: what a sequence holds."
+        default=None,
+        description="Largest max_new_tokens of a request; null: max_model_len is the only limit.",
     )
     request_timeout_s: float | None = Field(
-        default=None, description="Seconds a request may take before 504; null: no limit."
+        default=None,
+        description="Seconds that a request may take before it is answered 504; null: no limit.",
     )
 
 
 class InfoResponse(ResponseModel):
-    """What a replica serves. Holds no host name and no path."""
+    """The model that a replica serves. Holds no host name and no path."""
 
     model: str
     revision: str | None
@@ -224,7 +232,7 @@ class InfoResponse(ResponseModel):
     device: str = Field(description="Kind of device: cuda, mps or cpu.")
     limits: Limits
     version: str
-    compressors: list[str] = Field(description="Latent compressors loaded beside the model.")
+    compressors: list[str] = Field(description="Latent compressors loaded with the model.")
 
 
 class StatusResponse(ResponseModel):
@@ -236,7 +244,7 @@ class StatusResponse(ResponseModel):
 class ErrorBody(BaseModel):
     """RFC 9457 problem details with a stable `code`.
 
-    Members beyond the standard ones are kept, as the RFC asks of consumers.
+    Unknown members are kept, as the RFC requires of consumers.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -249,4 +257,6 @@ class ErrorBody(BaseModel):
     field: str | None = Field(default=None, description="The offending field (invalid-request).")
     prompt_tokens: int | None = Field(default=None, description="Set for prompt-too-long.")
     max_model_len: int | None = Field(default=None, description="Set for prompt-too-long.")
-    error_id: str | None = Field(default=None, description="What to look up in the service's log.")
+    error_id: str | None = Field(
+        default=None, description="Identifies the error in the service's log (internal)."
+    )

@@ -1,4 +1,4 @@
-"""How long `wait_ready` goes on. Pure but for the clock it is given; knows no HTTP."""
+"""The deadline of `wait_ready`. Pure except for its clock; knows no HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from latentwire.errors import WaitTimeoutError
 
 
 class ReadyWait:
-    """One wait: keeps its deadline and says how long each probe and each pause may take."""
+    """One wait: bounds each probe and each pause by the deadline."""
 
     def __init__(self, timeout_s: float, clock: Callable[[], float]) -> None:
         self._timeout_s = timeout_s
@@ -19,20 +19,20 @@ class ReadyWait:
 
     @property
     def probe_timeout_s(self) -> float:
-        """Seconds that the next probe may take; always above 0."""
+        """Maximum seconds of the next probe; always above 0."""
         return self._probe_timeout_s
 
     def pause_s(self, reason: str) -> float:
         """Seconds to sleep before the next probe.
 
         Args:
-            reason: why the service was not ready just now.
+            reason: why the service was not ready.
 
         Raises:
-            WaitTimeoutError: when no time is left; it carries the reason.
+            WaitTimeoutError: when no time is left; its text states the reason.
         """
-        left_s = self._deadline_s - self._clock()
-        if left_s <= READY_POLL_INTERVAL_S:
-            raise WaitTimeoutError(f"not ready within {self._timeout_s:g} s; last: {reason}")
-        self._probe_timeout_s = min(left_s - READY_POLL_INTERVAL_S, PROBE_TIMEOUT_S)
+        remaining_s = self._deadline_s - self._clock()
+        if remaining_s <= READY_POLL_INTERVAL_S:
+            raise WaitTimeoutError(f"not ready within {self._timeout_s:g} s; last reason: {reason}")
+        self._probe_timeout_s = min(remaining_s - READY_POLL_INTERVAL_S, PROBE_TIMEOUT_S)
         return READY_POLL_INTERVAL_S

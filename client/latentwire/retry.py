@@ -1,9 +1,12 @@
-"""When a call is sent again and how long to wait first. Pure: knows no client, clock or sleep.
+"""Which calls are retried, and after which pause. Pure: knows no client, clock or sleep.
 
-What is sent again, and why that is safe: `plan_latent` changes nothing in the service, so a call
-whose fate is unknown (the connection broke after it was sent) may run twice and costs only work.
-It is not sent again after a read timeout: the service is likely still busy with the first one,
-and a second would make an overload worse. 422, 500 and 504 would come out the same.
+Retrying is safe: `plan_latent` changes nothing in the service, so a call whose fate is unknown
+(the connection broke after it was sent) may run twice and only costs work. A read timeout is not
+retried, because the service is probably still busy with the first call, and a second one would
+make an overload worse. 422, 500 and 504 would end the same way again.
+
+Own code, because httpx itself retries nothing but failed connections, and one pure policy has to
+serve both clients and the batch tool.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
@@ -19,8 +23,8 @@ import httpx
 from latentwire.constants import INITIAL_RETRY_DELAY_S, MAX_RETRY_AFTER_S, MAX_RETRY_DELAY_S
 
 RETRIED_STATUSES = frozenset({429, 503})
-# RemoteProtocolError and ReadError also come when the service closes an idle keep-alive connection
-# in the moment the client takes it up again.
+# RemoteProtocolError and ReadError also occur when the service closes an idle keep-alive connection
+# at the moment the client reuses it.
 RETRIED_ERRORS = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -30,20 +34,45 @@ RETRIED_ERRORS = (
     httpx.RemoteProtocolError,
 )
 _DELAY_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
-# Far past every cap; doubling on would only overflow.
+# Far above every cap; more doublings would overflow.
 _MAX_DOUBLINGS = 30
 
 Outcome = httpx.Response | httpx.RequestError
-"""How one HTTP exchange ended: an answer of any status, or the error that left none."""
+"""Result of one HTTP exchange: an answer of any status, or the error that prevented one."""
+
+
+@dataclass(frozen=True, eq=False)
+class RetryPolicy:
+    """When one client retries.
+
+    Attributes:
+        max_retries: attempts allowed after the first one.
+        rng: source of the jitter.
+    """
+
+    max_retries: int
+    rng: random.Random
+
+    def pause_s(self, outcome: Outcome, attempt: int, now_s: float) -> float | None:
+        """Seconds to wait before the next attempt; None when the outcome is final.
+
+        Args:
+            outcome: result of the attempt.
+            attempt: 0 for the first attempt of a call.
+            now_s: current time, in seconds since the epoch.
+        """
+        if not should_retry(outcome, attempt, self.max_retries):
+            return None
+        return retry_delay(attempt, retry_after_of(outcome, now_s), self.rng)
 
 
 def should_retry(outcome: Outcome, attempt: int, max_retries: int) -> bool:
-    """Tell whether a call is sent again.
+    """Whether a call is retried.
 
     Args:
-        outcome: how the exchange ended.
-        attempt: 0 for the first exchange of a call.
-        max_retries: exchanges allowed after the first one.
+        outcome: result of the attempt.
+        attempt: 0 for the first attempt of a call.
+        max_retries: attempts allowed after the first one.
     """
     if attempt >= max_retries:
         return False
@@ -53,21 +82,21 @@ def should_retry(outcome: Outcome, attempt: int, max_retries: int) -> bool:
 
 
 def retry_delay(attempt: int, retry_after_s: float | None, rng: random.Random) -> float:
-    """Seconds to wait before the next exchange: exponential backoff with equal jitter.
+    """Seconds to wait before the next attempt: exponential backoff with equal jitter.
 
-    The wait is at least half the backoff and at least what the service asked for (up to
-    `MAX_RETRY_AFTER_S`). The jitter is added on top of both, so that callers refused in the same
-    moment do not return in the same moment.
+    The pause is at least half the backoff and at least the service's `Retry-After` (up to
+    `MAX_RETRY_AFTER_S`). The jitter is added on top of both, so that callers refused at the same
+    moment do not return at the same moment.
 
     Args:
-        attempt: 0 after the first exchange.
-        retry_after_s: what the service asked for; None when it did not.
+        attempt: 0 after the first attempt.
+        retry_after_s: from the service's `Retry-After`; None when there was none.
         rng: source of the jitter.
     """
     num_doublings = min(attempt, _MAX_DOUBLINGS)
     backoff_s = min(math.ldexp(INITIAL_RETRY_DELAY_S, num_doublings), MAX_RETRY_DELAY_S)
-    asked_s = min(retry_after_s or 0.0, MAX_RETRY_AFTER_S)
-    return max(backoff_s / 2, asked_s) + rng.random() * backoff_s / 2
+    requested_s = min(retry_after_s or 0.0, MAX_RETRY_AFTER_S)
+    return max(backoff_s / 2, requested_s) + rng.random() * backoff_s / 2
 
 
 def parse_retry_after(value: str | None, now_s: float) -> float | None:
@@ -75,7 +104,7 @@ def parse_retry_after(value: str | None, now_s: float) -> float | None:
 
     Args:
         value: seconds (fractions accepted) or an HTTP date; None when the header is absent.
-        now_s: the present, in seconds since the epoch.
+        now_s: current time, in seconds since the epoch.
 
     Returns:
         Seconds to wait, 0 for a date in the past; None when absent or unreadable.
@@ -94,17 +123,17 @@ def parse_http_date(text: str) -> float | None:
     """Read an HTTP date as seconds since the epoch; None when it is not one."""
     try:
         moment = parsedate_to_datetime(text)
-        # HTTP dates are in GMT; without a zone the local one would be assumed.
+        # HTTP dates are in GMT; without a zone, Python would assume the local one.
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
 
 
 def retry_after_of(outcome: Outcome, now_s: float) -> float | None:
-    """Seconds that an answer asks to wait, from its `Retry-After`; None when it does not.
+    """Read the pause that an answer's `Retry-After` requests, in seconds; None without one.
 
-    A date is taken relative to the answer's own `Date`, so that the two machines' clocks need not
-    agree; `now_s` (seconds since the epoch) stands in when there is none.
+    A date counts from the answer's own `Date`, so that the two machines' clocks need not agree;
+    without a `Date`, it counts from `now_s` (seconds since the epoch).
     """
     if not isinstance(outcome, httpx.Response):
         return None

@@ -1,4 +1,8 @@
-"""Server-sent events from bytes, as far as the service uses them. Pure: knows no HTTP."""
+"""Server-sent events from bytes, as far as the service uses them. Pure: knows no HTTP.
+
+Own code, because libraries split lines at every Unicode line separator, which JSON texts may
+contain, and bound no event's size.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from dataclasses import dataclass
 
 from latentwire.errors import ProtocolError
 
-# A row of 64 Ki values is 350 KiB of base64: an event past this is no event of ours.
+# A latent row of 64 Ki values takes 350 KiB of base64; no event of the service is this large.
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 
@@ -16,7 +20,7 @@ class Event:
     """One event.
 
     Attributes:
-        name: of the event; "message" where none was given.
+        name: of the event; "message" when none is given.
         data: its data lines, joined.
     """
 
@@ -25,11 +29,7 @@ class Event:
 
 
 class EventDecoder:
-    """Cuts a stream of bytes into events.
-
-    Lines end at line feeds only: text within JSON may hold other characters that Python, or a
-    library, takes for the end of a line.
-    """
+    """Splits a stream of bytes into events. Lines end at line feeds only."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
@@ -41,7 +41,7 @@ class EventDecoder:
         """Yield the events that the chunk completes.
 
         Raises:
-            ProtocolError: an event is larger than any may be.
+            ProtocolError: when an event exceeds `MAX_EVENT_BYTES`.
         """
         self._rest += chunk
         *lines, rest = self._rest.split(b"\n")
@@ -64,7 +64,7 @@ class EventDecoder:
             self._name = value.decode("utf-8", "replace")
         elif name == b"data":
             self._data.append(value)
-        # Every other field, and a comment (no name), is passed over.
+        # Other fields, and comments (no name), are ignored.
         return None
 
     def _count(self, num_bytes: int) -> None:

@@ -1,6 +1,6 @@
-"""A streamed plan: events decoded, steps typed, the whole put together. Sends nothing itself.
+"""A streamed plan: decodes events, types steps, assembles the plan. Sends nothing itself.
 
-The two streams differ in their `await`s only: what an event means is `PlanAssembly`'s.
+The two streams differ in their `await`s only: `PlanAssembly` knows what an event means.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class PlanStep:
     Attributes:
         index: position among the generated tokens, from 0.
         token_id: the token.
-        text: what the plan grew by; empty while a character is unfinished.
-        hidden_row: `[hidden_size]` float32, read-only: the row that predicted the token; None past
-            the first k.
+        text: the text that the token adds to the plan; empty while a character is incomplete.
+        hidden_row: `[hidden_size]` float32, read-only: the row that predicted the token; None after
+            the first k rows.
     """
 
     index: int
@@ -43,10 +43,10 @@ class PlanStep:
 
 
 class PlanAssembly:
-    """Reads the events of one plan and puts the plan together.
+    """Reads the events of one plan and assembles the plan.
 
     Args:
-        call: the request, whose task and k the answer does not repeat.
+        call: the request; the events do not repeat its task.
     """
 
     def __init__(self, call: Call) -> None:
@@ -58,26 +58,26 @@ class PlanAssembly:
 
     @property
     def plan(self) -> PlanLatent:
-        """The whole plan, once its last event is read.
+        """The complete plan, once the `done` event is read.
 
         Raises:
-            ProtocolError: it is not.
+            ProtocolError: before that.
         """
         if self._plan is None:
-            raise ProtocolError("the stream has not come to its `done` event")
+            raise ProtocolError("the stream has not reached its `done` event")
         return self._plan
 
     def begin(self, response: httpx.Response) -> None:
-        """Note what the head of the answer says."""
+        """Take the request id from the head of the answer."""
         self._request_id = response.headers.get(REQUEST_ID_HEADER, self._request_id)
 
     def check_is_whole(self) -> None:
-        """Raise when the stream is over without its last event: the connection was cut."""
+        """Raise ConnectionFailedError when the stream ended before its `done` event."""
         if self._plan is None:
             raise ConnectionFailedError("the stream ended before its `done` event")
 
     def feed(self, chunk: bytes) -> Iterator[PlanStep]:
-        """Yield the steps that a piece of the stream completes.
+        """Yield the steps that a chunk of the stream completes.
 
         Raises:
             ApiError: for an `error` event.
@@ -100,13 +100,13 @@ class PlanAssembly:
                     raise api_error(sent, request_id=self._request_id)
         except ValidationError as error:
             raise ProtocolError(
-                f"a `{event.name}` event is not as agreed: {describe(error)}"
+                f"a `{event.name}` event breaks the wire contract: {describe(error)}"
             ) from error
         return None
 
     def _take(self, sent: StreamStep) -> PlanStep:
         if sent.index != len(self._steps):
-            raise ProtocolError(f"step {sent.index} came where step {len(self._steps)} was due")
+            raise ProtocolError(f"step {sent.index} arrived, but step {len(self._steps)} was next")
         row = None if sent.row is None else decode_row(sent.row)
         step = PlanStep(sent.index, sent.token_id, sent.text, row)
         self._steps.append(step)
@@ -116,7 +116,9 @@ class PlanAssembly:
         rows = [step.hidden_row for step in self._steps if step.hidden_row is not None]
         num_rows, width = done.shape
         if len(rows) != num_rows or any(row.shape != (width,) for row in rows):
-            raise ProtocolError(f"answer {done.id} has not the rows of shape {list(done.shape)}")
+            raise ProtocolError(
+                f"answer {done.id} has shape {list(done.shape)}, but {len(rows)} rows were sent"
+            )
         matrix = np.array(rows, np.float32).reshape(num_rows, width)
         matrix.flags.writeable = False
         joined = "".join(step.text for step in self._steps)
@@ -133,10 +135,10 @@ class PlanAssembly:
 
 
 class PlanStream:
-    """The steps of one plan, as they are made. Iterate it once; close it to give the plan up.
+    """The steps of one plan, as they are generated. Iterate once; close it to cancel the request.
 
-    Nothing is sent before the first step is asked for. Iterating raises what `plan_latent` raises;
-    the call is sent again, as there, only until an answer begins.
+    The request is sent when iteration starts. Iterating raises what `plan_latent` raises. The call
+    is retried as there, but only until an answer begins.
     """
 
     def __init__(self, call: Call, opened: Callable[[], httpx.Response]) -> None:
@@ -145,10 +147,10 @@ class PlanStream:
 
     @property
     def plan(self) -> PlanLatent:
-        """The whole plan, as `plan_latent` returns it, once all steps are read.
+        """The complete plan, as `plan_latent` returns it, once all steps are read.
 
         Raises:
-            ProtocolError: they are not.
+            ProtocolError: before that.
         """
         return self._assembly.plan
 
@@ -157,7 +159,7 @@ class PlanStream:
         return self._steps
 
     def close(self) -> None:
-        """Close the connection: the service gives the request up."""
+        """Close the connection, which cancels the request."""
         self._steps.close()
 
     def __enter__(self) -> Self:
@@ -190,10 +192,10 @@ class AsyncPlanStream:
 
     @property
     def plan(self) -> PlanLatent:
-        """The whole plan, as `plan_latent` returns it, once all steps are read.
+        """The complete plan, as `plan_latent` returns it, once all steps are read.
 
         Raises:
-            ProtocolError: they are not.
+            ProtocolError: before that.
         """
         return self._assembly.plan
 
@@ -202,7 +204,7 @@ class AsyncPlanStream:
         return self._steps
 
     async def aclose(self) -> None:
-        """Close the connection: the service gives the request up."""
+        """Close the connection, which cancels the request."""
         await self._steps.aclose()
 
     async def __aenter__(self) -> Self:

@@ -12,8 +12,8 @@ from latentwire.protocol import HiddenState
 
 # Little-endian float32 is the wire's only dtype; on little-endian hosts it is the native one.
 WIRE_DTYPE = np.dtype("<f4")
-# base64 maps 3 bytes to 4 characters, so pieces of a multiple of 3 bytes join without padding
-# between them. 48 KiB encodes in some 30 us: the GIL is held no longer than that at a time.
+# base64 maps 3 bytes to 4 characters, so pieces of a multiple of 3 bytes join without padding.
+# 48 KiB encodes in about 30 us, the longest time that one piece holds the GIL.
 _PIECE_BYTES = 48 * 1024
 
 
@@ -24,8 +24,8 @@ def encode_base64(matrix: npt.NDArray[np.float32]) -> bytes:
         matrix: `[rows, hidden_size]` float32, any strides.
 
     Returns:
-        ASCII base64. Work is done in pieces, so that a thread doing this for a large message does
-        not keep the event loop's thread from the GIL.
+        ASCII base64. It is encoded in pieces, so that a large latent does not keep the GIL from the
+        event loop's thread.
     """
     raw = np.ascontiguousarray(matrix, dtype=WIRE_DTYPE).reshape(-1).view(np.uint8).data
     pieces = (
@@ -39,11 +39,13 @@ def decode_row(data: str) -> npt.NDArray[np.float32]:
     """Decode base64 into a read-only `[hidden_size]` float32 view of its bytes.
 
     Raises:
-        ProtocolError: when the data is not base64, or not whole values.
+        ProtocolError: when the data is not base64 or not a whole number of values.
     """
     raw = _decode_base64("row", data)
     if len(raw) % WIRE_DTYPE.itemsize:
-        raise ProtocolError(f"row holds {len(raw)} bytes, which are not whole float32 values")
+        raise ProtocolError(
+            f"row holds {len(raw)} bytes, which is not a whole number of float32 values"
+        )
     return np.frombuffer(raw, dtype=WIRE_DTYPE)
 
 
@@ -51,14 +53,14 @@ def decode_hidden_state(hidden_state: HiddenState) -> npt.NDArray[np.float32]:
     """Decode a wire tensor into a read-only `[rows, hidden_size]` float32 view of its bytes.
 
     Raises:
-        ProtocolError: when the data is not base64, or is not the size that the shape says.
+        ProtocolError: when the data is not base64 or its size does not match the shape.
     """
     rows, width = hidden_state.shape
     raw = _decode_base64("hidden_state.data", hidden_state.data)
     if rows < 0 or width < 0 or len(raw) != rows * width * WIRE_DTYPE.itemsize:
         raise ProtocolError(
             f"hidden_state.data holds {len(raw)} bytes; shape [{rows}, {width}] float32 needs "
-            f"{rows * width * WIRE_DTYPE.itemsize}"
+            f"{rows * width * WIRE_DTYPE.itemsize} bytes"
         )
     return np.frombuffer(raw, dtype=WIRE_DTYPE).reshape(rows, width)
 

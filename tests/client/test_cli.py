@@ -29,7 +29,7 @@ def answered(server: Any, wire: Any) -> Any:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentwire.client.retry_delay", lambda *_: 0.0)
+    monkeypatch.setattr("latentwire.retry.retry_delay", lambda *_: 0.0)
 
 
 def test_plan_prints_plan_shape_and_usage(answered: Any) -> None:

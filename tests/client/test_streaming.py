@@ -165,7 +165,7 @@ def test_an_answer_that_is_no_stream_is_a_protocol_error(
     server: Any, wire: Any, collect: Callable[..., Collected]
 ) -> None:
     server.script = [wire.json_answer(wire.plan_body())]
-    with pytest.raises(ProtocolError, match="no event stream"):
+    with pytest.raises(ProtocolError, match="instead of an event stream"):
         collect()
 
 

@@ -29,7 +29,7 @@ class StoredRow:
 
     Attributes:
         text: its text columns; a text is empty where the file has no such column.
-        latent: `[num_latent_rows, width]` float32, a view of the file's batch where the file holds
+        latent: `[num_hidden_rows, width]` float32, a view of the file's batch where the file holds
             float32; `[0, 0]` when ragged or empty.
         is_ragged: whether the rows of its latent differ in length, or hold nulls.
     """

@@ -3,7 +3,7 @@
 The Arrow schema, the Hugging Face features, the dataset card and the reader all follow `COLUMNS`.
 
 No latent ever becomes a Python list: a batch's floats lie in one buffer, which sources fill in
-place, and two arrays of offsets cut it into latent rows and dataset rows.
+place, and two arrays of offsets cut it into hidden rows and dataset rows.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class BatchBuilder:
     """Collects dataset rows into record batches of bounded size.
 
     Args:
-        width: the model's hidden size, the length of every latent row.
+        width: the model's hidden size, the length of every hidden row.
         max_bytes: size of floats and texts at which a batch is full. A single larger row makes a
             batch of its own.
     """
@@ -81,52 +81,52 @@ class BatchBuilder:
         """Whether no row was added since the last `finish`."""
         return not self._texts
 
-    def has_room(self, text: RowText, num_latent_rows: int) -> bool:
+    def has_room(self, text: RowText, num_hidden_rows: int) -> bool:
         """Whether a row fits; if not, finish the batch first."""
-        num_floats = (self._row_offsets[-1] + num_latent_rows) * self._width
+        num_floats = (self._row_offsets[-1] + num_hidden_rows) * self._width
         num_bytes = num_floats * _FLOAT_BYTES + self._num_text_bytes + _num_bytes(text)
         return self.is_empty or (num_bytes <= self._max_bytes and num_floats <= MAX_BATCH_FLOATS)
 
-    def add(self, text: RowText, num_latent_rows: int) -> npt.NDArray[np.float32]:
+    def add(self, text: RowText, num_hidden_rows: int) -> npt.NDArray[np.float32]:
         """Add a row; the caller fills in its floats.
 
         Args:
             text: the row's text columns.
-            num_latent_rows: rows of its latent.
+            num_hidden_rows: rows of its latent.
 
         Returns:
-            `[num_latent_rows, width]` float32, C order: the place for the latent, to be filled
+            `[num_hidden_rows, width]` float32, C order: the place for the latent, to be filled
             before `finish`.
 
         Raises:
             ValueError: when the row has more floats than a batch may hold.
         """
         first = self._row_offsets[-1] * self._width
-        last = first + num_latent_rows * self._width
+        last = first + num_hidden_rows * self._width
         if last > MAX_BATCH_FLOATS:
-            raise ValueError(f"a latent of {num_latent_rows} rows does not fit into an Arrow list")
+            raise ValueError(f"a latent of {num_hidden_rows} rows does not fit into an Arrow list")
         if last > self._floats.size:
             # Only a row that is alone in its batch comes here.
             self._floats = np.empty(last, dtype=np.float32)
         self._texts.append(text)
         self._num_text_bytes += _num_bytes(text)
-        self._row_offsets.append(self._row_offsets[-1] + num_latent_rows)
-        return self._floats[first:last].reshape(num_latent_rows, self._width)
+        self._row_offsets.append(self._row_offsets[-1] + num_hidden_rows)
+        return self._floats[first:last].reshape(num_hidden_rows, self._width)
 
     def finish(self) -> pa.RecordBatch:
         """Return the rows added so far as one batch.
 
         Its floats are this builder's buffer, not a copy: write the batch before the next `add`.
         """
-        num_latent_rows = self._row_offsets[-1]
-        num_floats = num_latent_rows * self._width
+        num_hidden_rows = self._row_offsets[-1]
+        num_floats = num_hidden_rows * self._width
         values = pa.Array.from_buffers(
             pa.float32(), num_floats, [None, pa.py_buffer(self._floats[:num_floats])]
         )
-        offsets = np.arange(num_latent_rows + 1, dtype=np.int64) * self._width
-        latent_rows = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
+        offsets = np.arange(num_hidden_rows + 1, dtype=np.int64) * self._width
+        hidden_rows = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
         latents = pa.ListArray.from_arrays(
-            pa.array(self._row_offsets, type=pa.int32()), latent_rows
+            pa.array(self._row_offsets, type=pa.int32()), hidden_rows
         )
         texts = [
             pa.array([getattr(text, name) for text in self._texts], type=pa.string())

@@ -41,13 +41,13 @@ def facts(
     lengths = np.frombuffer(inspection.lengths, dtype=np.int64)
     found = {
         "rows": f"{inspection.num_rows:,}",
-        "latent rows": f"{inspection.num_latent_rows:,}",
-        "latent rows per row": _spread(lengths),
+        "hidden rows": f"{inspection.num_hidden_rows:,}",
+        "hidden rows per latent": _spread(lengths),
         "hidden size": ", ".join(map(str, sorted(inspection.widths))) or "none",
         "latent bytes": _size(inspection.num_latent_bytes),
         "text bytes": _size(inspection.num_text_bytes),
         "bytes on disk": _size(num_file_bytes),
-        "norm of a latent row": _norm(inspection),
+        "norm of a hidden row": _norm(inspection),
     }
     if manifest is not None:
         counts = manifest["counts"]

@@ -46,7 +46,7 @@ $verdict
 <table>$facts</table>
 <h2>Length of the latents</h2>
 $lengths
-<h2>Norm by latent row</h2>
+<h2>Norm by hidden row</h2>
 <p class="note">Mean Euclidean norm of row t; the band is one standard deviation on either side.</p>
 $norms
 <h2>Mean latents</h2>
@@ -54,7 +54,7 @@ $norms
 $means
 <h2>Samples</h2>
 <table>
-<tr><th>row</th><th>task_id</th><th>latent rows</th><th>task</th><th>plan</th></tr>
+<tr><th>row</th><th>task_id</th><th>hidden rows</th><th>task</th><th>plan</th></tr>
 $samples
 </table>
 </body>
@@ -69,7 +69,7 @@ class Report:
     Attributes:
         title: names the dataset, without its path.
         found: facts by name.
-        lengths: histogram of latent rows per row.
+        lengths: histogram of hidden rows per latent.
         problems: of the dataset.
         inspection: of the dataset.
     """
@@ -92,7 +92,7 @@ def build_page(report: Report) -> str:
             f"<tr>{_cell('th', n)}{_cell('td', v)}</tr>" for n, v in report.found.items()
         ),
         lengths=bars(
-            [(item.label, item.count) for item in report.lengths], Axis("latent rows", "rows")
+            [(item.label, item.count) for item in report.lengths], Axis("hidden rows", "rows")
         ),
         norms=_norms(inspection),
         means_note=(
@@ -101,7 +101,7 @@ def build_page(report: Report) -> str:
         ),
         means=points(
             project(inspection.means),
-            np.array([mean.num_latent_rows for mean in inspection.means]),
+            np.array([mean.num_hidden_rows for mean in inspection.means]),
             Axis("first component", "second component"),
         ),
         samples="\n".join(_sample(s) for s in sorted(inspection.samples, key=lambda s: s.row)),
@@ -117,11 +117,11 @@ def _verdict(problems: Iterable[str]) -> str:
 
 def _norms(inspection: Inspection) -> str:
     norms = inspection.norms
-    return line(norms.means, norms.deviations, Axis("latent row t", "mean norm"))
+    return line(norms.means, norms.deviations, Axis("hidden row t", "mean norm"))
 
 
 def _sample(sample: Sample) -> str:
-    plain = (str(sample.row), sample.task_id, str(sample.num_latent_rows))
+    plain = (str(sample.row), sample.task_id, str(sample.num_hidden_rows))
     texts = (_shortened(sample.task), _shortened(sample.plan))
     cells = [_cell("td", text) for text in plain]
     cells += [f'<td class="text">{escape(text)}</td>' for text in texts]

@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass
 class RowNorms:
-    """Euclidean norms of latent rows by their index t; grows with the longest latent.
+    """Euclidean norms of hidden rows by their index t; grows with the longest latent.
 
     Attributes:
         counts: latents that have a row t with a finite norm.
@@ -84,14 +84,14 @@ class Sample:
         task_id: its id.
         task: its text.
         plan: the generated text.
-        num_latent_rows: rows of its latent.
+        num_hidden_rows: rows of its latent.
     """
 
     row: int
     task_id: str
     task: str
     plan: str
-    num_latent_rows: int
+    num_hidden_rows: int
 
 
 @dataclass(frozen=True)
@@ -100,21 +100,21 @@ class MeanLatent:
 
     Attributes:
         mean: `[width]` float32.
-        num_latent_rows: rows of the latent.
+        num_hidden_rows: rows of the latent.
     """
 
     mean: npt.NDArray[np.float32]
-    num_latent_rows: int
+    num_hidden_rows: int
 
 
 class Inspection:
     """Everything known after a pass over the rows.
 
     Attributes:
-        num_latent_rows: of all latents together.
+        num_hidden_rows: of all latents together.
         widths: hidden sizes that occur; one in a sound dataset.
-        lengths: number of latent rows of each row, in order.
-        norms: of the latent rows, by their index.
+        lengths: number of hidden rows of each row, in order.
+        norms: of the hidden rows, by their index.
         num_text_bytes: of tasks, ids and plans, in UTF-8.
         num_nan: values that are not a number.
         num_infinite: values that are infinite.
@@ -125,7 +125,7 @@ class Inspection:
     """
 
     def __init__(self) -> None:
-        self.num_latent_rows = 0
+        self.num_hidden_rows = 0
         self.widths: set[int] = set()
         self.lengths = array("q")
         self.norms = RowNorms()
@@ -147,28 +147,28 @@ class Inspection:
     def num_latent_bytes(self) -> int:
         """Bytes of all latents as float32, uncompressed."""
         width = max(self.widths, default=0)
-        return self.num_latent_rows * width * 4
+        return self.num_hidden_rows * width * 4
 
     def add(self, row: StoredRow) -> None:
         """Add the next row."""
         index = self.num_rows
         text = row.text
-        num_latent_rows, width = row.latent.shape
-        self.lengths.append(num_latent_rows)
-        self.num_latent_rows += num_latent_rows
+        num_hidden_rows, width = row.latent.shape
+        self.lengths.append(num_hidden_rows)
+        self.num_hidden_rows += num_hidden_rows
         self.num_text_bytes += sum(len(t.encode()) for t in (text.task, text.task_id, text.plan))
         digest = hashlib.blake2b(text.task_id.encode(), digest_size=_DIGEST_BYTES).digest()
         self._digests.append(int.from_bytes(digest, "little"))
         is_bad = row.is_ragged
         self.num_ragged += row.is_ragged
-        if num_latent_rows:
+        if num_hidden_rows:
             self.widths.add(width)
             is_bad |= self._add_latent(row.latent)
         if is_bad and len(self.bad_rows) < _MAX_NAMED_ROWS:
             self.bad_rows.append(index)
         place = _reservoir_place(self._rng, index, MAX_SAMPLES)
         if place is not None:
-            sample = Sample(index, text.task_id, text.task, text.plan, num_latent_rows)
+            sample = Sample(index, text.task_id, text.task, text.plan, num_hidden_rows)
             self.samples[place : place + 1] = [sample]
 
     def duplicates(self) -> tuple[int, list[int]]:

@@ -95,7 +95,7 @@ def points(places: Numbers, weights: Numbers, axis: Axis) -> str:
     shade = _Scale(*_range(weights), 78.0, 28.0)
     parts = [
         f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3.2" fill-opacity="0.8" '
-        f'fill="hsl(215 65% {shade(weight):.0f}%)"><title>{int(weight)} latent rows</title>'
+        f'fill="hsl(215 65% {shade(weight):.0f}%)"><title>{int(weight)} hidden rows</title>'
         "</circle>"
         for (x, y), weight in zip(places.tolist(), weights.tolist(), strict=True)
     ]

@@ -26,8 +26,8 @@ def show(
     Args:
         console: to draw on.
         found: facts by name.
-        lengths: histogram of latent rows per row.
-        norms: mean norm of latent rows, by the index of the first row that it averages.
+        lengths: histogram of hidden rows per latent.
+        norms: mean norm of hidden rows, by the index of the first row that it averages.
         problems: of the dataset.
     """
     table = Table(show_header=False, box=None)
@@ -36,7 +36,7 @@ def show(
     console.print(table)
     bars = [(item.label, float(item.count), f"{item.count:,}") for item in lengths]
     _chart(console, "rows by length of their latent", bars)
-    _chart(console, "mean norm by latent row", [(str(t), norm, f"{norm:.3f}") for t, norm in norms])
+    _chart(console, "mean norm by hidden row", [(str(t), norm, f"{norm:.3f}") for t, norm in norms])
     for problem in problems:
         console.print(Text(f"! {problem}", style="bold red"))
     if not problems:

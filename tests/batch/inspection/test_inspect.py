@@ -60,7 +60,7 @@ def test_norms_are_those_of_numpy() -> None:
         assert found.norms.means[step] == pytest.approx(np.mean(at_step), rel=1e-5)
         assert found.norms.deviations[step] == pytest.approx(np.std(at_step), rel=1e-3, abs=1e-5)
     assert list(found.lengths) == [4, 2, 0, 7]
-    assert found.num_latent_rows == 13
+    assert found.num_hidden_rows == 13
 
 
 def test_values_that_are_not_finite_are_counted_and_their_rows_named(
