@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,17 +21,12 @@ from latentwire_service.server import http_config
 from support.backends import TIMEOUT_S, Faults, Gate
 from support.live_server import LiveServer
 from support.requests import GREEDY, plan_of, post
-from support.tiny_models import llama_config, save_model
+
+pytestmark = pytest.mark.backends("fake")
 
 HEAD = b"POST /plan_latent HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 CHUNK = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = llama_config(eos_token_id=None)
-    return save_model(tmp_path_factory.mktemp("models") / "tiny", config)
 
 
 @pytest.fixture(autouse=True)

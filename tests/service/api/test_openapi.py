@@ -1,8 +1,9 @@
-"""The API's description: committed, and true of the running service."""
+"""The OpenAPI document is committed, and describes the running service."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,19 +13,18 @@ from schemathesis import GenerationMode
 from tools.openapi_document import DOCUMENT, generated, render
 
 from latentwire_service.settings import Settings
+from support.backends import BACKENDS
 from support.live_server import LiveServer
-from support.tiny_models import save_model
 
 KEY = "key-of-the-test"
 
 
-def test_the_committed_document_is_the_services() -> None:
+def test_the_committed_document_is_up_to_date() -> None:
     assert render(generated()) == DOCUMENT.read_text(), "run `make openapi`"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = save_model(tmp_path_factory.mktemp("models") / "tiny")
+def server(folder: Path, backend: str) -> Iterator[LiveServer]:
     live = LiveServer(
         Settings(
             model=str(folder),
@@ -35,7 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
             # Generated queries are long, and the limit of a head is below the described API.
             max_header_bytes=1_000_000,
             api_key=KEY,
-        )
+        ),
+        BACKENDS[backend],
     )
     yield live.wait_ready()
     live.close()
@@ -54,19 +55,19 @@ SOUGHT = settings(
 OPERATIONS = [
     (method.upper(), path) for path, methods in generated()["paths"].items() for method in methods
 ]
-# Only what takes arguments can be asked wrongly.
+# Only an operation with arguments can receive invalid ones.
 CASES = [(*operation, GenerationMode.POSITIVE) for operation in OPERATIONS] + [
     (method, "/plan_latent", GenerationMode.NEGATIVE) for method in ("GET", "POST")
 ]
 
 
 def make_it_fit(case: schemathesis.Case[Any]) -> None:
-    """Cut a valid request to what this model and this service can take: no schema says that."""
+    """Cut a valid request to the limits of this service, which no schema states."""
     parts: tuple[Any, ...] = (case.body, case.query)
     for fields in parts:
         if isinstance(fields, dict) and "task" in fields:
             fields["max_new_tokens"] = min(int(fields.get("max_new_tokens", 8)), 8)
-            # JSON Schema takes 3.0 for an integer; the service wants it written as one.
+            # JSON Schema accepts 3.0 as an integer; a query parameter must be written as one.
             for name in ("seed", "top_k"):
                 if isinstance(fields.get(name), float):
                     fields[name] = int(fields[name])
@@ -76,11 +77,12 @@ def make_it_fit(case: schemathesis.Case[Any]) -> None:
         case.headers["x-request-timeout"] = "60"
 
 
+@pytest.mark.backends("fake", "local")
 @pytest.mark.parametrize(("method", "path", "mode"), CASES)
-def test_the_service_is_as_described(
+def test_the_service_answers_as_documented(
     server: LiveServer, method: str, path: str, mode: GenerationMode
 ) -> None:
-    """All checks on: status, media type, headers and body of each answer are documented ones."""
+    """Status, media type, headers and body of each answer must be documented."""
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json", headers=server.headers)
     operation = schema[path][method]
 

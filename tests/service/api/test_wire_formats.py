@@ -1,9 +1,8 @@
-"""The binary answers say bit for bit what the JSON one says."""
+"""The binary formats hold the same bits as the JSON one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,22 +22,15 @@ from latentwire_service.api.wire_formats import (
     WireFormat,
     negotiate,
 )
-from latentwire_service.settings import Settings
 from support.live_server import LiveServer
-from support.tiny_models import HIDDEN_SIZE, save_model
+from support.tiny_models import HIDDEN_SIZE
+
+pytestmark = pytest.mark.backends("fake", "local")
 
 BODY = {"task": "Wash", "task_id": "t", "max_new_tokens": 9, "seed": 4, "temperature": 1.5}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = save_model(tmp_path_factory.mktemp("models") / "tiny")
-    live = LiveServer(Settings(model=str(folder), max_slots=1))
-    yield live.wait_ready()
-    live.close()
-
-
-def ask(server: LiveServer, wire: WireFormat, **params: Any) -> bytes:
+def request(server: LiveServer, wire: WireFormat, **params: Any) -> bytes:
     answer = server.http.post(
         "/plan_latent", json=BODY, params=params, headers={"Accept": wire.value}
     )
@@ -48,7 +40,7 @@ def ask(server: LiveServer, wire: WireFormat, **params: Any) -> bytes:
 
 
 def plan_of(server: LiveServer, **params: Any) -> PlanLatent:
-    content = ask(server, WireFormat.JSON, **params)
+    content = request(server, WireFormat.JSON, **params)
     return PlanLatent.from_response(PlanLatentResponse.model_validate_json(content))
 
 
@@ -56,9 +48,9 @@ OWN = {"id", "timings", "hidden_state"}
 
 
 @pytest.mark.parametrize("params", [{}, {"k": 0}, {"k": 3}])
-def test_arrow_is_one_row_of_the_dataset(server: LiveServer, params: dict[str, int]) -> None:
+def test_arrow_holds_one_row_of_a_dataset(server: LiveServer, params: dict[str, int]) -> None:
     expected = plan_of(server, **params)
-    with pa.ipc.open_stream(ask(server, WireFormat.ARROW, **params)) as reader:
+    with pa.ipc.open_stream(request(server, WireFormat.ARROW, **params)) as reader:
         (batch,) = reader
         metadata = reader.schema.metadata
     assert batch.schema.remove_metadata() == SCHEMA == ARROW_SCHEMA
@@ -72,11 +64,11 @@ def test_arrow_is_one_row_of_the_dataset(server: LiveServer, params: dict[str, i
 
 
 @pytest.mark.parametrize("params", [{}, {"k": 0}, {"k": 3}])
-def test_safetensors_is_read_by_its_own_library(
+def test_the_safetensors_library_reads_the_answer(
     server: LiveServer, tmp_path: Path, params: dict[str, int]
 ) -> None:
     expected = plan_of(server, **params)
-    content = ask(server, WireFormat.SAFETENSORS, **params)
+    content = request(server, WireFormat.SAFETENSORS, **params)
     np.testing.assert_array_equal(load(content)["hidden_state"], expected.hidden_state)
     (tmp_path / "plan").write_bytes(content)
     with safe_open(tmp_path / "plan", framework="numpy") as opened:
@@ -84,7 +76,7 @@ def test_safetensors_is_read_by_its_own_library(
     assert (rest["plan"], rest["seed"]) == (expected.plan, 4)
 
 
-def test_the_client_reads_both_forms_alike(server: LiveServer) -> None:
+def test_the_client_reads_json_and_safetensors_alike(server: LiveServer) -> None:
     options: dict[str, Any] = {name: value for name, value in BODY.items() if name != "task"}
     with Client(server.url) as json_client, Client(server.url, wire="safetensors") as client:
         expected = json_client.plan_latent("Wash", k=4, **options)
@@ -114,11 +106,11 @@ def test_the_client_reads_both_forms_alike(server: LiveServer) -> None:
         (",;,=", WireFormat.JSON),
     ],
 )
-def test_what_accept_asks_for(accept: str, wire: WireFormat) -> None:
+def test_accept_selects_the_format(accept: str, wire: WireFormat) -> None:
     assert negotiate(accept) is wire
 
 
-def test_an_error_is_a_problem_whatever_is_accepted(server: LiveServer) -> None:
+def test_an_error_is_a_problem_for_every_accept_header(server: LiveServer) -> None:
     answer = server.http.post(
         "/plan_latent", json={}, headers={"Accept": "application/x-safetensors"}
     )
@@ -146,7 +138,7 @@ def response() -> PlanLatentResponse:
 
 
 @pytest.mark.parametrize("cut", [0, 4, 8, 40, -1])
-def test_a_cut_safetensors_answer_is_refused(cut: int) -> None:
+def test_a_truncated_safetensors_answer_is_refused(cut: int) -> None:
     matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
     content = pack(response(), matrix)
     read, rows = unpack(content)
