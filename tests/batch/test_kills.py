@@ -26,6 +26,7 @@ def _loaded(path: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_killed_runs_end_with_the_undisturbed_dataset(kills: ModuleType, tmp_path: Path) -> None:
     args = argparse.Namespace(
         kills=8, rows=150, replicas=2, seed=4, delay=0.05, longest=1.4, model=None

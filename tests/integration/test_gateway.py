@@ -23,7 +23,10 @@ from support.tiny_models import llama_config, save_model
 GATEWAY = Path(__file__).parents[2] / "deploy" / "gateway"
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
-pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NGINX is None, reason="nginx is not installed"),
+]
 
 
 def free_port() -> int:

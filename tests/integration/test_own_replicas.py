@@ -11,6 +11,8 @@ from latentwire_batch.__main__ import main
 from support.collecting import write_tasks
 from support.tiny_models import llama_config, save_model
 
+pytestmark = pytest.mark.slow
+
 # Settings of a public service on the same machine.
 FOREIGN = {
     "LATENTWIRE_LOG_FORMAT": "text",

@@ -28,6 +28,8 @@ from latentwire import (
 from support.child import TIMEOUT_S, Child
 from support.tiny_models import HIDDEN_SIZE, llama_config, save_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 60
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 180)
 def test_a_minute_of_overload_gives_no_wrong_answer_holds_no_slot_and_keeps_memory_flat(
     tmp_path: Path,

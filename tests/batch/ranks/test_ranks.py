@@ -100,6 +100,7 @@ def test_ranks_share_out_the_cpus_threads(monkeypatch: pytest.MonkeyPatch) -> No
     assert spec.command[-2:] == ("--threads", "6")
 
 
+@pytest.mark.slow
 def test_two_ranks_make_one_dataset_in_input_order(
     start: Start, stub: StubReplica, other_stub: StubReplica, output: Path, tasks: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_two_ranks_make_one_dataset_in_input_order(
     assert sorted(map(str, other_stub.received_ids())) == sorted(f"t{i}" for i in range(1, 40, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_when_one_rank_dies_the_other_reports_it_and_a_rerun_resumes(
     start: Start, stub: StubReplica, other_stub: StubReplica, output: Path, tasks: Path, lost: int
@@ -134,6 +136,7 @@ def test_when_one_rank_dies_the_other_reports_it_and_a_rerun_resumes(
     assert not stored & {*stub.received_ids(), *other_stub.received_ids()}
 
 
+@pytest.mark.slow
 def test_one_process_resumes_the_work_of_two(
     start: Start,
     collect: Collect,
@@ -155,6 +158,7 @@ def test_one_process_resumes_the_work_of_two(
     assert_complete(output, tasks_of(tasks))
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_by_every_rank(
     start: Start, stub: StubReplica, output: Path
 ) -> None:
@@ -176,6 +180,7 @@ def parities(task_ids: list[str | None]) -> set[int]:
     return {int(str(task_id).removeprefix("t")) % 2 for task_id in task_ids}
 
 
+@pytest.mark.slow
 def test_terminated_ranks_keep_finished_rows(
     start: Start, stub: StubReplica, output: Path, tasks: Path
 ) -> None:
@@ -194,6 +199,7 @@ def test_terminated_ranks_keep_finished_rows(
     assert_complete(output, tasks_of(tasks))
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_script(
     stub: StubReplica, command: list[str], output: Path, tasks: Path
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_stop_string_is_seen_with_its_last_token(tokenizer: Any, text: str) ->
     assert_stops_at_the_end_of_each_part(tokenizer, text)
 
 
+@pytest.mark.slow
 @pytest.mark.demo_model
 def test_a_stop_string_is_seen_with_its_last_token_of_a_real_tokenizer() -> None:
     cache = Path.home() / ".cache/latentwire"

@@ -164,6 +164,7 @@ def test_candidates_of_real_logits_are_hugging_faces_where_they_say_so(
     assert (num_needed[~complete] >= count - 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.demo_model
 def test_tokens_of_real_logits_are_drawn_as_often_as_their_probabilities_say(
     real_logits: torch.Tensor,

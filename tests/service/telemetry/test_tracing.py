@@ -107,6 +107,7 @@ def serve_and_plan(folder: Path, **environment: str) -> tuple[Child, list[str]]:
     return child, [plan_id, streamed_id]
 
 
+@pytest.mark.slow
 def test_a_request_is_a_span_with_its_parts_and_says_nothing_of_its_text(
     tmp_path: Path, collector: Collector
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_request_is_a_span_with_its_parts_and_says_nothing_of_its_text(
     assert b"host.name" not in resource
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_unless_the_environment_says_where_to(
     tmp_path: Path, collector: Collector
 ) -> None:
@@ -154,6 +156,7 @@ def test_nothing_is_sent_unless_the_environment_says_where_to(
     assert open_tracing({}, "0") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_listening", [True, False])
 def test_a_collector_that_does_not_answer_holds_nobody_up(
     tmp_path: Path, is_listening: bool
@@ -173,6 +176,7 @@ def test_a_collector_that_does_not_answer_holds_nobody_up(
     assert str(port) not in child.output
 
 
+@pytest.mark.slow
 def test_spans_that_are_refused_are_reported(tmp_path: Path, collector: Collector) -> None:
     folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
     collector.status = 400

@@ -324,6 +324,7 @@ def test_whatever_depends_on_the_longest_neighbour_is_found_by_the_check() -> No
 COMPILED = ["llama", "gemma2", "llama-dynamic-rope", "phi3-longrope", "falcon", "gpt2", "gpt-oss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
 def test_the_decode_step_traces_without_a_graph_break(
     name: str, monkeypatch: pytest.MonkeyPatch

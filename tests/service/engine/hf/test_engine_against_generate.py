@@ -225,6 +225,7 @@ def test_stop_string_ends_the_plan_before_it(model: Any) -> None:
     assert len(completion.hidden_state) == num_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.demo_model
 def test_demo_model_equals_generate() -> None:
     cache = Path.home() / ".cache/latentwire"

@@ -47,6 +47,7 @@ def test_a_long_prompt_never_keeps_running_requests_from_their_token() -> None:
     assert len(long_prompt.future.result(0).token_ids) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 def test_two_thousand_requests_a_third_cancelled_leave_nothing_behind() -> None:
     torch.manual_seed(0)

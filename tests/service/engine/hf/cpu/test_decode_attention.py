@@ -220,6 +220,7 @@ def test_a_library_that_does_not_load_is_done_without(
     c_extension.load.cache_clear()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled_code_says_nothing_on_its_output_and_leaves_nothing(tmp_path: Path) -> None:
     script = (
