@@ -15,9 +15,10 @@ from benchmarks.workload import TOP_P, Sample, Workload
 from latentwire import Client, PlanLatent
 from latentwire_service.engine.backend import Completion, GenerationSpec
 from latentwire_service.engine.engine import Engine
-from latentwire_service.engine.hf.build import build_runner, probe
+from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.engine.hf.cpu.cpu_tuning import keep_freed_memory
 from latentwire_service.engine.hf.loader import LoadedModel
+from latentwire_service.engine.hf.probe import probe
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.request import Request
 from latentwire_service.engine.sampling_params import SamplingParams

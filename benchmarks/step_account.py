@@ -24,11 +24,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.ours import MAX_MODEL_LEN
 from benchmarks.workload import TOP_P, build_workload, load
-from latentwire_service.engine.hf.build import build_runner, probe
+from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.engine.hf.cpu.cpu_tuning import keep_freed_memory
 from latentwire_service.engine.hf.cpu.linear import Product
 from latentwire_service.engine.hf.loader import pick_device
 from latentwire_service.engine.hf.model_runner import HfModelRunner
+from latentwire_service.engine.hf.probe import probe
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.runner import PromptPart, StepOutput
 from latentwire_service.engine.sampler import SamplingBatch, sample

@@ -26,11 +26,12 @@ from latentwire_service.engine.detokenizer import Tokenizer
 from latentwire_service.engine.engine import Engine
 from latentwire_service.engine.engine_thread import EngineThread, SubmittedRequest
 from latentwire_service.engine.errors import EngineError
-from latentwire_service.engine.hf.build import Probe, build_runner, probe
+from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.engine.hf.cpu.cpu_tuning import give_way
 from latentwire_service.engine.hf.cpu.linear import bytes_kept_twice
 from latentwire_service.engine.hf.loader import LoadedModel, load_model, pick_device, pick_dtype
 from latentwire_service.engine.hf.memory import Capacity, available_bytes, plan_capacity
+from latentwire_service.engine.hf.probe import Probe, probe
 from latentwire_service.engine.prefix_cache import MAX_PREFIX_TOKENS
 from latentwire_service.engine.prompt import Prompt, encode_prompt
 from latentwire_service.engine.runner import ModelRunner

@@ -1,17 +1,20 @@
-"""A service over one of the tests' backends, for the modules that need no other."""
+"""A service over one of the tests' backends, for the modules that need no other.
+
+The fixtures import the service when they run, not when this file is loaded: the engine's tests lie
+below it, and they run without FastAPI, pydantic and pyarrow.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from latentwire_service.settings import Settings
-from support.backends import BACKENDS, Faults, Gate
-from support.live_server import LiveServer
-from support.requests import MAX_BODY_BYTES
+if TYPE_CHECKING:
+    from support.backends import Faults, Gate
+    from support.live_server import LiveServer
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,14 +45,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory, backend: str) -> Path:
     return save_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def settings_of(folder: Path, **changes: Any) -> Settings:
+def start_server(
+    folder: Path, backend: str, faults: Faults | None = None, **changes: Any
+) -> LiveServer:
+    from latentwire_service.settings import Settings
+    from support.backends import BACKENDS, Faults
+    from support.live_server import LiveServer
+    from support.requests import MAX_BODY_BYTES
+
     given: dict[str, Any] = {"model": str(folder), "max_slots": 4, "max_body_bytes": MAX_BODY_BYTES}
-    return Settings(**(given | changes))
+    return LiveServer(Settings(**(given | changes)), BACKENDS[backend], faults or Faults())
 
 
 @pytest.fixture(scope="module")
 def server(folder: Path, backend: str) -> Iterator[LiveServer]:
-    live = LiveServer(settings_of(folder), BACKENDS[backend])
+    live = start_server(folder, backend)
     yield live.wait_ready()
     live.close()
 
@@ -60,8 +70,7 @@ def start(folder: Path, backend: str) -> Iterator[Callable[..., LiveServer]]:
     started: list[LiveServer] = []
 
     def start_one(faults: Faults | None = None, **changes: Any) -> LiveServer:
-        settings = settings_of(folder, **changes)
-        started.append(LiveServer(settings, BACKENDS[backend], faults or Faults()))
+        started.append(start_server(folder, backend, faults, **changes))
         return started[-1]
 
     yield start_one
@@ -72,6 +81,8 @@ def start(folder: Path, backend: str) -> Iterator[Callable[..., LiveServer]]:
 @pytest.fixture
 def gate() -> Iterator[Gate]:
     """Open at the end of the test at the latest."""
+    from support.backends import Gate
+
     held = Gate()
     yield held
     held.may_pass.set()

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from latentwire_service.engine.engine import Engine
-from latentwire_service.engine.hf.build import build_runner, probe
+from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.engine.hf.model_runner import HfModelRunner
+from latentwire_service.engine.hf.probe import probe
 from latentwire_service.engine.request import Request
 from support.engine_requests import make_spec
 from support.tiny_models import EOS, build_tokenizer

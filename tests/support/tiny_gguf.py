@@ -48,14 +48,15 @@ def write_gguf(file: Path, model: Any) -> None:
 
 def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
     tokens = ["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokens += [f"<unused{number}>" for number in range(len(tokens), VOCAB_SIZE - 1)]
-    # A file without any merge is refused; this one's pieces are in no test's text.
-    tokens.append("~~")
+    tokens += [f"<unused{number}>" for number in range(len(tokens), VOCAB_SIZE - 2)]
+    # Two merges, because transformers 5.16 reads a list of one as a string. Their pieces are in no
+    # test's text.
+    tokens += ["~~", "~~~"]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
     writer.add_token_types([control if token in ("<pad>", "<eos>") else normal for token in tokens])
-    writer.add_token_merges(["~ ~"])
+    writer.add_token_merges(["~ ~", "~~ ~"])
     writer.add_eos_token_id(EOS)
     writer.add_pad_token_id(0)
 

@@ -50,7 +50,9 @@ def qwen2_config(**changes: Any) -> Qwen2Config:
 def build_model(config: PreTrainedConfig, seed: int = 0) -> Any:
     """A random model in fp32; the same config and seed give the same weights."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 def build_tokenizer() -> Any:

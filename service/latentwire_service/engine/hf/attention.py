@@ -1,24 +1,27 @@
 """Attention and mask over slots, registered with Hugging Face under one name.
 
-Models look both up by the name in their config, so any model that uses the attention interface
-runs on slots without a change: its own mask factory (causal, sliding window, chunked) is evaluated
-at each row's own positions.
+A model looks both up by the name in its config. Any model that uses the attention interface
+therefore runs on slots without a change: its own mask factory (causal, sliding window, chunked) is
+evaluated at each row's own positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from latentwire_service.engine.errors import UnsupportedModelError
 from latentwire_service.engine.hf.cpu.decode_attention import decode_attention, packed_attention
 
 SLOT_ATTENTION = "latentwire_slots"
 
-# What models hand to every attention and this one may pass over: dropout is zero in eval mode, the
-# window is in the mask, and the rest is for kernels that build their own mask or return weights.
+# Options that models pass to every attention and that slot attention may ignore: dropout is zero in
+# eval mode, the window is in the mask, and the rest is for kernels that build their own mask or
+# return weights.
 _WITHOUT_EFFECT = frozenset(
     {"dropout", "is_causal", "output_attentions", "position_ids", "sliding_window", "use_cache"}
 )
@@ -46,7 +49,7 @@ def slot_mask(
 
     Returns:
         `[B, 1, Q, kv_length]` in `dtype`, to be added to the scores: 0 where a query sees a key,
-        else -inf. (From a bool, attention would make the same tensor again in every layer.)
+        else -inf. Not bool, because attention would convert it again in every layer.
     """
     device = q_offset.device
     batch = torch.arange(batch_size, device=device)[:, None, None, None]
@@ -82,8 +85,8 @@ def slot_attention(
         attention_mask: `[B, 1, Q, kv_length]`, added to the scores.
         scaling: factor on the scores; None means ``head_dim ** -0.5``.
         softcap: scores become ``softcap * tanh(scores / softcap)``.
-        s_aux: `[num_heads]`, attention sinks: one more score per head, whose value is nothing.
-        options: what else the model asks for.
+        s_aux: `[num_heads]`, attention sinks: one more score per head, whose value is zero.
+        options: further options of the model.
 
     Returns:
         `[B, Q, num_heads, head_dim]`, and no attention weights.
@@ -130,7 +133,45 @@ def _packed_sinks(sinks: torch.Tensor, num_kv_heads: int, num_queries: int) -> t
     return sinks.view(num_kv_heads, -1).repeat_interleave(num_queries, dim=1)[..., None]
 
 
-def register() -> None:
-    """Make the name known to Hugging Face's registries; calling it again changes nothing."""
+def use_slots(model: Any) -> None:
+    """Register slot attention and name it in every config, which models read at each call.
+
+    Not by `set_attn_implementation`, which leaves out models that write their attention themselves:
+    they read the mask from the same registry, and the check of `build_runner` shows where that is
+    not enough.
+
+    Args:
+        model: changed in place.
+    """
     AttentionInterface.register(SLOT_ATTENTION, slot_attention)
     AttentionMaskInterface.register(SLOT_ATTENTION, slot_mask)
+    for config in _configs(model):
+        config._attn_implementation = SLOT_ATTENTION
+
+
+@contextmanager
+def implementation(model: Any, name: str) -> Iterator[None]:
+    """Let the model run on another attention while the block runs.
+
+    Args:
+        model: changed in place, and back.
+        name: a key of Hugging Face's registry, or "eager".
+    """
+    configs = list(_configs(model))
+    before = [config._attn_implementation for config in configs]
+    for config in configs:
+        config._attn_implementation = name
+    try:
+        yield
+    finally:
+        for config, own in zip(configs, before, strict=True):
+            config._attn_implementation = own
+
+
+def _configs(model: Any) -> Iterator[Any]:
+    """Yield each config of the model's parts once."""
+    seen = set()
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and id(module.config) not in seen:
+            seen.add(id(module.config))
+            yield module.config

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    GgufConfig,
     modeling_gguf_pytorch_utils,
 )
 
@@ -203,7 +203,7 @@ def _convert_gguf(file: Path, target: Path) -> None:
         AutoTokenizer.from_pretrained(**where).save_pretrained(scratch)
         with _without_progress_bar():
             model = AutoModelForCausalLM.from_pretrained(
-                **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+                **where, dtype=torch.float32, **_dequantize_options()
             )
         model.save_pretrained(scratch)
         scratch.rename(target)
@@ -215,6 +215,12 @@ def _convert_gguf(file: Path, target: Path) -> None:
         raise ModelNotFoundError(f"{file.name} cannot be converted: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _dequantize_options() -> dict[str, Any]:
+    """Return what makes transformers unpack quantized weights; transformers 5.16 always does."""
+    gguf_config = getattr(transformers, "GgufConfig", None)
+    return {} if gguf_config is None else {"quantization_config": gguf_config(dequantize=True)}
 
 
 def _remove_stale_scratch(folder: Path) -> None:

@@ -1,11 +1,11 @@
-"""Forward passes over slots: the engine's lowest seam, the only place that calls the model.
+"""Forward passes over slots. Only this module calls the model.
 
-Hidden rows are taken from the base model's output, before the LM head: no all-layer tuples.
+Hidden rows come from the base model's output, before the LM head: no tuples of all layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,14 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from latentwire_service.engine.hf.decode_step import Step, compiled
 from latentwire_service.engine.hf.kv_cache import CacheView, LayerShape, SlotCache
 from latentwire_service.engine.runner import PromptPart, StepOutput
 
 # Attention reads whole buckets of this many positions: few distinct shapes, little waste.
 KV_BUCKET = 64
 # Prompt chunks are padded to whole buckets, too: oneDNN makes and keeps a kernel for each number of
-# rows, and thousands of prompts of any length would fill its cache with hundreds of megabytes.
+# rows, so prompts of every length would fill its cache with hundreds of megabytes.
 PREFILL_BUCKET = 16
 
 
@@ -31,9 +32,9 @@ class HfModelRunner:
         shapes: keys and values of each layer.
         hidden_size: width H of a hidden row.
         max_slots, max_model_len: size of the KV cache allocated here.
-        compile_decode: compile the decode step: CUDA graphs on a GPU, inductor on the CPU.
+        compile_decode: compile the decode step, and record it as CUDA graphs on a GPU.
         has_few_shapes: decode with a power of two of rows and of buckets of the KV cache, so that
-            there are few shapes to record; None: where a graph is recorded for each.
+            there are few shapes to record; None: when each shape is recorded.
     """
 
     def __init__(
@@ -54,9 +55,9 @@ class HfModelRunner:
         self._hidden_size = hidden_size
         self._slots = torch.arange(max_slots, device=self._device)
         self._prefixes: dict[int, Sequence[torch.Tensor]] = {}
-        # The LM classes return logits only; hooks read the models' output inside them on its way.
-        # Which one holds the final rows differs (`base_model` may be a shell around it, or the LM
-        # class itself), but not that it is the last to return.
+        # The LM classes return logits only, so hooks read the output of the models inside them.
+        # Which of those holds the final rows differs (`base_model` may be a shell around it, or the
+        # LM class itself), but it is always the last to return.
         self._last_hidden: torch.Tensor | None = None
         for module in model.modules():
             if module is not model and isinstance(module, PreTrainedModel):
@@ -64,9 +65,7 @@ class HfModelRunner:
         if has_few_shapes is None:
             has_few_shapes = compile_decode and self._device.type == "cuda"
         self._has_few_shapes = has_few_shapes
-        self._decode_step: _Step = (
-            _compiled(self._run, self._device) if compile_decode else self._run
-        )
+        self._decode_step: Step = compiled(self._run, self._device) if compile_decode else self._run
 
     def _keep_last_hidden(self, _module: object, _args: object, output: Any) -> None:
         hidden = getattr(output, "last_hidden_state", None)
@@ -97,7 +96,7 @@ class HfModelRunner:
     def prefill(self, parts: Sequence[PromptPart]) -> StepOutput:
         """Run prompt chunks together, padded on the left so that each row ends at the last column.
 
-        Padding writes to the scratch position and is read by nobody.
+        Padding writes to the scratch position, which nothing reads.
         """
         width = _round_up(max(len(part.prompt) for part in parts), PREFILL_BUCKET)
         token_ids = np.zeros((len(parts), width), dtype=np.int64)
@@ -126,6 +125,9 @@ class HfModelRunner:
         Args:
             token_ids: `[B]`, the tokens to feed.
             positions: `[B]`, where they go; `max_model_len` idles the row (it writes to scratch).
+
+        Returns:
+            one row per slot; on a GPU a compiled step overwrites them in the next call.
         """
         num_rows = len(positions)
         num_idle = self._padded_rows(num_rows) - num_rows
@@ -144,17 +146,18 @@ class HfModelRunner:
         return StepOutput(output.logits[:num_rows], output.hidden[:num_rows])
 
     def warm_up(self) -> None:
-        """Run the decode shapes that a compiler treats apart, on slots that hold nothing.
+        """Run the decode shapes that a compiler treats differently, on slots that are empty.
 
-        Where there are few, all of them. Else one row, which is a shape of its own, and some more:
+        With few shapes, run them all, the largest first: the recordings of the smaller ones then
+        find memory to share. Without, run one row, which is a shape of its own, and some others:
         rows and lengths become dynamic once they vary.
         """
         rows, lengths = {1, min(2, self._max_slots), self._max_slots}, {KV_BUCKET, 3 * KV_BUCKET}
         if self._has_few_shapes:
             rows = {self._padded_rows(n) for n in range(1, self._max_slots + 1)}
             lengths = {self._decode_length(n) for n in range(1, self._max_model_len + 1)}
-        for num_rows in sorted(rows):
-            for length in sorted(lengths):
+        for num_rows in sorted(rows, reverse=True):
+            for length in sorted(lengths, reverse=True):
                 position = min(length, self._max_model_len) - 1
                 token_ids = np.zeros(num_rows, dtype=np.int64)
                 self.decode(token_ids, np.full(num_rows, position, dtype=np.int64))
@@ -220,18 +223,3 @@ def _power_of_two(number: int) -> int:
 
 def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
-
-
-_Step = Callable[[torch.Tensor, CacheView], StepOutput]
-
-
-def _compiled(step: _Step, device: torch.device) -> _Step:
-    """Compile a decode step; it traces without a graph break.
-
-    The CUDA branch is reached on a GPU only.
-    """
-    if device.type == "cuda":
-        # A graph per shape: decode has few of them there, and all are recorded in the warm-up.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-        return torch.compile(step, fullgraph=True, dynamic=False, mode="reduce-overhead")
-    return torch.compile(step, fullgraph=True)

@@ -17,8 +17,9 @@ import torch
 import transformers as hf
 
 from latentwire_service.engine.errors import UnsupportedModelError
-from latentwire_service.engine.hf.build import build_runner, probe
+from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.engine.hf.model_runner import HfModelRunner
+from latentwire_service.engine.hf.probe import probe
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.request import Request
 from latentwire_service.engine.runner import PromptPart
@@ -215,6 +216,17 @@ def test_prompts_in_chunks_smaller_than_the_window_equal_generate(name: str) -> 
     check_against_generate(build_model(SERVED[name]()), max_slots=4, prefill_chunk=13)
 
 
+def test_the_reference_is_the_models_eager_attention() -> None:
+    """A fused attention may leave out a part, as `sdpa` does with Gemma 2's soft cap."""
+    model = build_model(SERVED["gemma2"]())
+    expected = probe(model).hidden
+    model.config._attn_implementation = "sdpa"
+    probed = probe(model)
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(probed.hidden, expected)
+    build_runner(model, probed, max_slots=2, max_model_len=64)
+
+
 REFUSED: dict[str, tuple[ConfigBuilder, str]] = {
     "alibi in code of its own": (
         partial(hf.FalconConfig, **FALCON_LIKE, alibi=True, multi_query=False),
@@ -255,11 +267,11 @@ REFUSED: dict[str, tuple[ConfigBuilder, str]] = {
             attention_hidden_size=HIDDEN_SIZE,
             num_hidden_layers=2,
         ),
-        "rwkv has a layer that leaves its KV cache empty",
+        r"rwkv has layers without a standard KV cache \(empty after a pass: 0, 1\)",
     ),
     "without a cache": (
         partial(hf.OpenAIGPTConfig, vocab_size=VOCAB_SIZE, n_embd=48, n_layer=2, n_head=6),
-        "openai-gpt has a layer that leaves its KV cache empty",
+        r"openai-gpt has layers without a standard KV cache \(empty after a pass: 0, 1\)",
     ),
     "hybrid": (
         llama_like(hf.RecurrentGemmaConfig),

@@ -25,8 +25,8 @@ from latentwire_service.engine.errors import (
     UnsupportedModelError,
 )
 from latentwire_service.engine.hf import loader
-from latentwire_service.engine.hf.build import probe
 from latentwire_service.engine.hf.loader import LoadedModel, load_model, pick_device, pick_dtype
+from latentwire_service.engine.hf.probe import probe
 from support.tiny_gguf import write_gguf
 from support.tiny_models import (
     EOS,

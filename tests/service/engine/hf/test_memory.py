@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from latentwire_service import local_backend
 from latentwire_service.engine.errors import ModelError
-from latentwire_service.engine.hf.build import probe
-from latentwire_service.engine.hf.cpu.linear import can_pack
-from latentwire_service.engine.hf.loader import load_model
 from latentwire_service.engine.hf.memory import Capacity, available_bytes, plan_capacity
-from latentwire_service.engine.prefix_cache import MAX_PREFIX_TOKENS
-from latentwire_service.settings import Settings
-from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, qwen2_config, save_model
 
 MIB = 2**20
 # One position takes 1,000 bytes of keys and values; a hidden row takes 24.
@@ -91,19 +83,3 @@ def test_what_cannot_be_met_is_refused_with_the_numbers(
 
 def test_the_cpu_has_memory_available() -> None:
     assert available_bytes(torch.device("cpu")) > 0
-
-
-def test_what_is_taken_after_the_plan_is_no_part_of_the_budget(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    available = 2**30
-    monkeypatch.setattr(local_backend, "available_bytes", lambda _device: available)
-    folder = save_model(tmp_path / "tied", qwen2_config(num_hidden_layers=3))
-    settings = Settings(model=str(folder), memory_fraction=0.5, dtype="fp32", device="cpu")
-    device = torch.device("cpu")
-    loaded = load_model(str(folder), device=device, dtype=torch.float32, cache_dir=tmp_path)
-    capacity = local_backend.plan_slots(settings, loaded, probe(loaded.model))
-    # Keys and values of 3 layers, 2 heads of 8 each; the LM head is the embeddings, and packed.
-    prefixes = MAX_PREFIX_TOKENS * 3 * 2 * 2 * 8 * 4
-    head = VOCAB_SIZE * HIDDEN_SIZE * 4 if can_pack(torch.zeros(1)) else 0
-    assert capacity.budget_bytes == (available - prefixes - head) // 2

@@ -1,0 +1,152 @@
+"""What one short pass of the model's own code shows: its cache, its limits, a reference.
+
+Nothing here knows a model by name. A model that the engine cannot serve is refused with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from latentwire_service.engine.errors import EngineError, UnsupportedModelError
+from latentwire_service.engine.hf import attention
+from latentwire_service.engine.hf.cpu.linear import LinearCall, watch_linears
+from latentwire_service.engine.hf.kv_cache import LayerShape
+from latentwire_service.engine.hf.rope import varying_ropes
+
+PROBE_TOKENS = 16
+
+# A lost device or full memory says nothing about the model. AcceleratorError is newer than
+# the oldest supported torch, which raises a plain RuntimeError when it loses a device.
+_PASSED_ON: tuple[type[Exception], ...] = (
+    EngineError,
+    torch.OutOfMemoryError,
+    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The result of the pass.
+
+    Attributes:
+        token_ids: the `PROBE_TOKENS` tokens that the model was given.
+        hidden: `[PROBE_TOKENS, hidden_size]` float32 on the model's device, the reference for the
+            slots.
+        shapes: keys and values of each layer.
+        linear_calls: which linear layer was called with which tensor.
+        max_positions: the longest sequence that does not change the rotary frequencies of its
+            neighbours; None when no length changes them.
+    """
+
+    token_ids: Sequence[int]
+    hidden: torch.Tensor
+    shapes: Sequence[LayerShape]
+    linear_calls: Sequence[LinearCall]
+    max_positions: int | None
+
+    @property
+    def hidden_size(self) -> int:
+        """Width H of a hidden row."""
+        return self.hidden.shape[1]
+
+    @property
+    def values_per_position(self) -> int:
+        """Numbers that the KV cache stores per position, all layers."""
+        return sum(shape.num_values for shape in self.shapes)
+
+
+@torch.inference_mode()
+def probe(model: Any) -> Probe:
+    """Run a few tokens through the model's own attention and cache.
+
+    The attention is the model's eager one, because a fused one may leave out a part: up to
+    transformers 5.19, Gemma 2 runs on `sdpa` by default, which drops its soft cap silently.
+
+    Raises:
+        UnsupportedModelError: a layer's cache is not keys and values per position (state-space,
+            hybrid), or the model cannot be called as a decoder.
+    """
+    name = model.config.model_type
+    with refusing(name):
+        cache = DynamicCache(config=model.config)
+    _check_layers(cache.layers, name)
+    if getattr(model.config, "alibi", False):
+        # Such a model biases its scores in code of its own. Its attention implementations can
+        # disagree by less than 16-bit rounding over a short check.
+        raise UnsupportedModelError(f"{name} is configured with linear position biases (alibi)")
+    # Distinct small ids: every vocabulary has them, and a wrong order of positions shows.
+    token_ids = list(range(3, 3 + PROBE_TOKENS))
+    with (
+        refusing(name),
+        attention.implementation(model, "eager"),
+        watch_linears(model) as linear_calls,
+    ):
+        output = model(
+            input_ids=torch.tensor([token_ids], device=model.device),
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=True,
+        )
+    shapes = _layer_shapes(cache.layers, name)
+    hidden = output.hidden_states[-1][0].float()
+    limits = [rope.max_positions for rope in varying_ropes(model)]
+    return Probe(token_ids, hidden, shapes, linear_calls, min(limits, default=None))
+
+
+@contextmanager
+def refusing(model_type: str) -> Iterator[None]:
+    """Turn an exception of the model's own code, called as a decoder, into a refusal.
+
+    Errors of the device and of its memory say nothing about the model and are passed on.
+
+    Raises:
+        UnsupportedModelError: the model's code raised.
+    """
+    try:
+        yield
+    except _PASSED_ON:
+        raise
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = f"{type(error).__name__}: {error}".strip(": ")
+        raise UnsupportedModelError(
+            f"{model_type} cannot be run as a decoder over slots ({reason})"
+        ) from error
+
+
+def _check_layers(layers: Sequence[object], model_type: str) -> None:
+    """Refuse state-space and hybrid models by the kinds of cache that their config requests."""
+    other = {type(layer).__name__ for layer in layers if not isinstance(layer, DynamicLayer)}
+    if other:
+        raise _no_standard_cache(model_type, ", ".join(sorted(other)))
+
+
+def _layer_shapes(layers: Sequence[Any], model_type: str) -> list[LayerShape]:
+    empty = [
+        str(index)
+        for index, layer in enumerate(layers)
+        if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None
+    ]
+    if empty:
+        # Some models keep their state elsewhere although their config requests a standard cache.
+        raise _no_standard_cache(model_type, f"empty after a pass: {', '.join(empty)}")
+    return [
+        LayerShape(layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1])
+        for layer in layers
+    ]
+
+
+def _no_standard_cache(model_type: str, detail: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{model_type} has layers without a standard KV cache ({detail})")
