@@ -32,7 +32,7 @@ from latentwire_batch.output.layout import CARD_NAME, MANIFEST_NAME
 from latentwire_batch.output.ownership import locked_output
 from latentwire_batch.output.publish import finish_install, install
 from latentwire_batch.ranks.rank import ALONE, Rank
-from latentwire_batch.ranks.rendezvous import Crew, refuse_strangers
+from latentwire_batch.ranks.rendezvous import Rendezvous, refuse_other_launches
 from latentwire_batch.ranks.share import Share
 from latentwire_batch.replicas.fleet import FleetSummary
 from latentwire_batch.run import Run
@@ -69,7 +69,7 @@ def _collect(run: Run) -> ExitStatus:
     if run.rank.index > 0:
         return follow(run)
     with locked_output(layout):
-        refuse_strangers(layout)
+        refuse_other_launches(layout)
         if overwrite:
             discard_all(layout)
         finish_install(layout)
@@ -95,7 +95,7 @@ class Collection:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._layout = run.layout
-        self._crew = Crew(run.layout, run.rank)
+        self._rendezvous = Rendezvous(run.layout, run.rank)
         self._manifest = read_manifest(run.layout.manifest)
         self._stored = read_settings(run.layout.settings)
         if self._stored is None and self._manifest is not None:
@@ -110,10 +110,10 @@ class Collection:
         else:
             seed = draw_seed() if wanted.seed is None else wanted.seed
         assert seed is not None
-        watch = self._crew.watch if self._run.rank.count > 1 else None
+        watch = self._rendezvous.watch if self._run.rank.count > 1 else None
         with (
-            self._crew.announced(seed),
-            self._crew.interruptible(),
+            self._rendezvous.announced(seed),
+            self._rendezvous.interruptible(),
             Share(self._run, replace(wanted, seed=seed), self._agree, watch) as share,
         ):
             return self._collect(share)
@@ -137,7 +137,7 @@ class Collection:
     def _take_over(self, share: Share) -> None:
         """Wait until the other ranks are done, and take their rows."""
         started_s = time.monotonic()
-        run_interruptible(self._crew.others_done())
+        run_interruptible(self._rendezvous.others_done())
         share.store.add_elapsed(time.monotonic() - started_s)
         if share.take_over(ALONE).count(RowState.PENDING):
             raise StorageError("rows of another rank are missing; rerun the same command to resume")

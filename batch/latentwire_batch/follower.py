@@ -5,7 +5,7 @@ from __future__ import annotations
 from latentwire_batch.dispatch.interrupts import run_interruptible
 from latentwire_batch.existing_output import refuse_differences
 from latentwire_batch.exit_status import ExitStatus
-from latentwire_batch.ranks.rendezvous import Crew
+from latentwire_batch.ranks.rendezvous import Rendezvous
 from latentwire_batch.ranks.share import Share
 from latentwire_batch.run import Run
 from latentwire_batch.run_settings import RunSettings, read_settings
@@ -18,27 +18,27 @@ def follow(run: Run) -> ExitStatus:
         BatchError: when this rank cannot continue, or another one is gone; finished rows are kept.
         RunInterrupted: when a signal ended it.
     """
-    crew = Crew(run.layout, run.rank)
-    with crew.interruptible():
-        run_interruptible(_take_part(run, crew))
+    rendezvous = Rendezvous(run.layout, run.rank)
+    with rendezvous.interruptible():
+        run_interruptible(_take_part(run, rendezvous))
     return ExitStatus.ALL_ROWS
 
 
-async def _take_part(run: Run, crew: Crew) -> None:
-    """Collect the share; the others see this rank as lost unless it comes to the end."""
-    wanted = run.wanted_settings(await crew.announced_seed())
+async def _take_part(run: Run, rendezvous: Rendezvous) -> None:
+    """Collect this rank's share. A rank that leaves early counts as lost."""
+    wanted = run.wanted_settings(await rendezvous.announced_seed())
 
-    async def agree(wanted: RunSettings) -> None:
-        refuse_differences(await crew.stored_settings(), wanted)
+    async def agree(served: RunSettings) -> None:
+        refuse_differences(await rendezvous.stored_settings(), served)
 
-    with crew.membership(), Share(run, wanted, agree, crew.watch) as share:
+    with rendezvous.membership(), Share(run, wanted, agree, rendezvous.watch) as share:
         if not _is_nothing_left(run, share, wanted):
             await share.collect()
-        crew.note_done()
+        rendezvous.note_done()
 
 
 def _is_nothing_left(run: Run, share: Share, wanted: RunSettings) -> bool:
-    """Whether the share is complete, found out before a model is loaded for it."""
+    """Whether the share is complete: no model has to be loaded for it then."""
     stored = read_settings(run.layout.settings)
     if stored is None:
         return run.rank.index >= run.data.num_rows

@@ -29,7 +29,7 @@ _POLL_S = 0.2
 _START_PATIENCE_S = 600.0
 
 
-class Crew:
+class Rendezvous:
     """The ranks of one run, seen by one of them.
 
     Args:
@@ -168,7 +168,7 @@ class Crew:
         return note if note is not None and note["launch"] == self._rank.launch else None
 
 
-def refuse_strangers(layout: OutputLayout) -> None:
+def refuse_other_launches(layout: OutputLayout) -> None:
     """Check that no rank of an earlier launch still writes.
 
     Raises:
