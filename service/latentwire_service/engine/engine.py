@@ -95,9 +95,9 @@ class Engine:
         """Queue a request."""
         self._scheduler.add(request)
 
-    def shed(self, error: EngineError) -> None:
-        """Fail the newest waiting request of the caller that has the most waiting."""
-        self._fail(self._scheduler.waiting.newest_of_the_greediest(), error)
+    def displace(self, caller: str, error: EngineError) -> None:
+        """Fail the newest waiting request of a caller that has one."""
+        self._fail(self._scheduler.waiting.newest_of(caller), error)
 
     def cancel(self, request: Request) -> None:
         """Drop a request; its slot is free from the next step on. A finished one stays as it is."""

@@ -12,6 +12,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from latentwire_service.engine.admission import (
+    Admission,
+    Displace,
+    QueueCounts,
+    Refuse,
+    SlotTime,
+    greediest_of,
+)
 from latentwire_service.engine.backend import (
     Completion,
     GenerationSpec,
@@ -22,7 +30,6 @@ from latentwire_service.engine.backend import (
 from latentwire_service.engine.engine import Engine
 from latentwire_service.engine.errors import EngineError, EngineUnavailableError, QueueFullError
 from latentwire_service.engine.request import Request
-from latentwire_service.engine.wait_estimate import WaitEstimate
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +57,7 @@ class EngineThread:
     Args:
         engine: owned by this thread from `start` on.
         max_slots: requests that the engine runs together.
-        max_queue: requests that may wait for a slot. Where that many wait, a caller with fewer of
-            them than another still gets in, and the newest of the other's gives way.
+        max_queue: requests that may wait for a slot; see `Admission`.
         on_step: called on the engine's thread after each step.
         on_failure: called on the engine's thread once the engine is lost.
         on_start: called on the engine's thread before the first step.
@@ -69,15 +75,17 @@ class EngineThread:
         self._engine = engine
         self._max_slots = max_slots
         self._max_queue = max_queue
+        self._admission = Admission(max_slots, max_queue)
+        self._slot_time = SlotTime()
         self._on_step = on_step
         self._on_failure = on_failure
         self._on_start = on_start
+        # Guards everything below.
         self._condition = threading.Condition()
         self._inbox: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
         self._num_in_engine = 0
-        self._num_waiting_by_caller: Counter[str] = Counter()
-        self._wait = WaitEstimate(max_slots)
+        self._waiting: Counter[str] = Counter()
         self._abort_error: EngineError | None = None
         self._is_stopping = False
         self._is_open = True
@@ -108,20 +116,21 @@ class EngineThread:
             on_step: as `Backend.submit`.
 
         Raises:
-            QueueFullError: as many requests wait as may.
+            QueueFullError: the queue is full.
             EngineUnavailableError: the engine is stopping or lost.
         """
         with self._condition:
             if not self._is_open:
                 raise EngineUnavailableError("the engine takes no more requests")
-            # What waits for the next step only will have its slot then, and is not in the queue.
-            num_unfinished = self._num_in_engine + len(self._inbox)
-            num_over = num_unfinished - self._max_slots - self._max_queue
-            if num_over >= 0 and not self._may_displace(spec.caller, num_over):
-                raise self._queue_full()
+            decision = self._admission.decide(spec.caller, self._counts())
+            if isinstance(decision, Refuse):
+                raise QueueFullError(self._max_queue, decision.retry_after_s)
+            if isinstance(decision, Displace):
+                # Its request is dropped before the next step; see `_drop_displaced`.
+                self._waiting[decision.caller] -= 1
             request = self._engine.new_request(spec, on_step)
-            request.future.add_done_callback(self._wait.note)
-            self._num_waiting_by_caller[spec.caller] += 1
+            request.future.add_done_callback(self._slot_time.note)
+            self._waiting[spec.caller] += 1
             self._inbox.append(request)
             self._condition.notify()
         return SubmittedRequest(request, self)
@@ -133,17 +142,17 @@ class EngineThread:
             self._condition.notify()
 
     def abort(self, error: EngineError) -> None:
-        """Take no more requests and fail those taken, from the next step on."""
+        """Refuse new requests and fail the accepted ones from the next step on."""
         with self._condition:
             self._is_open = False
             self._abort_error = error
             self._condition.notify()
 
     def stop(self, timeout_s: float | None = None) -> bool:
-        """Take no more requests, finish those taken, end the loop.
+        """Refuse new requests, finish the accepted ones, end the loop.
 
         Returns:
-            whether the loop ended within the timeout (None: wait for it without limit).
+            whether the loop ended within the timeout; None waits without limit.
         """
         with self._condition:
             self._is_open = False
@@ -162,15 +171,15 @@ class EngineThread:
                     self._on_step(stats)
         except Exception as error:
             # The boundary: whatever broke a step (out of memory, a lost device) has left the KV
-            # cache in an unknown state, so every waiter is told and nothing is served any more.
+            # cache in an unknown state, so every request fails and no more are accepted.
             logger.exception("the engine failed")
             self._fail(error)
 
     def _take_commands(self) -> bool:
         """Hand queued commands to the engine, sleeping while there is no work; False at the end."""
         with self._condition:
-            self._note_load()
-            while not (self._inbox or self._cancelled or self._abort_error or self._has_work()):
+            self._note_engine()
+            while not (self._inbox or self._cancelled or self._abort_error or self._num_in_engine):
                 if self._is_stopping:
                     return False
                 self._condition.wait()
@@ -181,37 +190,30 @@ class EngineThread:
             if self._abort_error is not None:
                 self._engine.fail_all(self._abort_error)
                 self._abort_error = None
-            self._shed()
-            self._note_load()
+            self._note_engine()
+            self._drop_displaced()
         return True
 
-    def _may_displace(self, caller: str, num_over: int) -> bool:
-        """Whether a caller is owed a place in a full queue, at the expense of a greedier one."""
-        # What gives way does so in the next step; until then the inbox is over its limit by no more
-        # than the slots.
-        if num_over >= self._max_slots:
-            return False
-        counts = self._num_waiting_by_caller
-        return counts[caller] + 1 < max(counts.values(), default=0)
+    def _drop_displaced(self) -> None:
+        """Keep the queue to its limit.
 
-    def _shed(self) -> None:
-        """Keep the queue to its limit. What has a slot from the next step on does not wait."""
-        while (
-            self._engine.num_running + self._engine.num_waiting > self._max_slots + self._max_queue
-        ):
-            self._engine.shed(self._queue_full())
+        Only the number that is still due is dropped: a slot that has become free since makes room.
+        """
+        while self._admission.num_over(self._num_in_engine) > 0:
+            retry_after_s = self._admission.retry_after_s(self._counts())
+            error = QueueFullError(self._max_queue, retry_after_s)
+            self._engine.displace(greediest_of(self._waiting), error)
+            self._note_engine()
 
-    def _queue_full(self) -> QueueFullError:
-        num_waiting = self._num_in_engine + len(self._inbox) - self._max_slots
-        return QueueFullError(self._max_queue, self._wait.seconds(max(num_waiting, 0)))
+    def _counts(self) -> QueueCounts:
+        num_unfinished = self._num_in_engine + len(self._inbox)
+        return QueueCounts(num_unfinished, self._waiting, self._slot_time.mean_s)
 
-    def _has_work(self) -> bool:
-        return self._engine.num_running + self._engine.num_waiting > 0
-
-    def _note_load(self) -> None:
+    def _note_engine(self) -> None:
+        """Copy the engine's counts to where other threads may read them."""
         self._num_in_engine = self._engine.num_running + self._engine.num_waiting
-        self._num_waiting_by_caller = Counter(self._engine.num_waiting_by_caller)
-        self._num_waiting_by_caller.update(request.spec.caller for request in self._inbox)
+        self._waiting = Counter(self._engine.num_waiting_by_caller)
+        self._waiting.update(request.spec.caller for request in self._inbox)
 
     def _fail(self, error: Exception) -> None:
         with self._condition:
@@ -220,5 +222,5 @@ class EngineThread:
                 self._engine.add(self._inbox.popleft())
         self._engine.fail_all(EngineUnavailableError("the engine failed"))
         with self._condition:
-            self._note_load()
+            self._note_engine()
         self._on_failure(error)

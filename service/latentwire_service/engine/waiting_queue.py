@@ -1,8 +1,8 @@
-"""Requests that wait for a slot, and whose turn it is. Plain Python, no tensors.
+"""Requests that wait for a slot, in the order of their turns. Plain Python, no tensors.
 
-Callers take turns: each slot that falls free goes to the next caller that has a request waiting,
-and within a caller to the oldest one. A caller that queues a thousand requests delays another's
-single one by one turn, not by a thousand.
+Callers take turns: each free slot goes to the next caller that has a request waiting, and within a
+caller to the oldest request. A caller that queues a thousand requests delays the single request of
+another caller by one turn, not by a thousand.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ class WaitingQueue:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Requests of each caller that has any."""
+        """Number of requests of each caller that has any."""
         return {caller: len(requests) for caller, requests in self._by_caller.items()}
 
     def append(self, request: Request) -> None:
-        """Queue a request behind its caller's others; a new caller's turn is the last."""
+        """Queue a request behind the others of its caller; a new caller gets the last turn."""
         self._by_caller.setdefault(request.spec.caller, deque()).append(request)
         self._num_requests += 1
 
     def popleft(self) -> Request:
-        """Take the oldest request of the caller whose turn it is.
+        """Remove and return the oldest request of the caller whose turn it is.
 
         Raises:
-            IndexError: nothing waits.
+            IndexError: the queue is empty.
         """
         if not self._by_caller:
-            raise IndexError("nothing waits")
+            raise IndexError("the queue is empty")
         caller = next(iter(self._by_caller))
-        # Out and in again: behind the others.
+        # Removed and inserted again, the caller comes after the others.
         requests = self._by_caller.pop(caller)
         request = requests.popleft()
         if requests:
@@ -57,10 +57,10 @@ class WaitingQueue:
         return request
 
     def remove(self, request: Request) -> None:
-        """Take a request out, wherever it stands.
+        """Remove a request from any place in the queue.
 
         Raises:
-            ValueError: it does not wait.
+            ValueError: the request is not queued.
         """
         requests = self._by_caller.get(request.spec.caller, deque())
         requests.remove(request)
@@ -68,12 +68,10 @@ class WaitingQueue:
             del self._by_caller[request.spec.caller]
         self._num_requests -= 1
 
-    def newest_of_the_greediest(self) -> Request:
-        """Return the last request of the caller that has the most: the first to give way.
+    def newest_of(self, caller: str) -> Request:
+        """Return the request of a caller that was queued last: the first one to be displaced.
 
         Raises:
-            IndexError: nothing waits.
+            KeyError: the caller has none.
         """
-        if not self._by_caller:
-            raise IndexError("nothing waits")
-        return max(self._by_caller.values(), key=len)[-1]
+        return self._by_caller[caller][-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from latentwire_service.engine.backend import FinishReason
 from latentwire_service.engine.errors import InvalidParamsError, LatentInvalidError
-from latentwire_service.engine.request import HiddenRows
+from latentwire_service.engine.request import HiddenRows, Request, RequestStatus
 from latentwire_service.engine.sampling_params import SamplingParams
 from support.engine_requests import make_request
 
@@ -108,3 +109,60 @@ def test_a_row_of_another_width_is_no_latent(width: int) -> None:
     rows.append(np.ones(width, dtype=np.float32))
     with pytest.raises(LatentInvalidError, match="not 4 wide"):
         rows.checked(2)
+
+
+def in_prefill(num_prompt_tokens: int = 3) -> Request:
+    request = make_request([2] * num_prompt_tokens)
+    request.admit(slot=1, now=5.0)
+    return request
+
+
+def in_decode() -> Request:
+    request = in_prefill()
+    request.advance_prefill(3)
+    request.start_decode(now=7.0)
+    return request
+
+
+def test_a_request_goes_from_waiting_to_prefill_to_decode_to_finished() -> None:
+    request = make_request([2, 2, 2])
+    assert (request.status, request.slot, request.num_cached) == (RequestStatus.WAITING, None, 0)
+    request.admit(slot=1, now=5.0)
+    assert (request.status, request.slot, request.admitted_at) == (RequestStatus.PREFILL, 1, 5.0)
+    request.advance_prefill(2)
+    request.advance_prefill(3)
+    assert request.num_cached == 3
+    assert request.start_decode(now=7.0) == 7.0
+    assert request.status is RequestStatus.DECODE
+    request.append_token(8, frozenset())
+    request.append_token(9, frozenset())
+    request.move_to(0)
+    assert (request.slot, request.num_cached) == (0, 4)
+    request.finish()
+    assert (request.is_finished, request.slot) == (True, None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: in_prefill().admit(slot=2, now=0.0),
+        lambda: in_prefill().advance_prefill(0),
+        lambda: in_prefill().advance_prefill(4),
+        lambda: in_prefill().start_decode(now=0.0),
+        lambda: in_prefill().append_token(5, frozenset()),
+        lambda: in_decode().advance_prefill(3),
+        lambda: in_decode().start_decode(now=0.0),
+        lambda: make_request([2]).move_to(0),
+        lambda: make_request([2]).completion(now=0.0),
+    ],
+)
+def test_a_change_out_of_turn_is_our_bug(change: Callable[[], object]) -> None:
+    with pytest.raises(AssertionError):
+        change()
+
+
+def test_only_methods_change_the_state_of_a_request() -> None:
+    request = in_prefill()
+    for name in ("status", "slot", "num_prefilled", "admitted_at", "finish_reason"):
+        with pytest.raises(AttributeError):
+            setattr(request, name, None)

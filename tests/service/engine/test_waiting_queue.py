@@ -61,9 +61,8 @@ def test_a_request_taken_out_leaves_the_others_in_order() -> None:
         queue.popleft()
 
 
-def test_who_has_most_gives_way_with_its_newest() -> None:
-    queue = waiting("abbab" + "b")
-    greedy = queue.newest_of_the_greediest()
-    assert (greedy.spec.caller, greedy.spec.prompt.token_ids) == ("b", (6,))
-    with pytest.raises(IndexError):
-        WaitingQueue().newest_of_the_greediest()
+def test_the_newest_request_of_a_caller_is_the_last_one_queued() -> None:
+    newest = waiting("abbab" + "b").newest_of("b")
+    assert (newest.spec.caller, newest.spec.prompt.token_ids) == ("b", (6,))
+    with pytest.raises(KeyError):
+        WaitingQueue().newest_of("b")
