@@ -116,6 +116,7 @@ def run_latentwire(args: list[str], folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "latentwire", *args], cwd=folder, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", with_blocks("python"))
 def test_python_runs(
     block: str, service: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
@@ -124,6 +125,7 @@ def test_python_runs(
     exec(compile(block.replace(URL, service), "a page", "exec"), {"__name__": "page"})
 
 
+@pytest.mark.slow
 def test_commands_leave_the_files_that_they_name(workplace: Path) -> None:
     named = [
         words[words.index(flag) + 1]
@@ -136,6 +138,7 @@ def test_commands_leave_the_files_that_they_name(workplace: Path) -> None:
     assert all((workplace / path).exists() for path in named)
 
 
+@pytest.mark.slow
 def test_plan_prints_lines_like_the_shown_ones(service: str, tmp_path: Path) -> None:
     (words,) = shell_words("latentwire", "plan")
     done = subprocess.run(
