@@ -1,4 +1,4 @@
-"""Read a dataset of latents in both of its forms: `python examples/read_dataset.py OUTPUT_DIR`."""
+"""Read both forms of a dataset of latents: `python examples/read_dataset.py OUTPUT_DIR`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHOWN_CHARS = 40
 
 
 def main(output_dir: Path) -> None:
-    """Check that both forms hold the same rows and show what is in them."""
+    """Check that both forms hold the same rows, and show them."""
     dataset = load_from_disk(str(output_dir / "hf_dataset"))
     rows = pq.read_table(output_dir / "data.parquet")
     if not rows.cast(dataset.data.schema).equals(dataset.data.table):
@@ -23,7 +23,7 @@ def main(output_dir: Path) -> None:
 
     table = Table("task_id", "hidden_state", "plan", title=f"{len(dataset)} rows")
     for row in dataset.with_format("numpy"):
-        # One row's latent: [L, H] float32, row t is what token t was predicted from.
+        # The latent of one row: [L, H] float32; its row t predicted token t.
         latent = np.stack(row["hidden_state"]) if len(row["hidden_state"]) else np.empty((0, 0))
         plan = " ".join(str(row["plan"]).split())[:_SHOWN_CHARS]
         table.add_row(str(row["task_id"]), str(list(latent.shape)), plan)

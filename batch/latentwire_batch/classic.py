@@ -1,4 +1,4 @@
-"""What the two classic command lines share: flags with underscores, and ranks from `torchrun`."""
+"""Shared by the two classic command lines: flags with underscores, and ranks from `torchrun`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,71 +18,127 @@ from latentwire_batch.errors import BatchError, UsageError
 from latentwire_batch.exit_status import report_interrupted, status_of
 from latentwire_batch.flags import Parser, make_settings
 from latentwire_batch.ranks.rank import Rank, rank_of
+from latentwire_batch.tasks.arrow_files import is_split_directory
 
-# Flags of the commands by the setting that they give; a value that is absent stays the default.
-FLAGS = {
-    "model": "--model_name_or_path",
-    "dataset": "--dataset_path",
-    "output_dir": "--output_dir",
-    "task_field": "--task_field",
-    "conversations_index": "--conversations_index",
-    "id_field": "--id_field",
-    "prompt_template": "--prompt_template",
-    "chat_template": "--chat_template",
-    "max_new_tokens": "--max_new_tokens",
-    "temperature": "--temperature",
-    "top_p": "--top_p",
-    "top_k": "--top_k",
-    "do_sample": "--do_sample",
-    "dtype": "--torch_dtype",
-    "seed": "--seed",
-    "trust_remote_code": "--trust_remote_code",
-    "k": "--c",
-}
+_FIELD_DEFAULT = object()
 
-# From parsed arguments to settings by field; may open what has to live as long as the run.
+# From parsed arguments to the settings that are no flag's value; may open resources that live as
+# long as the run.
 Translate = Callable[[argparse.Namespace, ExitStack], dict[str, Any]]
 
 
-def run_classic(
-    parser: Parser, args: list[str], translate: Translate, flags: Mapping[str, str] = FLAGS
-) -> int:
+class ClassicParser(Parser):
+    """A parser whose flags set fields of `CollectSettings`, with the classic names and defaults.
+
+    Args:
+        prog: name of the command.
+        description: first lines of the help text.
+    """
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+        self._flags: dict[str, str] = {}
+
+    def add_setting(
+        self,
+        name: str,
+        flag: str | None = None,
+        *,
+        default: object = _FIELD_DEFAULT,
+        help: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Add a flag for one setting.
+
+        Args:
+            name: field of `CollectSettings`.
+            flag: the flag; the field's name if absent.
+            default: classic default; the field's own if absent.
+            help: classic help text; the field's description if absent.
+            **options: of argparse.
+        """
+        field = CollectSettings.model_fields[name]
+        self._flags[name] = flag or f"--{name}"
+        text = help or field.description or ""
+        if default is _FIELD_DEFAULT:
+            default = None if field.is_required() else field.default
+        if default is not None and default is not False:
+            text += " (default: %(default)s)"
+        self.add_argument(self._flags[name], dest=name, default=default, help=text, **options)
+
+    def add_switch(self, flag: str, help: str) -> None:
+        """Add a flag that means true when it has no value."""
+        self.add_argument(flag, default=False, help=help, **_SWITCH)
+
+    def add_model_settings(self, flag: str) -> None:
+        """Add the flags of the model, which `flag` names."""
+        self.add_setting(
+            "model",
+            flag,
+            required=True,
+            default=None,
+            help="Hub id, local directory or .gguf file.",
+        )
+        self.add_setting(
+            "dtype",
+            "--torch_dtype",
+            choices=("bf16", "fp16", "fp32"),
+            help="Compute dtype; absent: bf16 on a GPU, fp32 on the CPU.",
+        )
+        self.add_setting(
+            "trust_remote_code", help="Run code that a hub model brings along.", **_SWITCH
+        )
+
+    def add_task_settings(self) -> None:
+        """Add the flags that say which fields of a record hold the task and its id."""
+        # No default, so that `check_task_place` knows whether the flag was given.
+        self.add_setting(
+            "task_field",
+            default=None,
+            help='Field that holds the task; "" with --conversations_index. (default: task)',
+        )
+        self.add_setting(
+            "conversations_index",
+            help='Take conversations[N]["value"] as the task, counted from 0.',
+        )
+        self.add_setting("id_field")
+
+    def flag_of(self, name: str) -> str:
+        """Return the flag that sets a field, for messages."""
+        return self._flags.get(name, f"--{name}")
+
+    def settings_of(self, given: argparse.Namespace) -> dict[str, Any]:
+        """Return the settings that the flags give."""
+        return {name: getattr(given, name) for name in self._flags}
+
+
+def run_classic(parser: ClassicParser, args: list[str], translate: Translate) -> int:
     """Run a classic command line: alone, or as one rank of several.
 
     Args:
         parser: of its flags.
         args: the command line without the program's name.
-        translate: gives the settings of the collection.
-        flags: names the flags in messages.
+        translate: returns the settings that are no flag's value.
 
     Returns:
         The same exit statuses as `latentwire collect`.
     """
     console = Console(sys.stderr, parser.prog)
-    # Also while nothing asynchronous runs, a launcher's SIGTERM ends the run like Ctrl-C does.
+    # A launcher's SIGTERM ends the run like Ctrl-C, also while nothing asynchronous runs.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         rank = rank_of(os.environ, os.getppid())
         with ExitStack() as opened:
             given = parser.parse_args(args)
-            settings = make_settings(
-                CollectSettings,
-                {
-                    name: value
-                    for name, value in translate(given, opened).items()
-                    if value is not None
-                },
-                lambda field: flags.get(field, "--" + field),
-            )
-            is_quiet = getattr(given, "disable_tqdm", False)
-            return collect(settings, _console_of(rank, parser.prog, is_quiet), rank)
+            settings = _settings(parser, given, translate(given, opened))
+            return collect(settings, _console_of(rank, parser.prog, given.disable_tqdm), rank)
     except BatchError as error:
         console.say(str(error))
         return status_of(error)
     except KeyboardInterrupt:
         return report_interrupted(console)
     except SystemExit as request:
-        # argparse ends this way after --help.
+        # argparse exits after --help.
         return int(request.code or 0)
 
 
@@ -97,38 +153,38 @@ def truth(text: str) -> bool:
             raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
-def add_switch(parser: Parser, flag: str, text: str) -> None:
-    """Add a flag that means true when it has no value."""
-    parser.add_argument(
-        flag, nargs="?", const=True, default=False, type=truth, metavar="true|false", help=text
-    )
+_SWITCH: dict[str, Any] = {"nargs": "?", "const": True, "type": truth, "metavar": "true|false"}
 
 
-def task_fields(task_field: str | None, conversations_index: int | None) -> dict[str, Any]:
-    """Say where the task is: an empty `--task_field` leaves it to the conversations.
+def check_task_place(given: argparse.Namespace) -> None:
+    """Check that the task is in exactly one place.
 
     Raises:
         UsageError: when it is nowhere, or in two places.
     """
-    if conversations_index is None:
-        if task_field == "":
+    if given.conversations_index is None:
+        if given.task_field == "":
             raise UsageError("--task_field: is empty, and --conversations_index is not given")
-        return {"task_field": task_field}
-    if task_field:
+    elif given.task_field:
         raise UsageError('--conversations_index: needs --task_field ""')
-    return {"conversations_index": conversations_index}
 
 
 def split_directory(path: Path, split: str | None) -> Path:
-    """Go into one split of a directory that holds several."""
-    if split is not None and (path / "dataset_dict.json").is_file():
-        return path / split
-    return path
+    """Return the directory of one split, if `path` holds several."""
+    return path / split if split is not None and is_split_directory(path) else path
+
+
+def _settings(
+    parser: ClassicParser, given: argparse.Namespace, further: dict[str, Any]
+) -> CollectSettings:
+    values = {**parser.settings_of(given), **further}
+    known = {name: value for name, value in values.items() if value is not None}
+    return make_settings(CollectSettings, known, parser.flag_of)
 
 
 def _console_of(rank: Rank, command: str, is_quiet: bool) -> Console:
     if rank.count == 1:
         return Console(sys.stderr, command, shows_progress=not is_quiet)
-    # Several processes write to one terminal: no bars, and of the lines only the first one's.
+    # Several processes share one terminal: no bars, and progress lines of the first one only.
     is_shown = rank.index == 0 and not is_quiet
     return Console(sys.stderr, f"{command} [rank {rank.index}]", is_shown, draws_bar=False)

@@ -8,15 +8,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from latentwire.constants import DEFAULT_MAX_NEW_TOKENS, DEFAULT_PROMPT_TEMPLATE
-from latentwire_batch.classic import add_switch, run_classic, split_directory, task_fields, truth
+from latentwire_batch.classic import (
+    ClassicParser,
+    check_task_place,
+    run_classic,
+    split_directory,
+    truth,
+)
 from latentwire_batch.errors import UsageError
-from latentwire_batch.flags import Parser
 from latentwire_batch.tasks.hub_dataset import saved_hub_dataset
 
 _DESCRIPTION = """\
-Plan every task of a dataset; store the plans with the model's hidden states. Runs alone, or under
-torchrun --nproc_per_node=N with one replica of the model per process."""
+Plan every task of a dataset, and store the plans with the model's hidden states. Runs alone, or
+under torchrun --nproc_per_node=N with one replica of the model per process."""
 
 
 def main(args: list[str]) -> int:
@@ -24,52 +28,48 @@ def main(args: list[str]) -> int:
     return run_classic(_parser(), args, _translate)
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="collect_hidden_states", description=_DESCRIPTION, allow_abbrev=False)
-    add = parser.add_argument
-    add("--model_name_or_path", required=True, help="hub id, local directory or .gguf file")
-    add("--dataset_path", type=Path, help="JSON, JSON Lines, Parquet or a load_from_disk directory")
-    add("--dataset_name", help="a dataset of the hub, where --dataset_path is not given")
-    add("--dataset_split", help="split of a dataset that has several; of the hub's: train")
-    add_switch(parser, "--load_from_disk", "insist that --dataset_path is such a directory")
-    add("--output_dir", required=True, type=Path, help="where the dataset of latents is made")
-    add("--task_field", help='field with the task; "" with --conversations_index (task)')
-    add("--conversations_index", type=int, help='take conversations[N]["value"] as the task')
-    add("--id_field", default="id", help="field with the id; else the row's index (id)")
-    add("--prompt_template", default=DEFAULT_PROMPT_TEMPLATE, help="{task} becomes the task")
-    add("--chat_template", choices=("none", "qwen"), default="none", help="chat markup (none)")
-    add("--max_new_tokens", type=int, default=DEFAULT_MAX_NEW_TOKENS, help="most tokens (512)")
-    add("--temperature", type=float, default=1.0, help="0 means greedy (1.0)")
-    add("--top_p", type=float, default=0.9, help="nucleus mass (0.9)")
-    add("--top_k", type=int, default=0, help="most tokens kept; 0 keeps all (0)")
-    add("--do_sample", type=truth, default=True, metavar="true|false", help="else greedy (true)")
-    add("--torch_dtype", choices=("bf16", "fp16", "fp32"), help="bf16 on a GPU, fp32 on the CPU")
-    add("--seed", type=int, help="of the dataset; drawn and recorded where absent")
-    add_switch(parser, "--trust_remote_code", "run code that comes with a hub model")
-    add("--temp_dir", type=Path, help="where a dataset of the hub is unpacked")
-    add("--flush_every", type=int, help="not needed: rows are on the disk after a second")
-    add_switch(parser, "--disable_tqdm", "show no progress")
+def _parser() -> ClassicParser:
+    parser = ClassicParser("collect_hidden_states", _DESCRIPTION)
+    parser.add_model_settings("--model_name_or_path")
+    _add_dataset(parser)
+    parser.add_setting("output_dir", required=True)
+    parser.add_task_settings()
+    parser.add_setting("prompt_template")
+    parser.add_setting(
+        "chat_template",
+        default="none",
+        choices=("none", "qwen"),
+        help="Chat markup. none: the bare prompt. qwen: ChatML with one user turn.",
+    )
+    for name in ("max_new_tokens", "temperature", "top_p", "top_k"):
+        parser.add_setting(name)
+    parser.add_setting("do_sample", type=truth, metavar="true|false")
+    parser.add_setting("seed")
+    parser.add_argument(
+        "--flush_every",
+        type=int,
+        help="Accepted and ignored: every row is on disk within a second.",
+    )
+    parser.add_switch("--disable_tqdm", "Show no progress.")
     return parser
 
 
+def _add_dataset(parser: ClassicParser) -> None:
+    add = parser.add_argument
+    add(
+        "--dataset_path", type=Path, help="JSON, JSON Lines, Parquet or a load_from_disk directory."
+    )
+    add("--dataset_name", help="Dataset of the hub, instead of --dataset_path.")
+    add("--dataset_split", help="Split of a dataset that has several. (default on the hub: train)")
+    parser.add_switch(
+        "--load_from_disk", "Require --dataset_path to be a load_from_disk directory."
+    )
+    add("--temp_dir", type=Path, help="Directory for the temporary copy of a hub dataset.")
+
+
 def _translate(given: argparse.Namespace, opened: ExitStack) -> dict[str, Any]:
-    return {
-        "model": given.model_name_or_path,
-        "dataset": _dataset(given, opened),
-        "output_dir": given.output_dir,
-        **task_fields(given.task_field, given.conversations_index),
-        "id_field": given.id_field,
-        "prompt_template": given.prompt_template,
-        "chat_template": given.chat_template,
-        "max_new_tokens": given.max_new_tokens,
-        "temperature": given.temperature,
-        "top_p": given.top_p,
-        "top_k": given.top_k,
-        "do_sample": given.do_sample,
-        "dtype": given.torch_dtype,
-        "seed": given.seed,
-        "trust_remote_code": given.trust_remote_code,
-    }
+    check_task_place(given)
+    return {"dataset": _dataset(given, opened)}
 
 
 def _dataset(given: argparse.Namespace, opened: ExitStack) -> Path:

@@ -1,4 +1,4 @@
-"""Command line to settings, as `latentwire.settings_flags`, with this package's errors."""
+"""Command line to settings: `latentwire.settings_flags` with this package's errors."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -48,7 +49,32 @@ def compressed(tasks: Path, output: Path, *flags: str) -> int:
     return compressed_latent_collect.main(["--model_path", "stub", *places, *flags])
 
 
-def test_hidden_states_has_the_known_defaults(tasks: Path, output: Path) -> None:
+def flags_of(module: ModuleType) -> set[str]:
+    return set(re.findall(r"--[a-z_]+", module._parser().format_usage()))
+
+
+def test_the_flags_are_those_of_the_documented_command_lines() -> None:
+    common = "--dataset_path --dataset_split --output_dir --temperature --max_new_tokens "
+    common += "--task_field --conversations_index --id_field --torch_dtype --seed "
+    common += "--trust_remote_code --disable_tqdm"
+    of_hidden_states = "--model_name_or_path --dataset_name --load_from_disk --prompt_template "
+    of_hidden_states += "--chat_template --top_p --top_k --do_sample --temp_dir --flush_every"
+    assert flags_of(collect_hidden_states) == {*common.split(), *of_hidden_states.split()}
+    assert flags_of(compressed_latent_collect) == {*common.split(), "--model_path", "--c"}
+
+
+def test_a_classic_default_wins_over_the_environment_of_collect(
+    tasks: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTWIRE_COLLECT_TEMPERATURE", "0.1")
+    monkeypatch.setenv("LATENTWIRE_COLLECT_TOP_K", "5")
+    assert compressed(tasks, output) == 0
+    sampling = manifest_of(output)["settings"]["sampling"]
+    assert isinstance(sampling, dict)
+    assert (sampling["temperature"], sampling["max_new_tokens"]) == (1.2, 1500)
+
+
+def test_hidden_states_has_the_classic_defaults(tasks: Path, output: Path) -> None:
     assert hidden_states(tasks, output) == 0
     settings = manifest_of(output)["settings"]
     assert settings["sampling"] == {
@@ -63,7 +89,7 @@ def test_hidden_states_has_the_known_defaults(tasks: Path, output: Path) -> None
     assert settings["k"] is None
 
 
-def test_hidden_states_takes_every_flag(tasks: Path, output: Path, tmp_path: Path) -> None:
+def test_hidden_states_applies_every_flag(tasks: Path, output: Path, tmp_path: Path) -> None:
     flags = "--max_new_tokens 9 --temperature 0.5 --top_p 0.8 --top_k 4 --do_sample false --seed 3"
     flags += " --torch_dtype fp32 --chat_template qwen --id_field nr --task_field task"
     flags += f" --flush_every 10 --disable_tqdm --temp_dir {tmp_path} --trust_remote_code true"
@@ -82,18 +108,18 @@ def test_hidden_states_takes_every_flag(tasks: Path, output: Path, tmp_path: Pat
     assert pq.read_table(output / "data.parquet")["task_id"][7].as_py() == "7"
 
 
-def test_the_dataset_is_that_of_collect(tasks: Path, output: Path) -> None:
+def test_the_dataset_equals_that_of_collect(tasks: Path, output: Path) -> None:
     assert hidden_states(tasks, output, "--seed", "7", "--max_new_tokens", "12") == 0
     assert_complete(output, tasks_of(tasks))
 
 
-def test_compressed_keeps_the_first_steps(tasks: Path, output: Path) -> None:
+def test_compressed_keeps_the_first_hidden_rows(tasks: Path, output: Path) -> None:
     assert compressed(tasks, output, "--c", "3", "--seed", "7") == 0
     assert_complete(output, tasks_of(tasks), k=3, max_new_tokens=1500)
     assert manifest_of(output)["settings"]["sampling"]["temperature"] == 1.2
 
 
-def test_conversations_are_read_where_the_task_field_is_empty(tmp_path: Path, output: Path) -> None:
+def test_conversations_are_read_when_the_task_field_is_empty(tmp_path: Path, output: Path) -> None:
     turns = [[{"from": "human", "value": f"{i}.{t}"} for t in range(4)] for i in range(5)]
     path = tmp_path / "conversations.json"
     path.write_text(json.dumps([{"id": f"c{i}", "conversations": c} for i, c in enumerate(turns)]))
@@ -160,7 +186,7 @@ def test_a_dataset_that_cannot_be_loaded_is_named_without_a_path(
     assert str(tmp_path) not in stderr
 
 
-def test_trust_and_dtype_reach_the_own_replica() -> None:
+def test_trust_and_dtype_reach_an_own_replica() -> None:
     settings = CollectSettings(
         dataset=Path("in"), output_dir=Path("out"), dtype="bf16", trust_remote_code=True
     )

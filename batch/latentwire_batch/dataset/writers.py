@@ -25,10 +25,10 @@ _FLOAT_COLUMN = f"{LATENT_COLUMN}.list.element.list.element"
 
 
 class BatchSink(Protocol):
-    """Takes record batches in the dataset's schema, in order."""
+    """Accepts record batches in the dataset's schema, in order."""
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Write one batch out completely; it is not kept."""
+        """Write one batch completely; the sink keeps no reference to it."""
         ...
 
     def close(self) -> None:
@@ -37,21 +37,21 @@ class BatchSink(Protocol):
 
 
 class _DurableFile:
-    """An output file that is on the disk when it is closed.
+    """An output file whose content is on disk when `close` returns.
 
-    What is written goes to the disk soon, and out of the memory that the system keeps for files. A
-    dataset is larger than that memory; filling it took as much CPU time again as all encoding.
+    Each `settle` starts to write to the disk and drops the pages from the page cache. A dataset is
+    larger than that cache, and letting it fill up took as much CPU time as all the encoding.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Arrow's own file: writing to it does not take turns with Python code on other threads.
+        # Arrow's own file: writing to it releases the GIL.
         self.file = pa.OSFile(str(path), "wb")
         self._settler = ThreadPoolExecutor(1, thread_name_prefix="settle")
         self._settling: Future[None] | None = None
 
     def settle(self) -> None:
-        """Begin to bring to the disk what was written so far, when the call before is done."""
+        """Start to sync what is written so far, once the previous sync is done."""
         if self._settling is not None:
             self._settling.result()
         self._settling = self._settler.submit(self._sync)
@@ -66,7 +66,7 @@ class _DurableFile:
             os.close(fd)
 
     def close(self) -> None:
-        """Close the file when all of it is on the disk."""
+        """Close the file and wait until all of it is on disk."""
         self.file.close()
         self.settle()
         assert self._settling is not None
@@ -86,7 +86,7 @@ class ParquetSink:
             compression_level=_COMPRESSION_LEVEL,
             use_dictionary=False,
             use_byte_stream_split=[_FLOAT_COLUMN],
-            # Extremes of single floats tell a reader nothing, and cost a pass over all of them.
+            # Minimum and maximum of single floats help no reader, and cost a pass over all values.
             write_statistics=["task", "task_id"],
         )
 
@@ -105,8 +105,8 @@ class HfDatasetSink:
     """`hf_dataset/`: the layout of `datasets.Dataset.save_to_disk`, as Arrow streams.
 
     Args:
-        directory: made here.
-        max_shard_bytes: a file is closed before a batch would make it larger.
+        directory: created by the sink.
+        max_shard_bytes: maximum size of one file, unless a single batch is larger.
     """
 
     def __init__(self, directory: Path, max_shard_bytes: int) -> None:
@@ -119,7 +119,7 @@ class HfDatasetSink:
         self._open_shard()
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append to the current file, or to a new one when that is full."""
+        """Append to the current file, or to a new one if it is full."""
         if self._shard_bytes and self._shard_bytes + batch.nbytes > self._max_shard_bytes:
             self._close_shard()
             self._open_shard()
@@ -129,7 +129,7 @@ class HfDatasetSink:
         _add_to_digest(self._digest, batch)
 
     def close(self) -> None:
-        """Give the files their final names and describe them."""
+        """Rename the files to their final names, and write their description."""
         self._close_shard()
         names = [
             f"data-{index:05d}-of-{self._num_shards:05d}.arrow" for index in range(self._num_shards)
@@ -140,7 +140,7 @@ class HfDatasetSink:
         self._write_json("dataset_info.json", _dataset_info())
 
     def _shard_path(self, index: int) -> Path:
-        # The final name holds the number of files, known only at the end.
+        # The final name holds the number of files, which is known only at the end.
         return self._directory / f"shard-{index}.tmp"
 
     def _open_shard(self) -> None:
@@ -156,7 +156,7 @@ class HfDatasetSink:
     def _state(self, names: list[str]) -> dict[str, Any]:
         return {
             "_data_files": [{"filename": name} for name in names],
-            # `datasets` caches what it computes by this: it has to differ where the content does.
+            # `datasets` caches results by this, so it must differ when the content does.
             "_fingerprint": self._digest.hexdigest()[:_FINGERPRINT_DIGITS],
             "_format_columns": None,
             "_format_kwargs": {},
@@ -175,7 +175,7 @@ def _add_to_digest(digest: hashlib._Hash, batch: pa.RecordBatch) -> None:
     for column in batch.columns:
         for buffer in column.buffers():
             if buffer is not None:
-                # A checksum first: cryptographic digests are several times slower.
+                # A checksum first, because cryptographic digests are several times slower.
                 digest.update(zlib.crc32(buffer).to_bytes(4, "little"))
 
 

@@ -1,1 +1,1 @@
-"""The input: reading records from files, and making rows and results of them."""
+"""The input: records from files, the rows that they become, and the results of rows."""

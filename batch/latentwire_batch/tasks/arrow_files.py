@@ -48,6 +48,11 @@ def record_batches(path: Path, choose: ChooseColumns, max_rows: int) -> Iterator
         yield from file.iter_batches(max_rows, columns=list(choose(file.schema_arrow)))
 
 
+def is_split_directory(path: Path) -> bool:
+    """Whether a directory holds several splits, each in a folder of its own."""
+    return (path / _SPLITS_NAME).is_file()
+
+
 @contextmanager
 def input_errors() -> Iterator[None]:
     """Turn what goes wrong while a file is read into an InputError that does not name its path."""
@@ -62,7 +67,7 @@ def input_errors() -> Iterator[None]:
 
 
 def _shards(directory: Path) -> list[Path]:
-    if (directory / _SPLITS_NAME).is_file():
+    if is_split_directory(directory):
         raise InputError(
             f"holds several splits; give the folder of one of: {_split_names(directory)}"
         )

@@ -1,4 +1,4 @@
-"""A dataset of the Hugging Face hub, brought into a form that the reader streams."""
+"""A dataset of the Hugging Face hub, saved in a form that the reader streams."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from latentwire_batch.errors import InputError
 
 @contextmanager
 def saved_hub_dataset(name: str, split: str, temp_dir: Path | None) -> Iterator[Path]:
-    """Save one split as a `load_from_disk` directory, which lives as long as the context.
+    """Save one split as a `load_from_disk` directory that lives as long as the context.
 
     Args:
         name: of the dataset.
-        split: which part of it.
-        temp_dir: where the directory is made; None: the system's place for such.
+        split: of the dataset.
+        temp_dir: parent of the directory; None: the system's directory for temporary files.
 
     Raises:
         InputError: when it cannot be loaded.
     """
-    # Takes a second to import, and only this needs it.
+    # Importing it takes a second, and nothing else needs it.
     import datasets
 
     with tempfile.TemporaryDirectory(prefix="latentwire-", dir=temp_dir) as directory:
         try:
             loaded = datasets.load_dataset(name, split=split)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            # The error's own words may hold paths of the cache.
+            # The error's own text may hold paths of the cache.
             reason = type(error).__name__
             raise InputError(f"--dataset_name: cannot be loaded ({reason})") from error
         path = Path(directory) / "dataset"

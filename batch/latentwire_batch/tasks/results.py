@@ -1,4 +1,4 @@
-"""What becomes of a row: its state, and its result. Plain values, without a file format."""
+"""The state of a row and its result. Plain values, without a file format."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from latentwire_batch.tasks.rows import Row
 
 
 class RowState(IntEnum):
-    """How far a row is."""
+    """State of a row."""
 
     PENDING = 0
     FINISHED = 1
     FAILED = 2
     KEPT = 3
-    """Finished by an earlier, complete run, and to be taken over from its files."""
+    """Finished by an earlier, complete run; the new output takes it from that run's files."""
     ELSEWHERE = 4
-    """Pending, and for another rank to ask for."""
+    """Pending, and another rank plans it."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class FinishedRow:
     Attributes:
         row: the input row.
         plan: the generated text.
-        hidden_state: `[num_steps, hidden_size]` float32, C order.
+        hidden_state: `[num_hidden_rows, hidden_size]` float32, C order.
         prompt_tokens: length of the prompt.
-        completion_tokens: tokens generated; no fewer than `num_steps`.
+        completion_tokens: number of generated tokens; at least `num_hidden_rows`.
         finish_reason: "stop" or "length".
     """
 
@@ -55,7 +55,14 @@ class FinishedRow:
 
 @dataclass(frozen=True)
 class FailedRow:
-    """A row without a latent, and why."""
+    """A row without a latent, and the reason.
+
+    Attributes:
+        index: of the row in the input.
+        task_id: of the row.
+        code: error code of the service, or of the client.
+        message: the reason, in words.
+    """
 
     index: int
     task_id: str

@@ -1,4 +1,4 @@
-"""One row of the input: which fields of a record make it, and what is refused."""
+"""One row of the input: the fields of a record that make it, and the records that are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Row:
 
     Attributes:
         index: position in the input, counted from 0.
-        task_id: the input's own id as text, or the index where it has none.
+        task_id: the record's own id as text, or the index if it has none.
         task: the task's text, not empty.
     """
 
@@ -31,12 +31,13 @@ class Row:
 
 @dataclass(frozen=True)
 class RowFields:
-    """Where in a record the task and its id are.
+    """The place of the task and its id in a record.
 
     Attributes:
         task_field: name of the field with the task's text; not used with conversations.
-        conversations_index: turn of `conversations` whose `value` is the task; None: task_field.
-        id_field: name of the field with the id; may be absent from any record.
+        conversations_index: turn of `conversations` whose `value` is the task, counted from 0;
+            None: use task_field.
+        id_field: name of the field with the id; any record may lack it.
     """
 
     task_field: str
@@ -45,24 +46,29 @@ class RowFields:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The top-level fields that are read."""
+        """The top-level fields to read."""
         task = self.task_field if self.conversations_index is None else "conversations"
         return (task, self.id_field)
 
 
 @dataclass(frozen=True)
 class DataIdentity:
-    """What tells one input from another: not its name or place, but the rows in it."""
+    """Identifies an input by its rows, not by its name or path.
+
+    Attributes:
+        num_rows: of the input.
+        sha256: hex digest over the ids and tasks, in order.
+    """
 
     num_rows: int
     sha256: str
 
 
 def extract_row(record: Any, index: int, fields: RowFields) -> Row:
-    """Take task and id out of one decoded record.
+    """Take the task and its id from one decoded record.
 
     Raises:
-        InputError: naming the row and the field, when there is no usable task or id.
+        InputError: naming the row and the field, when the task or id cannot be used.
     """
     if not isinstance(record, dict):
         raise InputError(f"row {index}: not an object with fields but {type(record).__name__}")
@@ -80,13 +86,13 @@ def extract_row(record: Any, index: int, fields: RowFields) -> Row:
 
 
 def identify(rows: Iterable[Row]) -> DataIdentity:
-    """Read all rows once and give their number and a digest over ids and tasks, in order."""
+    """Read all rows once and identify the input by them."""
     digest = hashlib.sha256()
     num_rows = 0
     for row in rows:
         for text in (row.task_id, row.task):
             encoded = text.encode()
-            # The length in front keeps ("ab", "c") apart from ("a", "bc").
+            # The length in front distinguishes ("ab", "c") from ("a", "bc").
             digest.update(len(encoded).to_bytes(8, "little"))
             digest.update(encoded)
         num_rows += 1
@@ -114,7 +120,7 @@ def _turn_value(record: dict[str, Any], turn_index: int, index: int) -> Any:
 
 
 def _task_id(value: Any, index: int, name: str) -> str:
-    # A table that has ids for some rows only holds whole numbers as floats, and NaN for none.
+    # A table in which some rows have no id holds whole numbers as floats, and NaN for no id.
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return str(index)
     if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT_FLOAT:
@@ -130,7 +136,7 @@ def _checked_text(value: Any, place: str) -> str:
     if not value:
         raise InputError(f"{place} is empty")
     try:
-        # JSON can smuggle in half of a surrogate pair, which no Arrow or Parquet file can hold.
+        # JSON can hold half of a surrogate pair; Arrow and Parquet files cannot.
         value.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{place} is not valid Unicode text") from error
