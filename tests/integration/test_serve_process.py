@@ -1,4 +1,4 @@
-"""`latentwire serve` as a process of its own: start, signals, exit status, and both clients."""
+"""`latentwire serve` as a process: start, signals, exit status, and both clients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Many positions, so that a request runs as long as a test needs it to.
+    # Many positions, so that a request can run as long as a test needs.
     config = llama_config(max_position_embeddings=40_000, eos_token_id=None)
     return save_model(tmp_path_factory.mktemp("models") / "tiny", config)
 
@@ -65,7 +65,9 @@ def service(folder: Path) -> Iterator[Client]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness on Linux")
-def test_the_engine_gives_way_to_whoever_answers(serve: Callable[..., Child], folder: Path) -> None:
+def test_the_engine_thread_has_a_lower_priority_than_the_event_loop(
+    serve: Callable[..., Child], folder: Path
+) -> None:
     child = serve("--model", str(folder), "--port", "0", "--threads", "2")
     with Client(child.url) as client:
         client.wait_ready(TIMEOUT_S)
@@ -80,12 +82,12 @@ def assert_same(first: PlanLatent, second: PlanLatent) -> None:
 
 
 def test_both_clients_get_the_same_plan_for_a_seed(service: Client) -> None:
-    def ask(**more: Any) -> PlanLatent:
+    def plan(**more: Any) -> PlanLatent:
         return service.plan_latent(
             "Wash the mug.", k=5, task_id="t", max_new_tokens=9, temperature=1.4, top_p=0.95, **more
         )
 
-    async def ask_async(seed: int) -> PlanLatent:
+    async def plan_async(seed: int) -> PlanLatent:
         async with AsyncClient(base_url) as client:
             return await client.plan_latent(
                 "Wash the mug.",
@@ -98,15 +100,15 @@ def test_both_clients_get_the_same_plan_for_a_seed(service: Client) -> None:
             )
 
     base_url = str(service._http.base_url)
-    drawn = ask()
+    drawn = plan()
     assert drawn.hidden_state.shape == (5, HIDDEN_SIZE)
     assert drawn.hidden_state.dtype == np.float32
     assert len(drawn.token_ids) == 9
     assert (drawn.task_id, drawn.finish_reason, drawn.model) == ("t", "length", "tiny")
     assert drawn.to_torch().shape == (5, HIDDEN_SIZE)
-    assert_same(ask(seed=drawn.seed), drawn)
-    assert_same(asyncio.run(ask_async(drawn.seed)), drawn)
-    assert ask(seed=drawn.seed + 1).token_ids != drawn.token_ids
+    assert_same(plan(seed=drawn.seed), drawn)
+    assert_same(asyncio.run(plan_async(drawn.seed)), drawn)
+    assert plan(seed=drawn.seed + 1).token_ids != drawn.token_ids
 
 
 def test_clients_share_the_slots(service: Client) -> None:
@@ -153,7 +155,9 @@ sys.exit(__main__.main(sys.argv[1:]))
 """
 
 
-def test_it_lives_at_once_and_is_ready_later(folder: Path, serve: Callable[..., Child]) -> None:
+def test_the_service_is_alive_at_once_and_ready_later(
+    folder: Path, serve: Callable[..., Child]
+) -> None:
     child = serve("--model", str(folder), "--port", "0", command=("-c", HELD_MAIN))
     with Client(child.url) as client:
         assert client.health()
@@ -165,7 +169,9 @@ def test_it_lives_at_once_and_is_ready_later(folder: Path, serve: Callable[..., 
     assert child.wait() == 0, child.output
 
 
-def test_a_signal_while_loading_ends_it_cleanly(folder: Path, serve: Callable[..., Child]) -> None:
+def test_a_signal_during_loading_ends_the_service_with_status_0(
+    folder: Path, serve: Callable[..., Child]
+) -> None:
     child = serve("--model", str(folder), "--port", "0", command=("-c", HELD_MAIN))
     with Client(child.url) as client:
         assert client.health()
@@ -179,7 +185,7 @@ def long_request(url: str, max_new_tokens: int) -> httpx.Response:
 
 
 def wait_load(url: str, num_running: int, num_waiting: int = 0) -> None:
-    """Poll the gauges: a process has no event to wait on."""
+    """Poll the gauges, because another process has no event to wait on."""
     running = f"latentwire_requests_running {num_running}.0"
     waiting = f"latentwire_requests_waiting {num_waiting}.0"
     with httpx.Client(base_url=url) as http:
@@ -190,14 +196,14 @@ def wait_load(url: str, num_running: int, num_waiting: int = 0) -> None:
     raise AssertionError("the requests do not run")
 
 
-def test_sigterm_finishes_what_runs_refuses_the_rest_and_exits_0(
+def test_sigterm_finishes_running_requests_refuses_new_ones_and_exits_0(
     folder: Path, serve: Callable[..., Child]
 ) -> None:
     child = serve("--model", str(folder), "--port", "0", "--threads", "1", "--max-slots", "2")
     url = child.url
     with Client(url, max_retries=0) as client, ThreadPoolExecutor(3) as pool:
         client.wait_ready(TIMEOUT_S)
-        # One of them waits for a slot: it was taken, so it is finished too.
+        # One of them waits for a slot. It was accepted, so it is finished too.
         running = [pool.submit(long_request, url, 700) for _ in range(3)]
         wait_load(url, num_running=2, num_waiting=1)
         child.signal()
@@ -215,7 +221,9 @@ def test_sigterm_finishes_what_runs_refuses_the_rest_and_exits_0(
     assert "Traceback" not in child.output
 
 
-def test_a_second_signal_ends_it_at_once(folder: Path, serve: Callable[..., Child]) -> None:
+def test_a_second_signal_ends_the_service_at_once(
+    folder: Path, serve: Callable[..., Child]
+) -> None:
     child = serve(
         *("--model", str(folder), "--port", "0", "--max-model-len", "40000", "--threads", "1")
     )
@@ -233,7 +241,7 @@ def test_a_second_signal_ends_it_at_once(folder: Path, serve: Callable[..., Chil
 
 
 def read_stream(url: str, number: int, max_new_tokens: int) -> str:
-    """Read a stream to its end; tell how it ended."""
+    """Read a stream to its end, and return how it ended."""
     with Client(url, max_retries=0) as client:
         stream = client.stream_plan_latent(
             f"Task {number}", k=1, max_new_tokens=max_new_tokens, do_sample=False
@@ -249,7 +257,7 @@ def read_stream(url: str, number: int, max_new_tokens: int) -> str:
     ("drain_timeout", "max_new_tokens", "ends"),
     [("60", 400, {"length", "stop"}), ("0.2", 3000, {"not-ready", "stop"})],
 )
-def test_sigterm_with_20_streams_ends_each_in_good_order(
+def test_sigterm_ends_20_streams_with_a_result_or_an_error_each(
     folder: Path,
     serve: Callable[..., Child],
     drain_timeout: str,
@@ -298,7 +306,7 @@ def test_a_lost_device_is_503_to_all_and_exit_status_1(
     assert "device lost" in child.output
 
 
-def test_a_bad_model_is_exit_status_2_and_one_clear_line(
+def test_a_bad_model_is_exit_status_2_and_one_error_line(
     tmp_path: Path, serve: Callable[..., Child]
 ) -> None:
     (tmp_path / "broken").mkdir()
@@ -341,7 +349,7 @@ def test_settings_come_from_the_environment_and_flags_win(
     assert (limits.max_slots, limits.max_model_len, limits.max_queue) == (3, 77, 9)
 
 
-def test_a_port_in_use_is_said_and_not_exit_status_0(
+def test_a_port_in_use_is_reported_with_exit_status_1(
     folder: Path, serve: Callable[..., Child]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

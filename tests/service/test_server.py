@@ -1,4 +1,4 @@
-"""The listening socket, and what asyncio makes of the connections that it accepts."""
+"""The listening socket, and the options of the connections that it accepts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from latentwire_service.server import _listen, http_config
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_an_answer_is_not_held_back_for_an_acknowledgement(host: str) -> None:
+def test_an_answer_does_not_wait_for_an_acknowledgement(host: str) -> None:
     """With Nagle's algorithm, a body waited 40 ms for its head to be acknowledged."""
     try:
         listening = _listen(host, 0)
@@ -40,8 +40,8 @@ def test_an_answer_is_not_held_back_for_an_acknowledgement(host: str) -> None:
     assert asyncio.run(option_of_an_accepted_connection()) != 0
 
 
-def test_a_header_does_not_choose_who_the_caller_is() -> None:
-    """Callers take turns: one that had a new address for each request would have every turn."""
+def test_a_header_cannot_change_the_caller() -> None:
+    """Callers take turns, so a client with a new address per request would get every turn."""
     app = FastAPI()
 
     @app.get("/client")

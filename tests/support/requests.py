@@ -1,4 +1,4 @@
-"""One way to ask a live server, and what its answers have in common."""
+"""Requests to a live server, and checks that all its answers share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is let in, how long a request may take, and what is logged about it."""
+"""Access, limits of time and size, and the log of each request."""
 
 from __future__ import annotations
 
@@ -74,26 +74,28 @@ def code_of(answer: httpx.Response) -> tuple[int, str]:
         "Bearer first-key,second-key",
     ],
 )
-def test_without_a_key_nothing_is_told(server: LiveServer, path: str, header: str | None) -> None:
+def test_without_a_valid_key_nothing_is_answered(
+    server: LiveServer, path: str, header: str | None
+) -> None:
     headers = {} if header is None else {"Authorization": header}
     answer = httpx.get(f"{server.url}{path}", headers=headers)
     assert code_of(answer) == (401, "unauthorized")
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_two_authorization_headers_are_none(server: LiveServer) -> None:
+def test_two_authorization_headers_are_refused(server: LiveServer) -> None:
     headers = [("Authorization", f"Bearer {key}") for key in KEYS]
     assert httpx.get(f"{server.url}/info", headers=headers).status_code == 401
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_each_key_opens(server: LiveServer, key: str) -> None:
+def test_each_key_is_accepted(server: LiveServer, key: str) -> None:
     with Client(server.url, api_key=key) as client:
         assert len(client.plan_latent(**GREEDY).token_ids) == 6
         assert len(list(client.stream_plan_latent(**GREEDY))) == 6
 
 
-def test_the_client_says_that_a_key_is_missing(server: LiveServer) -> None:
+def test_the_client_raises_for_a_missing_key(server: LiveServer) -> None:
     with Client(server.url) as client:
         with pytest.raises(UnauthorizedError, match="an API key is required"):
             client.plan_latent("x")
@@ -112,7 +114,7 @@ def test_metrics_can_be_public(start: Callable[..., LiveServer]) -> None:
     assert httpx.get(f"{live.url}/info").status_code == 401
 
 
-def test_no_key_is_compared_less_than_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_compared_with_every_valid_key(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[bytes] = []
 
     def compare(shown: bytes, known: bytes) -> bool:
@@ -165,7 +167,7 @@ def test_a_key_file_without_usable_keys_is_refused(tmp_path: Path, content: str 
         ("", 421),
     ],
 )
-def test_on_loopback_only_loopback_names_are_answered(
+def test_on_loopback_only_loopback_names_are_accepted(
     server: LiveServer, host: str, status: int
 ) -> None:
     answer = server.http.get("/info", headers={"Host": host})
@@ -183,21 +185,23 @@ def test_on_loopback_only_loopback_names_are_answered(
         ({"host": "127.0.0.2"}, {"localhost", "127.0.0.1", "[::1]", "127.0.0.2"}),
     ],
 )
-def test_which_hosts_are_answered(settings: dict[str, Any], allowed: set[str] | None) -> None:
+def test_the_accepted_hosts_follow_from_the_settings(
+    settings: dict[str, Any], allowed: set[str] | None
+) -> None:
     assert policy_of(Settings(**settings)).allowed_hosts == allowed
 
 
-def test_other_origins_are_let_in_only_if_configured(
+def test_other_origins_may_call_only_if_configured(
     server: LiveServer, start: Callable[..., LiveServer]
 ) -> None:
-    asking = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
-    refused = httpx.options(f"{server.url}/plan_latent", headers=asking)
+    preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    refused = httpx.options(f"{server.url}/plan_latent", headers=preflight)
     assert "access-control-allow-origin" not in refused.headers
     live = start(cors_origin="https://a.example", api_key="k")
-    allowed = httpx.options(f"{live.url}/plan_latent", headers=asking)
+    allowed = httpx.options(f"{live.url}/plan_latent", headers=preflight)
     assert allowed.headers["access-control-allow-origin"] == "https://a.example"
     other = httpx.options(
-        f"{live.url}/plan_latent", headers=asking | {"Origin": "https://b.example"}
+        f"{live.url}/plan_latent", headers=preflight | {"Origin": "https://b.example"}
     )
     assert "access-control-allow-origin" not in other.headers
 
@@ -205,7 +209,7 @@ def test_other_origins_are_let_in_only_if_configured(
 # --- limits
 
 
-def test_more_tokens_than_the_service_allows_are_refused(server: LiveServer) -> None:
+def test_more_tokens_than_the_limit_are_refused(server: LiveServer) -> None:
     answer = server.http.post("/plan_latent", json=GREEDY | {"max_new_tokens": 51})
     assert code_of(answer) == (422, "invalid-request")
     assert answer.json()["field"] == "max_new_tokens"
@@ -223,28 +227,28 @@ def test_a_deadline_ends_a_request_and_frees_its_slot(
         with pytest.raises(DeadlineExceededError, match=r"within 0\.2 s"):
             list(plan(**body))
     gate.may_pass.set()
-    # One slot: it is free again, or this is never answered.
+    # With one slot, an answer means that the slot is free again.
     answer = live.http.post("/plan_latent", json=GREEDY | {"max_new_tokens": 1})
     assert answer.status_code == 200
     assert live.metric("latentwire_generation_tokens_total") < 20
-    # The one that was given up had its first token, too.
+    # The expired request had its first token, too.
     assert live.metric("latentwire_time_to_first_token_seconds_count") == 2
     assert live.metric("latentwire_e2e_request_latency_seconds_count") == 1
 
 
-def test_a_request_may_ask_for_less_time_and_not_for_more(
+def test_a_request_can_shorten_its_deadline_but_not_extend_it(
     start: Callable[..., LiveServer], gate: Gate
 ) -> None:
     live = start(Faults(before_decode=gate), request_timeout=0.3)
-    for asked, enforced in (("0.1", "0.1"), ("1000", "0.3")):
-        answer = live.http.post("/plan_latent", json=GREEDY, headers={"X-Request-Timeout": asked})
+    for given, enforced in (("0.1", "0.1"), ("1000", "0.3")):
+        answer = live.http.post("/plan_latent", json=GREEDY, headers={"X-Request-Timeout": given})
         assert code_of(answer) == (504, "deadline-exceeded")
         assert f"within {enforced} s" in answer.json()["detail"]
     gate.may_pass.set()
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", ""])
-def test_a_senseless_timeout_is_refused(server: LiveServer, value: str) -> None:
+def test_an_invalid_timeout_is_refused(server: LiveServer, value: str) -> None:
     answer = server.http.post("/plan_latent", json=GREEDY, headers={"X-Request-Timeout": value})
     assert code_of(answer) == (422, "invalid-request")
     assert answer.json()["field"] == "x-request-timeout"
@@ -254,7 +258,7 @@ def test_a_senseless_timeout_is_refused(server: LiveServer, value: str) -> None:
     "body",
     [b'Transfer-Encoding: chunked\r\n\r\n5\r\n{"tas\r\n', b"Content-Length: 50\r\n\r\n{"],
 )
-def test_a_body_that_never_ends_is_given_up(server: LiveServer, body: bytes) -> None:
+def test_a_body_that_never_ends_is_answered_408(server: LiveServer, body: bytes) -> None:
     with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as connection:
         connection.sendall(
             b"POST /plan_latent HTTP/1.1\r\nHost: localhost\r\n"
@@ -267,7 +271,7 @@ def test_a_body_that_never_ends_is_given_up(server: LiveServer, body: bytes) -> 
     assert b'"code":"body-timeout"' in answer
 
 
-def test_a_flood_of_headers_is_cut_off(server: LiveServer) -> None:
+def test_too_many_headers_are_refused(server: LiveServer) -> None:
     with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as connection:
         connection.sendall(b"GET /info HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 5000)
         assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
@@ -275,12 +279,12 @@ def test_a_flood_of_headers_is_cut_off(server: LiveServer) -> None:
 
 
 @pytest.mark.backends("local")
-def test_a_greedy_key_does_not_keep_others_out(
+def test_a_greedy_key_does_not_lock_others_out(
     start: Callable[..., LiveServer], gate: Gate
 ) -> None:
     live = start(Faults(before_decode=gate), api_key=("greedy", "modest"), max_queue=2)
 
-    def ask(key: str) -> httpx.Response:
+    def send(key: str) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"}
         return httpx.post(
             f"{live.url}/plan_latent", json=GREEDY, headers=headers, timeout=TIMEOUT_S
@@ -293,14 +297,14 @@ def test_a_greedy_key_does_not_keep_others_out(
         raise AssertionError("the requests do not wait")
 
     with ThreadPoolExecutor(4) as pool:
-        taken = [pool.submit(ask, "greedy")]
+        taken = [pool.submit(send, "greedy")]
         assert gate.is_reached.wait(TIMEOUT_S)
         for count in (1, 2):
-            taken.append(pool.submit(ask, "greedy"))
+            taken.append(pool.submit(send, "greedy"))
             wait_waiting(count)
-        assert ask("greedy").status_code == 429
-        modest = pool.submit(ask, "modest")
-        # It is taken in the moment the held step is over; the newest of the others gives way.
+        assert send("greedy").status_code == 429
+        modest = pool.submit(send, "modest")
+        # It is queued when the held step is over, and displaces the newest of the others.
         wait_waiting(3)
         gate.may_pass.set()
         assert modest.result(TIMEOUT_S).status_code == 200
@@ -320,7 +324,7 @@ def test_every_answer_has_a_request_id(server: LiveServer, path: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["a b", "x" * 129, "", "a\tb", 'a"b'])
-def test_an_id_that_is_unfit_for_a_log_is_replaced(server: LiveServer, value: str) -> None:
+def test_an_id_that_does_not_fit_a_log_line_is_replaced(server: LiveServer, value: str) -> None:
     answer = server.http.get("/health", headers={"X-Request-Id": value})
     assert answer.headers["x-request-id"].startswith("req-")
 
@@ -367,7 +371,7 @@ def test_a_json_log_names_the_request_its_key_and_its_error(
     assert "first-key" not in lines.getvalue()
 
 
-def test_a_text_log_ends_with_the_id(
+def test_a_text_line_ends_with_the_request_id(
     server: LiveServer, written: Callable[..., io.StringIO]
 ) -> None:
     lines = written(PathlessFormatter("%(message)s%(for_request)s"))
@@ -419,7 +423,7 @@ def test_the_log_line_of_an_answer_has_its_id(
     assert [after.strip() for _, found, after in texts if found] == [plan_id, ""]
 
 
-def test_draining_fails_what_is_not_done_in_time(
+def test_draining_fails_requests_that_are_not_done_in_time(
     start: Callable[..., LiveServer], gate: Gate
 ) -> None:
     live = start(Faults(before_decode=gate))

@@ -1,4 +1,4 @@
-"""The HTTP contract over a real socket: every endpoint, what is logged, and who must not wait."""
+"""The HTTP contract over a real socket: every endpoint, the log, and an unblocked event loop."""
 
 from __future__ import annotations
 
@@ -100,14 +100,14 @@ def test_a_stop_string_ends_the_plan(server: LiveServer) -> None:
     assert stopped.token_ids == whole.token_ids[: len(stopped.token_ids)]
 
 
-def test_text_that_looks_like_the_answer_is_only_text(server: LiveServer) -> None:
+def test_a_task_that_looks_like_the_answer_is_returned_as_text(server: LiveServer) -> None:
     task = '{"hidden_state":{"data":""}} \\"data\\":\\"\\" "data":""'
     answer = plan_of(post(server, GREEDY | {"task": task, "task_id": '"data":""'}))
     assert (answer.task, answer.task_id) == (task, '"data":""')
     assert decode_hidden_state(answer.hidden_state).shape == (6, HIDDEN_SIZE)
 
 
-def test_health_ready_info(server: LiveServer) -> None:
+def test_health_ready_and_info_answer(server: LiveServer) -> None:
     assert server.http.get("/health").json() == {"status": "ok"}
     assert server.http.get("/ready").json() == {"status": "ready"}
     info = InfoResponse.model_validate_json(server.http.get("/info").content)
@@ -149,7 +149,7 @@ def test_metrics_count_answers_tokens_and_bytes(server: LiveServer) -> None:
         ]
 
     before = counts()
-    # A prompt that begins like no other: none of it is in the cache.
+    # No other prompt begins like this one, so no prefix of it is cached.
     answer = plan_of(post(server, GREEDY | {"prompt_template": "~ {task}"}, k=2))
     post(server, {})
     server.http.get("/secret-in-a-path")
@@ -199,12 +199,12 @@ def test_openapi_is_3_1_and_lists_every_error(server: LiveServer) -> None:
     assert names >= {"task", "k", "seed", "stop", "top_p", "stream"}
 
 
-# --- what must not leak, and who must not wait
+# --- the log and the event loop
 
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """What the service would write to standard error."""
+    """The text that the service would write to standard error."""
     written = io.StringIO()
     handler = logging.StreamHandler(written)
     handler.setFormatter(PathlessFormatter("%(levelname)s %(name)s: %(message)s"))
@@ -212,7 +212,7 @@ def log() -> Iterator[io.StringIO]:
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    # The client of this test, not the service, would log the query.
+    # httpx logs the query, but it is the client of this test.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     yield written
     root.removeHandler(handler)
@@ -222,7 +222,7 @@ def log() -> Iterator[io.StringIO]:
 ABSOLUTE_PATH = re.compile(r"(?<![\w.])/[\w.-]+/[\w./-]+")
 
 
-def test_the_log_tells_neither_task_nor_query_nor_path(
+def test_the_log_holds_no_task_no_query_and_no_path(
     server: LiveServer, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = server
@@ -263,7 +263,7 @@ def test_an_internal_error_leaves_the_connection_usable(
     assert plan_of(post(server, GREEDY))
 
 
-def test_rendering_and_long_prompts_run_beside_the_event_loop(
+def test_rendering_and_long_prompts_run_off_the_event_loop(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: dict[str, int] = {}
@@ -280,7 +280,7 @@ def test_rendering_and_long_prompts_run_beside_the_event_loop(
     note(rendering, "encode_base64")
     plan_of(post(server, GREEDY))
     assert threads["encode_base64"] != server.thread.ident
-    # Long only once it is filled in, and too long for the model: tokenized it is all the same.
+    # Only the filled template is long. It is too long for the model, which tokenizing it shows.
     long = {**GREEDY, "task": "Wash the mug. " * 100, "prompt_template": "{task}" * 100}
     assert_problem(post(server, long), 422, "prompt-too-long")
     assert server.watch.encoding_threads[-1] != server.thread.ident

@@ -1,4 +1,4 @@
-"""What a service refuses, over a real socket: each with its status, and naming the field."""
+"""Refusals over a real socket: each has its status and names the field."""
 
 from __future__ import annotations
 
@@ -154,22 +154,22 @@ def test_a_body_beyond_the_limit_is_refused(
     assert plan_of(post(server, GREEDY))
 
 
-def test_who_sends_too_large_a_body_to_its_end_sees_why_it_is_refused(server: LiveServer) -> None:
-    """Some send all before they read: a connection reset meanwhile would tell them nothing."""
+def test_a_client_that_sends_all_of_a_too_large_body_sees_the_refusal(server: LiveServer) -> None:
+    """Some clients send everything before they read, and a reset would hide the answer."""
     body = b"x" * 2_000_000
     head = f"POST /plan_latent HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as connection:
         connection.sendall(head.encode())
         for start in range(0, len(body), 100_000):
             connection.sendall(body[start : start + 100_000])
-            # Long enough for a refusal to come back, and for the connection to be closed.
+            # Long enough for the refusal to arrive and the connection to be closed.
             time.sleep(0.02)
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
 def test_unknown_paths_and_methods_are_problems(server: LiveServer) -> None:
     assert_problem(server.http.get("/plan"), 404, "not-found")
-    # Sent elsewhere, the query would be repeated.
+    # A redirect would repeat the query in a header.
     elsewhere = server.http.get("/plan_latent/", params={"task": "x"})
     assert_problem(elsewhere, 404, "not-found")
     answer = server.http.delete("/plan_latent")

@@ -1,4 +1,4 @@
-"""Streams over a real socket: what each event holds, how a stream breaks, who frees the slot."""
+"""Streams over a real socket: the events, errors within a stream, and freed slots."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, backend: str) -> Path:
 
 
 class Paces:
-    """Lets decode steps pass one by one."""
+    """Lets one decode step pass per release."""
 
     def __init__(self) -> None:
         self.passes = threading.Semaphore(0)
@@ -65,7 +65,7 @@ def events_of(live: LiveServer, body: dict[str, Any], **params: Any) -> list[Eve
 
 @pytest.mark.parametrize("k", [None, 0, 2, 50])
 @pytest.mark.parametrize("stop", [[], ["e"], ["zzz", "never"]])
-def test_a_stream_says_what_the_answer_says(
+def test_a_stream_holds_the_same_plan_as_the_whole_answer(
     server: LiveServer, k: int | None, stop: list[str]
 ) -> None:
     body: dict[str, Any] = {
@@ -94,7 +94,7 @@ def test_a_stream_says_what_the_answer_says(
         assert getattr(streamed, name) == getattr(whole, name), name
 
 
-def test_the_done_event_repeats_no_payload(server: LiveServer) -> None:
+def test_the_done_event_does_not_repeat_the_steps(server: LiveServer) -> None:
     *steps, done = events_of(server, GREEDY, k=2)
     assert [event.name for event in steps] == ["step"] * 6
     assert done.name == "done"
@@ -103,14 +103,14 @@ def test_the_done_event_repeats_no_payload(server: LiveServer) -> None:
     assert not {"task", "token_ids", "hidden_state"} & set(json.loads(done.data))
 
 
-def test_the_get_form_streams_too(server: LiveServer) -> None:
+def test_get_streams_as_well(server: LiveServer) -> None:
     query = GREEDY | {"stream": "true", "do_sample": "false", "k": 1}
     answer = server.http.get("/plan_latent", params=query)
     names = [event.name for event in EventDecoder().feed(answer.content)]
     assert names == ["step"] * 6 + ["done"]
 
 
-def test_the_async_client_streams_the_same(server: LiveServer) -> None:
+def test_the_async_client_reads_the_same_stream(server: LiveServer) -> None:
     async def collect() -> list[PlanStep]:
         async with AsyncClient(server.url) as client:
             stream = client.stream_plan_latent("Wash the mug.", k=1, seed=3, max_new_tokens=9)
@@ -125,7 +125,7 @@ def test_the_async_client_streams_the_same(server: LiveServer) -> None:
     assert [(s.token_id, s.text) for s in steps] == [(s.token_id, s.text) for s in expected]
 
 
-def test_each_step_is_sent_when_it_is_made(start: Callable[..., LiveServer]) -> None:
+def test_each_token_is_sent_when_it_is_generated(start: Callable[..., LiveServer]) -> None:
     paces = Paces()
     live = start(Faults(before_decode=paces)).wait_ready()
     try:
@@ -143,7 +143,7 @@ def test_each_step_is_sent_when_it_is_made(start: Callable[..., LiveServer]) -> 
         paces.passes.release(1000)
 
 
-def test_what_is_refused_before_the_first_token_has_its_status(server: LiveServer) -> None:
+def test_a_refusal_before_the_first_token_has_its_own_status(server: LiveServer) -> None:
     answer = server.http.post(
         "/plan_latent", json=GREEDY | {"stream": True, "max_new_tokens": 5000}
     )
@@ -181,7 +181,7 @@ def test_a_lost_engine_ends_its_streams_with_an_error_event(
     assert live.failed.wait(TIMEOUT_S)
 
 
-def test_an_unforeseen_error_in_a_stream_shows_an_id_only(
+def test_an_unexpected_error_in_a_stream_shows_only_an_id(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_down(*_: object) -> bytes:
@@ -193,7 +193,7 @@ def test_an_unforeseen_error_in_a_stream_shows_an_id_only(
     assert b"somebody" not in error.data
 
 
-def test_a_stream_whose_reader_goes_frees_its_slot(
+def test_a_stream_whose_reader_disconnects_frees_its_slot(
     start: Callable[..., LiveServer],
 ) -> None:
     paces = Paces()
@@ -208,7 +208,7 @@ def test_a_stream_whose_reader_goes_frees_its_slot(
     assert live.metric("latentwire_generation_tokens_total") < 20
 
 
-def test_a_waiting_stream_whose_reader_goes_leaves_the_queue(
+def test_a_waiting_stream_whose_reader_disconnects_leaves_the_queue(
     start: Callable[..., LiveServer],
 ) -> None:
     held = Gate()
@@ -233,10 +233,10 @@ def test_a_waiting_stream_whose_reader_goes_leaves_the_queue(
     assert live.metric("latentwire_requests_total", path="/plan_latent", status="499") == 1
 
 
-def test_a_reader_that_goes_on_sending_is_cut_off(
+def test_a_reader_that_exceeds_the_body_limit_is_disconnected(
     start: Callable[..., LiveServer],
 ) -> None:
-    """A GET's body is nobody's business, but its size is."""
+    """The body of a GET is not used, but its size is limited."""
     paces = Paces()
     live = start(Faults(before_decode=paces), max_slots=1, max_body_bytes=1024).wait_ready()
     with socket.create_connection(("127.0.0.1", live.port), TIMEOUT_S) as connection:
@@ -258,7 +258,7 @@ def test_a_reader_that_goes_on_sending_is_cut_off(
         assert len(client.plan_latent("x", max_new_tokens=3).token_ids) == 3
 
 
-def test_a_reader_that_takes_nothing_does_not_hold_the_engine(
+def test_a_reader_that_reads_nothing_does_not_delay_the_engine(
     start: Callable[..., LiveServer],
 ) -> None:
     live = start(max_slots=1).wait_ready()
@@ -275,7 +275,7 @@ def test_a_reader_that_takes_nothing_does_not_hold_the_engine(
             assert len(client.plan_latent("x", max_new_tokens=2).token_ids) == 2
 
 
-def test_a_tokenizer_that_fails_fails_its_request_alone(
+def test_a_tokenizer_error_fails_only_its_request(
     start: Callable[..., LiveServer],
 ) -> None:
     is_broken = threading.Event()
@@ -288,7 +288,7 @@ def test_a_tokenizer_that_fails_fails_its_request_alone(
     assert not live.failed.is_set()
 
 
-def test_draining_lets_streams_end(start: Callable[..., LiveServer]) -> None:
+def test_draining_finishes_running_streams(start: Callable[..., LiveServer]) -> None:
     paces = Paces()
     live = start(Faults(before_decode=paces)).wait_ready()
     with Client(live.url, max_retries=0) as client:

@@ -1,4 +1,4 @@
-"""Traces, sent to a collector on a real socket and read with OpenTelemetry's own definitions."""
+"""Traces sent to a collector on a real socket and read with OpenTelemetry's definitions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECRET = "Fetch-the-secret-kettle"
 
 
 class Collector:
-    """Takes OTLP over HTTP."""
+    """Accepts OTLP over HTTP."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -86,7 +86,7 @@ def serve_and_plan(folder: Path, **environment: str) -> tuple[Child, list[str]]:
 
     Returns the process and the ids of both answers.
     """
-    # Uncompressed, so that a text which must not be in it could be found.
+    # Uncompressed, so that the test would find a forbidden text.
     environment |= {"OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
     child = Child("--model", str(folder), "--port", "0", "--threads", "1", **environment)
     try:
@@ -108,7 +108,7 @@ def serve_and_plan(folder: Path, **environment: str) -> tuple[Child, list[str]]:
 
 
 @pytest.mark.slow
-def test_a_request_is_a_span_with_its_parts_and_says_nothing_of_its_text(
+def test_a_request_is_a_span_with_its_parts_and_without_its_text(
     tmp_path: Path, collector: Collector
 ) -> None:
     folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
@@ -116,24 +116,24 @@ def test_a_request_is_a_span_with_its_parts_and_says_nothing_of_its_text(
     servers = [span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
     names = sorted(span.name for span in servers)
     assert names == ["GET /plan_latent", "POST /plan_latent", "POST /plan_latent"]
-    (asked,) = (span for span in servers if span.trace_id.hex() == TRACE_ID)
-    assert asked.parent_span_id.hex() == TRACEPARENT.split("-")[2]
-    noted = attributes(asked)
+    (plan_span,) = (span for span in servers if span.trace_id.hex() == TRACE_ID)
+    assert plan_span.parent_span_id.hex() == TRACEPARENT.split("-")[2]
+    noted = attributes(plan_span)
     assert noted["http.response.status_code"] == 200
     assert noted["latentwire.request_id"] == "mine"
     assert noted["latentwire.plan_id"] == plan_id
     assert (noted["gen_ai.usage.output_tokens"], noted["latentwire.latent_steps"]) == (5, 2)
-    parts = [span for span in collector.spans if span.parent_span_id == asked.span_id]
+    parts = [span for span in collector.spans if span.parent_span_id == plan_span.span_id]
     parts.sort(key=lambda span: span.start_time_unix_nano)
     assert [span.name for span in parts] == ["queue", "prefill", "decode"]
     for earlier, later in zip(parts, parts[1:], strict=False):
         assert earlier.start_time_unix_nano <= earlier.end_time_unix_nano
         assert earlier.end_time_unix_nano == later.start_time_unix_nano
-    assert asked.start_time_unix_nano <= parts[0].start_time_unix_nano + 50_000_000
-    assert parts[-1].end_time_unix_nano <= asked.end_time_unix_nano
+    assert plan_span.start_time_unix_nano <= parts[0].start_time_unix_nano + 50_000_000
+    assert parts[-1].end_time_unix_nano <= plan_span.end_time_unix_nano
     streamed = [s for s in servers if attributes(s).get("gen_ai.usage.output_tokens") == 3]
     assert [attributes(span)["latentwire.plan_id"] for span in streamed] == [streamed_id]
-    # A caller's mistake is no error of the service.
+    # A client error is not an error of the service.
     assert all(span.status.code != Status.STATUS_CODE_ERROR for span in servers)
     sent = b"".join(collector.bodies)
     assert SECRET.encode() not in sent
@@ -146,7 +146,7 @@ def test_a_request_is_a_span_with_its_parts_and_says_nothing_of_its_text(
 
 
 @pytest.mark.slow
-def test_nothing_is_sent_unless_the_environment_says_where_to(
+def test_nothing_is_sent_without_an_endpoint_in_the_environment(
     tmp_path: Path, collector: Collector
 ) -> None:
     folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
@@ -158,7 +158,7 @@ def test_nothing_is_sent_unless_the_environment_says_where_to(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_listening", [True, False])
-def test_a_collector_that_does_not_answer_holds_nobody_up(
+def test_a_collector_that_does_not_answer_delays_nothing(
     tmp_path: Path, is_listening: bool
 ) -> None:
     folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
@@ -167,7 +167,7 @@ def test_a_collector_that_does_not_answer_holds_nobody_up(
         if is_listening:
             silent.listen()
         port = silent.getsockname()[1]
-        # Far longer than the test may take: whoever waits for the exporter's own limit fails.
+        # Far longer than the test may take, so waiting for the exporter's own limit fails it.
         limits = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1000", "OTEL_BSP_SCHEDULE_DELAY": "100000"}
         endpoint = f"http://127.0.0.1:{port}"
         child, _ = serve_and_plan(folder, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **limits)
@@ -177,7 +177,7 @@ def test_a_collector_that_does_not_answer_holds_nobody_up(
 
 
 @pytest.mark.slow
-def test_spans_that_are_refused_are_reported(tmp_path: Path, collector: Collector) -> None:
+def test_refused_spans_are_reported(tmp_path: Path, collector: Collector) -> None:
     folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
     collector.status = 400
     child, _ = serve_and_plan(folder, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
@@ -185,7 +185,7 @@ def test_spans_that_are_refused_are_reported(tmp_path: Path, collector: Collecto
     assert "127.0.0.1" not in child.output
 
 
-def test_without_the_extra_it_says_which_one_to_install(
+def test_without_the_extra_a_warning_names_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
