@@ -46,7 +46,7 @@ def main(args: Sequence[str]) -> int:
     os.environ.update(thread_environment(os.environ))
     keep_freed_memory()
     if settings.compile:
-        # Later starts reuse what inductor compiled, also after a reboot.
+        # Later starts reuse inductor's output, also after a reboot.
         compiled = settings.cache_dir.expanduser() / f"inductor-{cpu_name()}"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     from latentwire_service.server import serve

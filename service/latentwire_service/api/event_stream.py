@@ -22,7 +22,7 @@ class PlanEvents:
 
     Args:
         items: items of `ModelService.stream`.
-        context: what the answer states besides the plan.
+        context: facts about the request and the model.
         on_plan: receives the finished plan.
         on_error: receives an error that becomes an `error` event.
     """

@@ -24,7 +24,7 @@ from latentwire_service.model_service import Plan
 
 @dataclass(frozen=True, slots=True)
 class AnswerContext:
-    """What an answer states besides its plan: fields of the request, and the model.
+    """Facts that an answer states in addition to its plan: fields of the request, and the model.
 
     Attributes:
         body: body of the request.
@@ -73,7 +73,7 @@ def render_done(plan: Plan, context: AnswerContext, streamed_text: str) -> bytes
 
     Args:
         plan: the finished plan.
-        context: what the answer states besides.
+        context: facts about the request and the model.
         streamed_text: the text of all `step` events; the event holds the plan only if it differs.
     """
     completion = plan.completion

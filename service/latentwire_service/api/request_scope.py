@@ -19,12 +19,12 @@ def route_of(scope: Scope) -> str:
 
 
 def set_caller(scope: Scope, caller: str) -> None:
-    """Note who calls, for the turns in the queue."""
+    """Note the caller, for the turns in the queue."""
     scope[_CALLER] = caller
 
 
 def caller_of(scope: Scope) -> str:
-    """Return who calls: the name of the API key, else the address."""
+    """Return the caller: the name of the API key, else the address."""
     caller: str = scope.get(_CALLER, "")
     return caller
 

@@ -32,7 +32,7 @@ _CLOSE_TIMEOUT_S = 5.0
 
 @dataclass(slots=True)
 class RequestOutcome:
-    """What a request's span says of it. Set until the span ends.
+    """Facts about a request for its span. Set them before the span ends.
 
     Attributes:
         route: the path of the route, never the path of the request, so that names stay few.

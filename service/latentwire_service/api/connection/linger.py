@@ -2,9 +2,9 @@
 
 Threat: a client is answered before the end of its body (413, 401, 404) and sends on. If the
 connection closed at once, the client would see a reset instead of the answer; if it stayed open,
-the client could send for ever.
+the client could send without end.
 Limit: `LINGER_S`, or longer while the client still reads the answer.
-Mechanism: the sending half closes, so that the answer is complete. What the client sends is read
+Mechanism: the sending half closes, so that the answer is complete. Bytes from the client are read
 and dropped. When the time is over and the answer is sent, the connection is aborted.
 """
 
@@ -23,7 +23,7 @@ class LingeringClose:
     Args:
         transport: the connection's transport.
         loop: the event loop of the transport.
-        stall: watches the reader of what is still being sent.
+        stall: watches the reader of the bytes not sent yet.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> None:
-        """Let asyncio close the transport, and watch the reader of what is not sent yet."""
+        """Let asyncio close the transport, and watch the reader of the bytes not sent yet."""
         self._stall.watch()
 
     def data_received(self, data: bytes) -> None:
@@ -61,7 +61,7 @@ class Connection(H11Protocol):
             self.transport.abort()
 
     def handle_events(self) -> None:
-        """Handle what h11 makes of the bytes received so far."""
+        """Handle the events that h11 parses from the bytes received so far."""
         limit = self.config.h11_max_incomplete_event_size
         if limit is not None and exceeds_head_limit(self.conn, limit):
             self.send_400_response(f"The head of a request must not exceed {limit} bytes.")

@@ -1,7 +1,7 @@
 """Bytes that arrive while a request is being answered: pipelined requests, or anything else.
 
-Threat: a client sends more after its request. uvicorn then stops to read, and without reading
-nobody sees that the client disconnects: the request keeps its slot.
+Threat: a client sends more after its request. uvicorn then stops reading, and without reading the
+service does not notice a disconnect: the request keeps its slot.
 Limit: `MAX_READ_AHEAD_BYTES`.
 Mechanism: reading continues into a buffer, which is parsed after the answer. When the buffer is
 full, the connection is aborted.
@@ -14,7 +14,7 @@ MAX_READ_AHEAD_BYTES = 64 * 1024
 
 
 class ReadAhead:
-    """Keeps what a client sends before it is answered."""
+    """Keeps the bytes that a client sends before it is answered."""
 
     def __init__(self) -> None:
         self._kept = bytearray()
@@ -27,6 +27,6 @@ class ReadAhead:
         return True
 
     def take(self) -> bytes:
-        """Return what was kept, and forget it."""
+        """Return the kept bytes, and empty the buffer."""
         kept, self._kept = bytes(self._kept), bytearray()
         return kept
