@@ -7,8 +7,7 @@ import sys
 from latentwire_batch.collect import collect
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
-from latentwire_batch.errors import BatchError
-from latentwire_batch.exit_status import report_interrupted, status_of
+from latentwire_batch.exit_status import run_to_exit_status
 from latentwire_batch.flags import parse_settings
 
 
@@ -23,7 +22,8 @@ def main(args: list[str]) -> int:
         130 interrupted; 1 any other error.
     """
     console = Console(sys.stderr)
-    try:
+
+    def run() -> int:
         settings = parse_settings(
             CollectSettings,
             args,
@@ -31,14 +31,8 @@ def main(args: list[str]) -> int:
             description="Plan every task of a dataset, and store the plans with their latents.",
         )
         return collect(settings, console)
-    except BatchError as error:
-        console.say(str(error))
-        return status_of(error)
-    except KeyboardInterrupt:
-        return report_interrupted(console)
-    except SystemExit as request:
-        # argparse exits after --help.
-        return int(request.code or 0)
+
+    return run_to_exit_status(run, console)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from typing import Any
 from latentwire_batch.collect import collect
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
-from latentwire_batch.errors import BatchError, UsageError
-from latentwire_batch.exit_status import report_interrupted, status_of
+from latentwire_batch.errors import UsageError
+from latentwire_batch.exit_status import run_to_exit_status
 from latentwire_batch.flags import Parser, make_settings
 from latentwire_batch.ranks.rank import Rank, rank_of
 from latentwire_batch.tasks.arrow_files import is_split_directory
@@ -126,20 +126,15 @@ def run_classic(parser: ClassicParser, args: list[str], translate: Translate) ->
     console = Console(sys.stderr, parser.prog)
     # A launcher's SIGTERM ends the run like Ctrl-C, also while nothing asynchronous runs.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+
+    def run() -> int:
         rank = rank_of(os.environ, os.getppid())
         with ExitStack() as opened:
             given = parser.parse_args(args)
             settings = _settings(parser, given, translate(given, opened))
             return collect(settings, _console_of(rank, parser.prog, given.disable_tqdm), rank)
-    except BatchError as error:
-        console.say(str(error))
-        return status_of(error)
-    except KeyboardInterrupt:
-        return report_interrupted(console)
-    except SystemExit as request:
-        # argparse exits after --help.
-        return int(request.code or 0)
+
+    return run_to_exit_status(run, console)
 
 
 def truth(text: str) -> bool:

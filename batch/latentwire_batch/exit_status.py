@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 
 from latentwire_batch.console import Console
@@ -21,6 +22,28 @@ class ExitStatus(IntEnum):
 def status_of(error: BatchError) -> ExitStatus:
     """Return the exit status for an error."""
     return ExitStatus.USAGE if isinstance(error, UsageError) else ExitStatus.FAILED
+
+
+def run_to_exit_status(run: Callable[[], int], console: Console) -> int:
+    """Run a collection's command line; report the error or signal that ends it early.
+
+    Args:
+        run: parses the command line, collects, and returns the exit status.
+        console: for the report.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        return run()
+    except BatchError as error:
+        console.say(str(error))
+        return status_of(error)
+    except KeyboardInterrupt:
+        return report_interrupted(console)
+    except SystemExit as request:
+        # argparse exits after --help.
+        return int(request.code or 0)
 
 
 def report_written(console: Console, num_finished: int, num_failed: int) -> ExitStatus:

@@ -13,14 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from support.backends import Faults, Gate
+    from support.backends import Faults
+    from support.gate import Gate
     from support.live_server import LiveServer
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "backends(*names): runs over each of these backends; default: the local one"
-    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -81,7 +76,7 @@ def start(folder: Path, backend: str) -> Iterator[Callable[..., LiveServer]]:
 @pytest.fixture
 def gate() -> Iterator[Gate]:
     """Open at the end of the test at the latest."""
-    from support.backends import Gate
+    from support.gate import Gate
 
     held = Gate()
     yield held

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from support.backends import TIMEOUT_S, Faults, Gate
+from support.backends import Faults
+from support.gate import TIMEOUT_S, Gate
 from support.live_server import LiveServer
 from support.requests import GREEDY, assert_problem, plan_of, post
 

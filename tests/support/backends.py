@@ -27,20 +27,6 @@ from latentwire_service.engine.prompt import Prompt
 from latentwire_service.settings import Settings
 from support.fake_backend import ByteTokenizer, FakeBackend, Rows
 
-TIMEOUT_S = 60
-
-
-class Gate:
-    """Blocks every call until it is opened, and remembers that a call came."""
-
-    def __init__(self) -> None:
-        self.is_reached = threading.Event()
-        self.may_pass = threading.Event()
-
-    def __call__(self) -> None:
-        self.is_reached.set()
-        assert self.may_pass.wait(TIMEOUT_S)
-
 
 @dataclass(frozen=True)
 class Faults:

@@ -17,7 +17,8 @@ from latentwire_service.server import http_config
 from latentwire_service.service_info import service_info
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.metrics import Metrics
-from support.backends import BACKENDS, NO_FAULTS, TIMEOUT_S, Faults, MakeFactory, Watch, watched
+from support.backends import BACKENDS, NO_FAULTS, Faults, MakeFactory, Watch, watched
+from support.gate import TIMEOUT_S
 
 
 class LiveServer:

@@ -18,7 +18,8 @@ from fastapi import FastAPI, Response
 
 from latentwire_service.api.connection import linger, stall
 from latentwire_service.server import http_config
-from support.backends import TIMEOUT_S, Faults, Gate
+from support.backends import Faults
+from support.gate import TIMEOUT_S, Gate
 from support.live_server import LiveServer
 from support.requests import GREEDY, plan_of, post
 

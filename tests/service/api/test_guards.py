@@ -19,7 +19,8 @@ from latentwire import Client, DeadlineExceededError, UnauthorizedError
 from latentwire_service.api.access_policy import ApiKeys, PolicyError, policy_of
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.logs import JsonFormatter, PathlessFormatter, add_request_id
-from support.backends import BACKENDS, TIMEOUT_S, Faults, Gate
+from support.backends import BACKENDS, Faults
+from support.gate import TIMEOUT_S, Gate
 from support.live_server import LiveServer
 from support.requests import GREEDY
 

@@ -14,7 +14,8 @@ import pytest
 
 from latentwire.protocol import ErrorBody, PlanLatentResponse
 from latentwire_service.settings import Settings
-from support.backends import BACKENDS, TIMEOUT_S
+from support.backends import BACKENDS
+from support.gate import TIMEOUT_S
 from support.live_server import LiveServer
 
 pytestmark = pytest.mark.backends("fake")

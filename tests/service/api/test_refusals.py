@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from latentwire.protocol import ErrorBody
-from support.backends import TIMEOUT_S
+from support.gate import TIMEOUT_S
 from support.live_server import LiveServer
 from support.requests import GREEDY, MAX_BODY_BYTES, assert_problem, plan_of, post
 

@@ -20,20 +20,7 @@ from latentwire_service.engine.errors import (
 )
 from support.engine_requests import NumberTokenizer, make_spec
 from support.fake_runner import FakeModelRunner, hidden_row
-
-TIMEOUT_S = 30
-
-
-class Gate:
-    """Holds the engine's thread at the start of a pass."""
-
-    def __init__(self) -> None:
-        self.is_reached = threading.Event()
-        self.may_pass = threading.Event()
-
-    def __call__(self) -> None:
-        self.is_reached.set()
-        assert self.may_pass.wait(TIMEOUT_S)
+from support.gate import TIMEOUT_S, Gate
 
 
 class Failures:
