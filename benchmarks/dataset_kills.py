@@ -57,9 +57,9 @@ class Stubs:
         self.processes = [self.start(index) for index in range(len(self.ports))]
 
     def kill(self, index: int) -> None:
-        """End one by SIGKILL."""
-        self.processes[index].kill()
-        self.processes[index].wait()
+        """End one by SIGKILL, and close its pipe."""
+        with self.processes[index] as process:
+            process.kill()
 
     def restart(self, index: int) -> None:
         """Start one again that was killed."""
