@@ -19,7 +19,6 @@ import zlib
 from collections import deque
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -33,10 +32,7 @@ _CODES = {
     429: "queue-full",
     500: "internal",
     503: "not-ready",
-    504: "deadline-exceeded",
 }
-
-
 _REFUSAL = [
     ("info", "latentwire_service.server", "listening"),
     ("error", "latentwire_service.model_service", "cannot serve the model: none there"),
@@ -96,7 +92,6 @@ class Behaviour:
     nan_tasks: set[str] = field(default_factory=set)
     drop_tasks: set[str] = field(default_factory=set)
     speaks_json_only: bool = False
-    record: Path | None = None
 
 
 class StubReplica:
@@ -222,9 +217,6 @@ class _Handler(BaseHTTPRequestHandler):
             stub.num_in_flight += 1
             stub.most_in_flight = max(stub.most_in_flight, stub.num_in_flight)
             stub.received.append((body["task_id"], body["seed"]))
-            if behaviour.record is not None:
-                with behaviour.record.open("a") as file:
-                    file.write(f"{body['task_id']}\n")
             status = self._fault(body["task"])
             stub.lock.notify_all()
         stub.arrived.set()
@@ -380,9 +372,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="tokens per row; absent: varies")
     parser.add_argument("--max-slots", type=int, default=4)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
-    parser.add_argument("--model", default="stub")
     parser.add_argument("--die-after", type=int, default=None, help="answers before it dies")
-    parser.add_argument("--record", type=Path, default=None, help="append received task ids here")
     parser.add_argument("--not-ready", action="store_true", help="never become ready")
     parser.add_argument("--refuse-model", action="store_true", help="log like a failed load, exit")
     args = parser.parse_args()
@@ -392,7 +382,6 @@ def main() -> None:
             sys.stderr.write(json.dumps(record) + "\n")
         sys.exit(2)
     behaviour = Behaviour(
-        model=args.model,
         hidden_size=args.hidden_size,
         steps=args.steps,
         max_slots=args.max_slots,
@@ -400,7 +389,6 @@ def main() -> None:
         die_after=args.die_after,
         exit_on_death=True,
         is_ready=not args.not_ready,
-        record=args.record,
     )
     stub = StubReplica(behaviour, args.port, args.listen_fd)
     sys.stdout.write(f"{stub.port}\n")
