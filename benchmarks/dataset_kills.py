@@ -49,7 +49,8 @@ class Stubs:
         command += ["--hidden-size", "64", "--delay", str(self.delay_s)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        process.stdout.readline()
+        with process.stdout:
+            process.stdout.readline()
         return process
 
     def start_all(self) -> None:
