@@ -50,8 +50,8 @@ class ReplicaFields(BaseModel):
     replica: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Address of a running replica, like http://host:8000. Repeat the flag for "
-        "several; a name with several addresses stands for all of them. Without it, collect starts "
-        "replicas of its own.",
+        "several; LATENTWIRE_COLLECT_REPLICA separates them by commas. A name with several "
+        "addresses stands for all of them. Without it, collect starts replicas of its own.",
     )
     api_key: SecretStr | None = Field(
         default=None, description="API key, when the replicas require one."

@@ -101,7 +101,8 @@ def _epilog(settings_type: type[BaseSettings]) -> str:
     return (
         f"Each flag can also be set by an environment variable: {prefix} and the flag's name in "
         "capitals, with underscores. The flag wins. Repeat a flag to give it several values: a "
-        "flag's value is never split."
+        "flag's value is never split. In a variable, a list is JSON unless the help of its flag "
+        "names another form."
     )
 
 

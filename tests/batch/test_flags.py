@@ -75,6 +75,19 @@ def test_the_value_of_a_list_flag_is_never_split(name: str) -> None:
         assert list(getattr(parse(*args), name)) == values
 
 
+def test_variables_of_lists_are_read_as_the_help_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LATENTWIRE_COLLECT_REPLICA", "http://a,http://b")
+    monkeypatch.setenv("LATENTWIRE_COLLECT_STOP", '["a,b", "c"]')
+    assert parse().replica == ("http://a", "http://b")
+    assert list(parse().stop) == ["a,b", "c"]
+    assert main(["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "LATENTWIRE_COLLECT_REPLICA separates them by commas" in text
+    assert "In a variable, a list is JSON unless" in text
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
