@@ -183,7 +183,7 @@ def plan_slots(settings: Settings, loaded: LoadedModel, probed: Probe) -> Capaci
     """Decide how many slots of which length fit into memory, and log it.
 
     Raises:
-        ModelError: the settings ask for more than fits.
+        ModelError: the settings need more memory than there is.
     """
     model, device = loaded.model, loaded.model.device
     limits = (loaded.max_positions, probed.max_positions)

@@ -147,7 +147,9 @@ class ModelService:
                 self._state = State.DRAINING
         if self._backend is None or self._backend.drain(timeout_s):
             return True
-        self._backend.abort(EngineUnavailableError("the service ended before the request"))
+        self._backend.abort(
+            EngineUnavailableError("the service stopped before the request finished")
+        )
         # One more step carries the abort out; a step that hangs is not waited for.
         self._backend.drain(_ABORT_PATIENCE_S)
         return False
@@ -203,7 +205,7 @@ class ModelService:
         return await asyncio.to_thread(build_spec, backend, submission, limit)
 
     def _finished(self, spec: GenerationSpec, completion: Completion, backend: BackendInfo) -> Plan:
-        """Make the answer, unless the backend's latent is invalid: whichever it is, none gets out.
+        """Check the latent, whichever backend made it, and report the completion.
 
         Raises:
             LatentInvalidError: the hidden rows break the latent's invariant.

@@ -61,7 +61,7 @@ def test_a_full_queue_is_429_with_retry_after(
     assert plan_of(post(live, GREEDY))
 
 
-def test_draining_finishes_what_runs_and_refuses_the_rest(
+def test_draining_finishes_running_requests_and_refuses_new_ones(
     start: Callable[..., LiveServer],
     gate: Gate,
     pool: ThreadPoolExecutor,
@@ -94,7 +94,7 @@ def test_a_lost_engine_answers_503_to_all_and_reports_failure(
     assert assert_problem(live.http.get("/ready"), 503, "not-ready").detail.endswith("failed")
 
 
-def test_a_latent_that_is_not_finite_is_an_error_never_a_message(
+def test_a_latent_that_is_not_finite_is_an_error_never_an_answer(
     start: Callable[..., LiveServer],
 ) -> None:
     live = start(Faults(has_nan_rows=True)).wait_ready()

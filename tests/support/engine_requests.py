@@ -30,7 +30,7 @@ def make_spec(
     caller: str = "",
     **params: Any,
 ) -> GenerationSpec:
-    """A greedy request, unless `params` say otherwise."""
+    """A greedy request by default; `params` override its sampling parameters."""
     defaults: dict[str, Any] = {"do_sample": False, "seed": 0}
     sampling = SamplingParams(max_new_tokens=max_new_tokens, **(defaults | params))
     return GenerationSpec(f"plan-{next(_ids)}", Prompt(tuple(prompt)), sampling, k, caller)

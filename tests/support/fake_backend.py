@@ -162,7 +162,7 @@ class FakeBackend:
         request = _Request(spec, on_step, detokenizer, self._condition)
         with self._condition:
             if not self._is_open:
-                raise EngineUnavailableError("the engine takes no more requests")
+                raise EngineUnavailableError("the engine accepts no more requests")
             num_unfinished = len(self._running) + len(self._waiting)
             if num_unfinished >= self._max_slots + self._settings.max_queue:
                 raise QueueFullError(self._settings.max_queue, retry_after_s=1.0)

@@ -58,7 +58,7 @@ class QueueCounts:
 
 
 class Admission:
-    """Decides who gets into the queue.
+    """Decides whether a request gets into the queue.
 
     Args:
         max_slots: requests that run together.

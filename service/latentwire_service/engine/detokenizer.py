@@ -1,4 +1,4 @@
-"""Generated tokens to text: as it grows, and where a stop string ends it."""
+"""From generated tokens to text: its growth step by step, and its end at a stop string."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Protocol
 
 from latentwire_service.engine.errors import DetokenizationError
 
-# Byte-level tokens that do not yet make a character decode to this one.
+# An unfinished multi-byte character decodes to this one.
 _REPLACEMENT = "\ufffd"
-# A character has at most 4 bytes. Tokens that never complete one (or say nothing, as special tokens
-# do) must not keep the window open for ever: decoding it again and again would be quadratic.
+# A character has at most 4 bytes. Tokens that never complete one, and special tokens, which have no
+# text, must not keep the window open for ever: decoding it in every step would be quadratic.
 _MAX_OPEN_TOKENS = 8
 
 
 class Tokenizer(Protocol):
-    """What the engine needs of a tokenizer; Hugging Face's have it."""
+    """What the engine needs of a tokenizer; those of Hugging Face satisfy it."""
 
     def decode(self, token_ids: Sequence[int], /, *, skip_special_tokens: bool = False) -> str:
         """Return the text of the tokens."""
@@ -23,7 +23,7 @@ class Tokenizer(Protocol):
 
 
 class Detokenizer:
-    """Watches one request's tokens for its stop strings, and says what the text grew by.
+    """Finds the stop strings of one request in its text, and returns the growth of the text.
 
     Text is decoded from a short window of the last tokens, not from the start, so that a step costs
     the same at token 10 and at token 1,000. The window begins one decoded piece back, because a
@@ -32,8 +32,8 @@ class Detokenizer:
 
     Args:
         tokenizer: turns tokens into text.
-        stop: strings that end the text, and are not part of it.
-        is_streaming: whether `take_text` will be called; without it and without stop strings
+        stop: strings that end the text; they are not part of it.
+        is_streaming: whether `take_text` will be called. Without streaming and stop strings,
             nothing is decoded before the end.
     """
 
@@ -70,11 +70,11 @@ class Detokenizer:
         return self._has_stop(self._text)
 
     def take_text(self, all_token_ids: Sequence[int] | None) -> str:
-        """Return what can be said of the text since the last call: it will not be taken back.
+        """Return the text since the last call that no later token can change.
 
         Args:
-            all_token_ids: at the end, all tokens: the rest of the final text is returned. None
-                before it.
+            all_token_ids: all tokens, when generation has ended: the rest of the final text is
+                returned. None before that.
         """
         if all_token_ids is None:
             end = len(self._text) - self._num_held()
@@ -82,9 +82,9 @@ class Detokenizer:
             self._num_taken += len(taken)
             return taken
         final = self.final_text(all_token_ids)
-        # A tokenizer may decode invalid bytes otherwise once others follow them. Then no rest makes
-        # the text right; the caller compares what was taken with the final text.
-        return final[self._num_taken :] if self._has_said_the_start_of(final) else ""
+        # Invalid UTF-8 can decode differently once more bytes follow. Then no rest completes the
+        # text; the caller compares what was taken with the final text.
+        return final[self._num_taken :] if self._is_start_taken(final) else ""
 
     def final_text(self, token_ids: Sequence[int]) -> str:
         """Return the whole text, cut before the first stop string in it.
@@ -96,11 +96,11 @@ class Detokenizer:
         cuts = [position for stop in self._stop if (position := text.find(stop)) >= 0]
         return text[: min(cuts)] if cuts else text
 
-    def _has_said_the_start_of(self, final: str) -> bool:
+    def _is_start_taken(self, final: str) -> bool:
         return final.startswith(self._text[: self._num_taken])
 
     def _has_stop(self, text: str) -> bool:
-        """Whether a stop string ends in the last piece of the text; earlier ones were seen."""
+        """Whether a stop string ends in the last piece of the text, which is not searched yet."""
         search_from = max(0, self._num_searched - self._tail_chars)
         self._num_searched = len(self._text)
         return any(text.find(stop, search_from) >= 0 for stop in self._stop)
@@ -117,5 +117,5 @@ class Detokenizer:
         try:
             return self._tokenizer.decode(token_ids, skip_special_tokens=True)
         except Exception as error:
-            # Foreign code, at work for one request: that one fails, the batch goes on.
+            # Foreign code that runs for one request: only that request fails.
             raise DetokenizationError("the tokenizer cannot decode the tokens") from error

@@ -1,6 +1,6 @@
-"""The thread that owns the engine: submit and cancel from anywhere, drain, and failure.
+"""The thread that owns the engine: submission, cancellation, drain and failure.
 
-Other threads only put commands into the inbox and read counters; what the loop works on is its own.
+Other threads only put commands into the inbox and read counters; only this one touches the engine.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class EngineThread:
         """
         with self._condition:
             if not self._is_open:
-                raise EngineUnavailableError("the engine takes no more requests")
+                raise EngineUnavailableError("the engine accepts no more requests")
             decision = self._admission.decide(spec.caller, self._counts())
             if isinstance(decision, Refuse):
                 raise QueueFullError(self._max_queue, decision.retry_after_s)

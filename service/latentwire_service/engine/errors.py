@@ -1,14 +1,14 @@
-"""Domain errors of the engine. Which HTTP status each becomes is not known here.
+"""Domain errors of the engine. It does not know their HTTP statuses.
 
 EngineError
 ├── InvalidParamsError       a sampling parameter is out of range (field)
 ├── PromptTooLongError       prompt and new tokens do not fit one slot
-├── QueueFullError           as many requests wait as are allowed to
+├── QueueFullError           the queue is full
 ├── EngineUnavailableError   loading, draining, stopped or failed
 ├── RequestCancelledError    the caller gave the request up
-├── DeadlineExceededError    the request's time is up
+├── DeadlineExceededError    the request's deadline expired
 ├── LatentInvalidError       a hidden row is missing, of another width, or not finite
-├── DetokenizationError      the tokenizer could not make text of the tokens
+├── DetokenizationError      the tokenizer cannot decode the tokens
 └── ModelError               the model cannot be served
     ├── ModelNotFoundError       nothing loadable under that name
     └── UnsupportedModelError    loaded, but not a decoder with a standard KV cache
@@ -31,7 +31,7 @@ class InvalidParamsError(EngineError):
 
 
 class PromptTooLongError(EngineError):
-    """The prompt and the tokens asked for do not fit into `max_model_len` positions."""
+    """The prompt and `max_new_tokens` do not fit into `max_model_len` positions."""
 
     def __init__(self, prompt_tokens: int, max_new_tokens: int, max_model_len: int) -> None:
         super().__init__(
@@ -44,7 +44,7 @@ class PromptTooLongError(EngineError):
 
 
 class QueueFullError(EngineError):
-    """As many requests wait as are allowed to."""
+    """The queue is full, or the request was displaced from it. A retry may succeed later."""
 
     def __init__(self, max_queue: int, retry_after_s: float) -> None:
         super().__init__(f"{max_queue} requests are already waiting")
@@ -53,7 +53,7 @@ class QueueFullError(EngineError):
 
 
 class EngineUnavailableError(EngineError):
-    """The engine takes no requests: it is loading, draining, stopped or failed."""
+    """The engine accepts no requests: it is loading, draining, stopped or failed."""
 
 
 class RequestCancelledError(EngineError):
@@ -61,7 +61,7 @@ class RequestCancelledError(EngineError):
 
 
 class DeadlineExceededError(EngineError):
-    """The request's time ran out before it finished."""
+    """The request's deadline expired before it finished."""
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(f"the request did not finish within {timeout_s:g} s")
@@ -69,7 +69,7 @@ class DeadlineExceededError(EngineError):
 
 
 class DetokenizationError(EngineError):
-    """The tokenizer could not make text of the tokens; the cause is its own exception."""
+    """The tokenizer cannot decode the tokens; the cause is its own exception."""
 
 
 class LatentInvalidError(EngineError):
@@ -81,8 +81,8 @@ class ModelError(EngineError):
 
 
 class ModelNotFoundError(ModelError):
-    """Nothing loadable under that name."""
+    """No model can be loaded under that name."""
 
 
 class UnsupportedModelError(ModelError):
-    """The model is no decoder-only language model with a standard KV cache."""
+    """The model is not a decoder-only language model with a standard KV cache."""

@@ -1,4 +1,4 @@
-"""Hidden rows off the device: one copy a step for all requests, beside the device's other work."""
+"""Copies hidden rows off the device: once per step for all requests, parallel to other work."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class PendingRows:
-    """Rows under way to the host.
+    """Rows on their way to the host.
 
     Attributes:
         rows: `[n, hidden_size]` float32 on the CPU; pinned, and valid after `wait`, on CUDA.
-        done: what to wait for; None when the rows are there already.
+        done: event that ends the copy; None when the rows are on the host already.
     """
 
     rows: torch.Tensor
     done: torch.cuda.Event | None
 
     def wait(self) -> npt.NDArray[np.float32]:
-        """Return the rows once they are there; the next copy may overwrite them."""
+        """Wait for the rows and return them; the next copy may overwrite them."""
         if self.done is not None:
             self.done.synchronize()
         array: npt.NDArray[np.float32] = self.rows.numpy()
@@ -32,12 +32,11 @@ class PendingRows:
 class RowCopier:
     """Copies rows of one step at a time.
 
-    On CUDA into pinned memory, on a stream of its own: the copy runs while the main stream samples.
-    That branch is reached on a GPU only.
+    On CUDA, it copies into pinned memory on a stream of its own, while the main stream samples.
 
     Args:
-        device: where the rows come from.
-        max_rows: rows of one step at most.
+        device: device of the rows.
+        max_rows: most rows of one step.
         hidden_size: width H.
     """
 
@@ -48,7 +47,7 @@ class RowCopier:
             self._pinned = torch.empty((max_rows, hidden_size), pin_memory=True)
 
     def start(self, hidden: torch.Tensor) -> PendingRows:
-        """Begin to copy `[n, hidden_size]`, any floating dtype, to float32 on the CPU."""
+        """Start to copy `[n, hidden_size]`, any floating dtype, to float32 on the CPU."""
         if self._stream is None:
             return PendingRows(hidden.to("cpu", torch.float32), None)
         rows = hidden.float()

@@ -68,7 +68,7 @@ class ModelRunner(Protocol):
     def decode(
         self, token_ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
     ) -> StepOutput:
-        """Run one token of each slot ``0..B-1``; a position of `max_model_len` idles the row."""
+        """Run one token of each slot ``0..B-1``; a row at position `max_model_len` stays idle."""
         ...
 
     def move_slot(self, source: int, target: int, num_tokens: int) -> None:
@@ -76,7 +76,7 @@ class ModelRunner(Protocol):
         ...
 
     def clear_slot(self, slot: int) -> None:
-        """Zero a slot whose content is not to be trusted."""
+        """Zero a slot whose content may be invalid."""
         ...
 
     def keep_prefix(self, prefix_id: int, slot: int, num_tokens: int) -> None:

@@ -4,7 +4,7 @@ The distribution is exactly that of Hugging Face's processors in their order: te
 top-p. A token is drawn by the Gumbel-max trick, ``argmax(logits - log E)`` with E exponential
 (Yellott 1977; Maddison et al. 2014): no normalisation, and the noise of a token is a hash of
 (seed, step, token id) alone. So a request's tokens depend neither on its neighbours in the batch
-nor on which of the two ways below finds the kept set.
+nor on how many attempts find the kept set.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 
 from latentwire_service.engine.sampling_params import SamplingParams
 
-# How many of the most likely tokens are looked at, try after try. Sorting 64 rows of 49,152 logits
-# takes 150 ms on two CPU cores, their 64 largest 2 ms. Of SmolLM2-135M's rows at temperature 1, one
-# in four has a nucleus of 0.9 that is wider than 64 tokens, one in 27 one wider than 512.
+# Numbers of most likely tokens to look at, in the order of the attempts. Sorting 64 rows of 49,152
+# logits takes 150 ms on two CPU cores, finding their 64 largest 2 ms. At temperature 1, one in four
+# rows of SmolLM2-135M has a nucleus of 0.9 wider than 64 tokens, one in 27 one wider than 512.
 NUM_CANDIDATES = (64, 512, 4096)
 _BLOCK = 8
 
@@ -36,8 +36,8 @@ class SamplingBatch:
         temperature: `[B]` float32, 1 for greedy rows.
         top_p: `[B]` float32. top_k: `[B]` int64, 0 for none.
         keys: `[B, 2]` int64 in [0, 2**32), from (seed, step).
-        any_scaled, any_greedy, all_greedy, any_unfiltered, any_filtered: known before the step, so
-            that no answer has to come from the device.
+        any_scaled, any_greedy, all_greedy, any_unfiltered, any_filtered: computed on the host, so
+            that the step never waits for the device to decide.
     """
 
     greedy: torch.Tensor
@@ -58,7 +58,7 @@ class SamplingBatch:
         steps: Sequence[int],
         device: torch.device,
     ) -> SamplingBatch:
-        """Collect the parameters of rows; `steps` holds each row's index of the next token."""
+        """Collect the parameters of rows; `steps` holds the index of the next token of each row."""
         greedy = [p.is_greedy for p in params]
         filtered = [
             not is_greedy and (p.top_p < 1 or p.top_k > 0)
@@ -139,7 +139,7 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
 
 
 def _sample_filtered(scaled: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-    """Draw from few candidates; rows that need more are drawn again from more, at last from all."""
+    """Draw from few candidates, and draw rows that need more again from more, finally from all."""
     vocab_size = scaled.shape[-1]
     sampled = torch.zeros(len(scaled), dtype=torch.long, device=scaled.device)
     rows = ((batch.top_p < 1) | (batch.top_k > 0)).logical_and(~batch.greedy).nonzero()[:, 0]
@@ -159,8 +159,8 @@ def _sample_filtered(scaled: torch.Tensor, batch: SamplingBatch) -> torch.Tensor
 def keep_candidates(scaled: torch.Tensor, batch: SamplingBatch, num_candidates: int) -> Candidates:
     """Apply top-k, then top-p, to the most likely tokens.
 
-    A token is in the nucleus when the mass before it is below top_p, where mass is over what top-k
-    left. Ties with the k-th logit are kept, as Hugging Face keeps them.
+    A token is in the nucleus when the mass before it is below top_p; the mass counts only tokens
+    that top-k keeps. Ties with the k-th logit are kept, as Hugging Face keeps them.
 
     Args:
         scaled: `[B, vocab_size]` float32 logits after temperature.
@@ -175,7 +175,7 @@ def keep_candidates(scaled: torch.Tensor, batch: SamplingBatch, num_candidates: 
     kept_by_k = values >= threshold
     covers_k = has_top_k & (batch.top_k <= num_candidates) & ~kept_by_k[:, -1]
     values = values.masked_fill(~kept_by_k, float("-inf"))
-    # Where the k kept tokens are all among the candidates, the mass is theirs alone.
+    # When all k kept tokens are among the candidates, they alone make up the mass.
     probs = torch.softmax(scaled, dim=-1).gather(1, token_ids)
     probs = torch.where(covers_k[:, None], torch.softmax(values, dim=-1), probs)
     mass = probs.cumsum(dim=-1)
@@ -194,8 +194,8 @@ def _largest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tens
     """Return the `count` largest of each row and their indices, largest first.
 
     A row is folded into blocks of `_BLOCK`, and only the `count` blocks with the largest maxima are
-    searched: each of the largest is in one of them. The maxima are found the same way. For rows of
-    49,152 on a CPU this takes less than half the time of one `topk`.
+    searched: each of the largest is in one of them. The maxima are found in the same way. On a CPU,
+    rows of 49,152 take less than half the time of one `topk`.
     """
     num_rows, width = values.shape
     num_blocks = width // _BLOCK

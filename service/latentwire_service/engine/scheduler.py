@@ -1,8 +1,8 @@
-"""Which request has which slot, and what the next step computes. Plain Python, no tensors.
+"""Assigns slots to requests and plans each step. Plain Python, no tensors.
 
 Slots in use are always a dense prefix ``0..n-1``: a decode step then reads the KV cache as a view,
-without gathering. A slot that falls free is given to the next waiting request; when none waits, the
-request in the last slot moves into it.
+without gathering. A free slot goes to the next waiting request; when none waits, the request in the
+last slot moves into it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from latentwire_service.engine.waiting_queue import WaitingQueue
 
 @dataclass(frozen=True, slots=True)
 class SlotMove:
-    """Keys and values of `num_tokens` positions go from one slot to another."""
+    """Keys and values of `num_tokens` positions are copied from one slot to another."""
 
     source: int
     target: int
@@ -51,9 +51,12 @@ class Schedule:
     """The work of one step, in this order: moves, loads, prefill, decode.
 
     Attributes:
-        decode: requests that get one more token, each in the slot it names.
-        num_slots: length of the dense prefix of slots in use; a slot in it that is still in
-            prefill is not in `decode`.
+        moves: slots to copy.
+        loads: kept prefixes to copy into slots.
+        prefill: prompt chunks to compute.
+        decode: requests that get one more token, each in its own slot.
+        num_slots: length of the dense prefix of slots that a decode step covers; slots in it that
+            are still in prefill are not in `decode`.
     """
 
     moves: Sequence[SlotMove]
@@ -73,9 +76,9 @@ class Scheduler:
 
     Args:
         max_slots: sequences in the KV cache at once.
-        prefill_chunk: prompt positions computed in one step at most, padding counted, so that
+        prefill_chunk: most prompt positions computed in one step, padding included, so that
             running requests never wait longer than for one chunk.
-        prefixes: prompt prefixes that need not be computed again.
+        prefixes: kept prompt prefixes, whose positions need no computation.
     """
 
     def __init__(self, max_slots: int, prefill_chunk: int, prefixes: PrefixCache) -> None:
@@ -106,11 +109,11 @@ class Scheduler:
         return self._waiting
 
     def add(self, request: Request) -> None:
-        """Queue a request behind those of its caller; callers take turns."""
+        """Queue a request behind the others of its caller; callers take turns."""
         self._waiting.append(request)
 
     def remove(self, request: Request) -> None:
-        """Take a request out, running or waiting; its slot is free from the next step on."""
+        """Remove a request, running or waiting; its slot is free from the next step on."""
         if request.slot is None:
             self._waiting.remove(request)
         else:
@@ -118,10 +121,10 @@ class Scheduler:
         request.finish()
 
     def schedule(self, now: float) -> Schedule:
-        """Admit what fits, close the gaps, and say what the next step computes.
+        """Admit what fits, close the gaps, and plan the next step.
 
         Args:
-            now: seconds on the engine's clock, noted as the admission time.
+            now: seconds on the engine's clock; becomes the admission time.
         """
         self._admit(now)
         moves = self._close_gaps()
@@ -162,10 +165,10 @@ class Scheduler:
         return moves
 
     def _match_prefixes(self, running: Sequence[Request]) -> list[PrefixLoad]:
-        """Let requests that have not begun skip what is kept.
+        """Let requests that have not begun skip positions that are kept.
 
-        Asked in every step, not at admission: of many requests admitted together, those that wait
-        for their chunk can use what the first ones compute.
+        This runs in every step, not at admission: of many requests admitted together, those that
+        wait for their chunk can use what the first ones compute.
         """
         loads = []
         for request in running:
@@ -178,10 +181,10 @@ class Scheduler:
         return loads
 
     def _prefill_batch(self, running: Sequence[Request]) -> list[PrefillChunk]:
-        """Chunks computed together, padded to one width.
+        """Return the chunks to compute together, padded to one width.
 
-        The request admitted first sets the width, so that none is passed over for ever; those that
-        fit under it join, longest first, because they waste the least padding.
+        The request admitted first sets the width, so that no request is passed over for ever.
+        Requests that fit under it join, longest first, because they waste the least padding.
         """
         candidates = [r for r in running if r.status is RequestStatus.PREFILL]
         if not candidates:

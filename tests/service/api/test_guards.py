@@ -437,4 +437,4 @@ def test_draining_fails_requests_that_are_not_done_in_time(
         assert drained.result(TIMEOUT_S) is False
         answer = running.result(TIMEOUT_S)
     assert code_of(answer) == (503, "not-ready")
-    assert "ended before" in answer.json()["detail"]
+    assert "stopped before" in answer.json()["detail"]

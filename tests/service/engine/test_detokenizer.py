@@ -117,7 +117,7 @@ def test_a_stop_string_is_seen_in_a_token_that_also_begins_a_character() -> None
     assert detokenizer.final_text([0, 1]) == "word"
 
 
-def test_bytes_that_never_make_a_character_are_not_decoded_again_and_again() -> None:
+def test_bytes_that_never_complete_a_character_are_decoded_a_bounded_number_of_times() -> None:
     tokenizer = PieceTokenizer(b"\xc3", b"END")
     detokenizer = Detokenizer(tokenizer, ["END"])
     assert not any(detokenizer.append(0) for _ in range(500))
@@ -138,7 +138,7 @@ def streamed(tokenizer: Any, token_ids: list[int], stop: tuple[str, ...] = ()) -
 
 
 @pytest.mark.parametrize("text", ["plain", "é 你好 🫖!", "a\u2028b", "🫖", " x  y "])
-def test_a_character_is_said_with_its_last_token(text: str) -> None:
+def test_a_character_is_returned_with_its_last_token(text: str) -> None:
     tokenizer = build_tokenizer()
     texts = streamed(tokenizer, tokenizer.encode(text))
     assert "".join(texts) == text
@@ -158,7 +158,7 @@ def test_a_character_is_said_with_its_last_token(text: str) -> None:
         ("abcabd", ("abd", "bcx"), "abc"),
     ],
 )
-def test_no_part_of_a_stop_string_is_ever_said(
+def test_no_part_of_a_stop_string_is_ever_returned(
     text: str, stop: tuple[str, ...], expected: str
 ) -> None:
     tokenizer = build_tokenizer()
@@ -177,13 +177,13 @@ def test_random_bytes_join_to_the_final_text() -> None:
 
 
 class Contrary:
-    """Reads a run of bytes otherwise once an invalid one follows, as byte-fallback decoders do."""
+    """Decodes a run of bytes differently once an invalid one follows, like byte fallback."""
 
     def decode(self, token_ids: Sequence[int], /, **_options: bool) -> str:
         return "\ufffd" * len(token_ids) + "!" if 9 in token_ids else "a" * len(token_ids)
 
 
-def test_a_text_that_changes_its_beginning_is_not_patched_up() -> None:
+def test_a_text_whose_beginning_changes_gets_no_rest() -> None:
     assert "".join(streamed(Contrary(), [1, 2, 9])) == "aa"
 
 

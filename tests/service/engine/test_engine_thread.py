@@ -116,7 +116,7 @@ def test_a_queue_that_was_full_takes_requests_again(
     assert third.future.result(TIMEOUT_S).token_ids == [4, 5, 6, 7]
 
 
-def test_a_cancelled_request_makes_room_and_the_others_go_on(
+def test_a_cancelled_request_makes_room_and_the_others_continue(
     start: Callable[..., Running], gate: Gate
 ) -> None:
     running = start(max_slots=2, before_step=gate)
@@ -167,7 +167,7 @@ def test_a_future_cancelled_by_its_owner_does_not_break_the_loop(
     assert not running.failures.errors
 
 
-def test_stop_finishes_what_was_taken_and_refuses_the_rest(
+def test_stop_finishes_accepted_requests_and_refuses_new_ones(
     start: Callable[..., Running], gate: Gate
 ) -> None:
     running = start(max_slots=1, before_step=gate)
@@ -264,7 +264,7 @@ def test_a_caller_with_as_many_as_the_greediest_is_refused(
     gate.may_pass.set()
 
 
-def test_abort_fails_what_was_taken_and_refuses_the_rest(
+def test_abort_fails_accepted_requests_and_refuses_new_ones(
     start: Callable[..., Running], gate: Gate
 ) -> None:
     running = start(max_slots=1, before_step=gate)

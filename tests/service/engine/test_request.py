@@ -31,7 +31,7 @@ def test_rows_of_the_right_number_pass(max_rows: int, num_tokens: int) -> None:
     assert checked.tolist() == values
 
 
-def test_no_rows_asked_for_are_no_rows() -> None:
+def test_a_request_may_keep_no_rows() -> None:
     rows = HiddenRows(0, 7)
     assert rows.is_full
     assert rows.checked(5).shape == (0, 7)
@@ -97,13 +97,15 @@ def test_a_parameter_out_of_range_is_refused_by_name(field: str, value: object) 
     ("changes", "is_greedy"),
     [({}, False), ({"temperature": 0.0}, True), ({"do_sample": False}, True)],
 )
-def test_what_is_greedy(changes: dict[str, Any], is_greedy: bool) -> None:
+def test_zero_temperature_and_no_sampling_are_greedy(
+    changes: dict[str, Any], is_greedy: bool
+) -> None:
     params = SamplingParams(max_new_tokens=1, seed=0, **changes)
     assert params.is_greedy is is_greedy
 
 
 @pytest.mark.parametrize("width", [1, 3, 5])
-def test_a_row_of_another_width_is_no_latent(width: int) -> None:
+def test_a_row_of_another_width_is_refused(width: int) -> None:
     rows = HiddenRows(2, 4)
     rows.append(np.ones(4, dtype=np.float32))
     rows.append(np.ones(width, dtype=np.float32))

@@ -26,7 +26,7 @@ def test_rows_arrive_from_a_gpu() -> None:
         np.testing.assert_array_equal(copier.start(hidden).wait(), hidden.cpu().numpy())
 
 
-def test_a_step_copies_once_and_only_rows_that_are_wanted(
+def test_a_step_copies_once_and_only_rows_that_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     copied: list[int] = []

@@ -143,7 +143,7 @@ def real_logits() -> torch.Tensor:
     ],
     ids=str,
 )
-def test_candidates_of_real_logits_are_hugging_faces_where_they_say_so(
+def test_complete_candidates_of_real_logits_equal_hugging_face(
     real_logits: torch.Tensor, settings: dict[str, Any], count: int | None
 ) -> None:
     expected = reference(real_logits, settings)

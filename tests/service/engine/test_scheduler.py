@@ -72,7 +72,7 @@ def test_the_last_slot_moves_into_a_gap_when_nobody_waits() -> None:
     assert slots(requests) == [0, None, 2, 1]
 
 
-def test_slots_at_the_end_fall_free_without_a_move() -> None:
+def test_slots_at_the_end_become_free_without_a_move() -> None:
     scheduler = Scheduler(max_slots=3, prefill_chunk=64, prefixes=PrefixCache())
     requests = [make(3) for _ in range(3)]
     for request in requests:

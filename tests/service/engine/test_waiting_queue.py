@@ -50,7 +50,7 @@ def test_a_new_caller_waits_for_one_turn_of_each_other_not_for_their_queues() ->
     assert turns == ["a", "b", "c", "a"]
 
 
-def test_a_request_taken_out_leaves_the_others_in_order() -> None:
+def test_a_removed_request_leaves_the_others_in_order() -> None:
     queue = waiting("aab")
     queue.remove(list(queue)[0])
     assert queue.counts == {"a": 1, "b": 1}
