@@ -240,6 +240,7 @@ def serving(num_bytes: int) -> Iterator[int]:
         running.result(TIMEOUT_S)
 
 
+@pytest.mark.slow
 def test_bytes_in_the_kernels_buffer_do_not_hide_a_slow_reader() -> None:
     request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
     with serving(3_000_000) as port, slow_reader(port, request) as reader:

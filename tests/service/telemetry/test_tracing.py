@@ -81,14 +81,27 @@ def attributes(span: Span) -> dict[str, object]:
     }
 
 
-def serve_and_plan(folder: Path, **environment: str) -> tuple[Child, list[str]]:
+# The service, which here waits only briefly for the collector before its process ends.
+IMPATIENT_MAIN = """
+import sys
+from latentwire_service import __main__
+from latentwire_service.telemetry import tracing
+
+tracing._CLOSE_TIMEOUT_S = 0.5
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+def serve_and_plan(folder: Path, *command: str, **environment: str) -> tuple[Child, list[str]]:
     """Serve a plan, a streamed one, a refusal and a probe, then drain.
 
     Returns the process and the ids of both answers.
     """
     # Uncompressed, so that the test would find a forbidden text.
     environment |= {"OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
-    child = Child("--model", str(folder), "--port", "0", "--threads", "1", **environment)
+    command = command or ("-m", "latentwire_service")
+    flags = ["--model", str(folder), "--port", "0", "--threads", "1"]
+    child = Child(*flags, command=command, **environment)
     try:
         with Client(child.url) as client:
             client.wait_ready(TIMEOUT_S)
@@ -170,7 +183,8 @@ def test_a_collector_that_does_not_answer_delays_nothing(
         # Far longer than the test may take, so waiting for the exporter's own limit fails it.
         limits = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1000", "OTEL_BSP_SCHEDULE_DELAY": "100000"}
         endpoint = f"http://127.0.0.1:{port}"
-        child, _ = serve_and_plan(folder, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **limits)
+        limits["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
+        child, _ = serve_and_plan(folder, "-c", IMPATIENT_MAIN, **limits)
     assert "no answer from the collector" in child.output
     assert "127.0.0.1" not in child.output
     assert str(port) not in child.output
