@@ -49,8 +49,7 @@ class Stubs:
         command += ["--hidden-size", "64", "--delay", str(self.delay_s)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        with process.stdout:
-            process.stdout.readline()
+        process.stdout.readline()
         return process
 
     def start_all(self) -> None:

@@ -23,7 +23,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
 class InputFields(BaseModel):
-    """Which tasks to plan, and the directory to write."""
+    """The tasks to plan, and the directory to write to."""
 
     dataset: Path = Field(
         description="Tasks: JSON (a list), JSON Lines, Parquet, or a save_to_disk directory."
@@ -45,13 +45,13 @@ class InputFields(BaseModel):
 
 
 class ReplicaFields(BaseModel):
-    """Which running replicas to use, and how."""
+    """Running replicas to use, and limits for all replicas."""
 
     replica: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Address of a running replica, like http://host:8000. Repeat the flag for "
         "several; LATENTWIRE_COLLECT_REPLICA separates them by commas. A name with several "
-        "addresses stands for all of them. Without it, collect starts replicas of its own.",
+        "addresses stands for all of them. Without it, collect starts its own replicas.",
     )
     api_key: SecretStr | None = Field(
         default=None, description="API key, when the replicas require one."
@@ -79,7 +79,7 @@ class ReplicaFields(BaseModel):
 
 
 class OwnReplicaFields(BaseModel):
-    """How collect starts replicas of its own, when none are given."""
+    """How collect starts its own replicas, when none are given."""
 
     model: str = Field(default="demo", description="Own replicas: model to serve.")
     revision: str | None = Field(
@@ -103,7 +103,8 @@ class OwnReplicaFields(BaseModel):
         description="Own replicas: maximum tokens of one sequence, or auto.",
     )
     trust_remote_code: bool = Field(
-        default=False, description="Own replicas: run code that a hub model brings along."
+        default=False,
+        description="Own replicas: run code that is part of a hub model. Only if you trust it.",
     )
 
 
@@ -122,7 +123,9 @@ class CollectSettings(
         env_prefix="LATENTWIRE_COLLECT_", env_ignore_empty=True, frozen=True
     )
 
-    k: int | None = Field(default=None, ge=0, description="Hidden rows to keep; absent: all.")
+    k: int | None = Field(
+        default=None, ge=0, description="Rows of each latent to keep; absent: all."
+    )
     seed: Seed | None = Field(
         default=None,
         description="Seed of the dataset, from which each row's seed follows. Drawn and recorded "
