@@ -169,7 +169,7 @@ def fake_time() -> FakeTime:
 
 @pytest.fixture(params=[SyncCaller, AsyncCaller], ids=["sync", "async"])
 def call(request: pytest.FixtureRequest, server: ScriptedServer, fake_time: FakeTime) -> Any:
-    """call(method, *args, client={...}, **kwargs): the same for both clients."""
+    """Return a function that calls a method of either client; `client=` are its options."""
     caller = request.param(server.url, fake_time)
 
     def call_method(method: str, *args: Any, client: Any = None, **kwargs: Any) -> Any:
