@@ -17,6 +17,8 @@ from latentwire_batch.tasks.rows import RowFields
 # A collection fills all slots of a replica, and rows share its speed: 64 slots of 2048 tokens at
 # 100 tokens/s take 20 minutes together. A dead replica shows by its connection, not by this limit.
 _ROW_TIMEOUT_S = 3600.0
+# "auto", or a number of at least 1; as in the settings of the service.
+AutoInt = Literal["auto"] | Annotated[int, Field(ge=1)]
 _SIZE_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20}
 _SIZE_UNITS["GIB"] = 1 << 30
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
@@ -92,15 +94,11 @@ class OwnReplicaFields(BaseModel):
         default=None, description="Own replicas: compute dtype."
     )
     threads: int | None = Field(default=None, ge=1, description="Own replicas: CPU threads.")
-    max_slots: str | None = Field(
-        default=None,
-        pattern=r"^(auto|\d+)$",
-        description="Own replicas: sequences decoded together, or auto.",
+    max_slots: AutoInt | None = Field(
+        default=None, description="Own replicas: sequences decoded together."
     )
-    max_model_len: str | None = Field(
-        default=None,
-        pattern=r"^(auto|\d+)$",
-        description="Own replicas: maximum tokens of one sequence, or auto.",
+    max_model_len: AutoInt | None = Field(
+        default=None, description="Own replicas: maximum tokens of one sequence."
     )
     trust_remote_code: bool = Field(
         default=False,

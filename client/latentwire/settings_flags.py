@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from functools import partial
+from typing import Any, NoReturn, TypeVar, get_origin
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
@@ -61,7 +62,7 @@ def parse_settings(
     CliSettingsSource(
         settings_type,
         root_parser=parser,
-        add_argument_method=_add_flag,
+        add_argument_method=partial(_add_flag, _repeatable(settings_type)),
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,
@@ -106,7 +107,15 @@ def _epilog(settings_type: type[BaseSettings]) -> str:
     )
 
 
-def _add_flag(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None:
+def _repeatable(settings_type: type[BaseSettings]) -> set[str]:
+    """Name the list fields. Older versions of pydantic-settings do not repeat tuples."""
+    fields = settings_type.model_fields.items()
+    return {name for name, field in fields if get_origin(field.annotation) in (list, tuple)}
+
+
+def _add_flag(
+    repeatable: set[str], parser: argparse.ArgumentParser, *names: str, **options: Any
+) -> None:
     """Add a flag that pydantic-settings has prepared; it is called back for each field.
 
     Every flag gets two dashes (`--k`, not `-k`) and a placeholder that names no Python type.
@@ -116,6 +125,8 @@ def _add_flag(parser: argparse.ArgumentParser, *names: str, **options: Any) -> N
         if "metavar" in options:
             placeholder = _PYTHON_TYPE.sub(_word_for, options["metavar"])
             options["metavar"] = placeholder.strip("{}").replace(",", "|")
+    if options.get("dest") in repeatable:
+        options["action"] = "append"
     options["help"] = _NO_DEFAULT.sub("", options["help"])
     parser.add_argument(*names, **options)
 

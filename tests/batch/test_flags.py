@@ -32,7 +32,7 @@ def test_every_field_has_a_flag_and_a_default_from_the_contract() -> None:
     }
 
 
-def test_repeated_flags_gather_and_are_not_split() -> None:
+def test_repeated_flags_accumulate_and_are_not_split() -> None:
     settings = parse(
         "--stop", "a,b", "--stop", "[", "--replica", "http://a", "--replica", "http://b"
     )
@@ -93,6 +93,7 @@ def test_variables_of_lists_are_read_as_the_help_says(
     [
         (["--k", "-1"], "--k: Input should be greater than or equal to 0"),
         (["--k", "x"], "--k: Input should be a valid integer"),
+        (["--max-slots", "0"], "--max-slots: Input should be greater than or equal to 1"),
         (["--top-p", "0"], "--top-p: Input should be greater than 0"),
         (["--max-shard-size", "5 apples"], "--max-shard-size: must be a number of bytes"),
         (["--tempratur", "1"], "unrecognized arguments: --tempratur"),

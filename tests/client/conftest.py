@@ -1,10 +1,11 @@
-"""A real HTTP server with scripted answers, and both clients behind one face."""
+"""A real HTTP server with scripted answers, and both clients behind one interface."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
+import os
 import random
 import socket
 import threading
@@ -29,7 +30,7 @@ class Answer:
     missing_bytes: int = 0
     """The connection closes this many bytes before the announced end of the body."""
     is_silent: bool = False
-    """No byte is sent until the test is over."""
+    """No byte is sent until the test ends."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Received:
 
 
 class ScriptedServer:
-    """Gives its scripted answers in order, then the last one again and again."""
+    """Sends its scripted answers in order, then repeats the last one."""
 
     def __init__(self) -> None:
         self.received: list[Received] = []
@@ -93,7 +94,7 @@ class ScriptedServer:
 
 
 class FakeTime:
-    """A clock that only sleeping moves."""
+    """A clock that only advances by sleeping."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -111,7 +112,7 @@ class FakeTime:
 
 
 class SyncCaller:
-    """Calls one method of a fresh `Client`."""
+    """Calls one method of a new `Client`."""
 
     def __init__(self, url: str, time: FakeTime) -> None:
         self.url = url
@@ -129,7 +130,7 @@ class SyncCaller:
 
 
 class AsyncCaller(SyncCaller):
-    """Calls one method of a fresh `AsyncClient` in an event loop of its own."""
+    """Calls one method of a new `AsyncClient` in a new event loop."""
 
     def __call__(self, method: str, *args: Any, client: dict[str, Any], **kwargs: Any) -> Any:
         options: dict[str, Any] = {
@@ -151,8 +152,9 @@ def _no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    for name in ("LATENTWIRE_URL", "LATENTWIRE_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+    for name in list(os.environ):
+        if name.startswith("LATENTWIRE_"):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_output_has_exactly_the_name_given(
         ("folder", "Is a directory"),
     ],
 )
-def test_unwritable_output_is_bad_usage_before_anything_is_asked(
+def test_unwritable_output_is_bad_usage_before_anything_is_sent(
     answered: Any, tmp_path: Path, name: str, reason: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -138,7 +138,7 @@ def test_unwritable_output_is_bad_usage_before_anything_is_asked(
     assert answered.received == []
 
 
-def test_checking_the_output_leaves_what_is_there(server: Any, wire: Any, tmp_path: Path) -> None:
+def test_checking_the_output_changes_no_file(server: Any, wire: Any, tmp_path: Path) -> None:
     server.script = [wire.json_answer(wire.problem(500, "internal"), 500)] * 9
     kept, absent = tmp_path / "kept.npy", tmp_path / "absent.npy"
     kept.write_bytes(b"earlier")
@@ -242,7 +242,7 @@ def test_arguments_are_forwarded_untouched(
 
 
 @COMMANDS
-def test_status_of_the_subcommand_is_the_commands(
+def test_the_command_exits_with_the_status_of_its_subcommand(
     monkeypatch: pytest.MonkeyPatch, command: Subcommand
 ) -> None:
     install(monkeypatch, command, outcome=130)

@@ -70,7 +70,9 @@ def test_api_key_is_sent_as_bearer_token(server: Any, call: Any, wire: Any) -> N
     assert server.received[0].headers["authorization"] == "Bearer s3cret"
 
 
-def test_a_request_id_is_sent_and_an_errors_own_is_told(server: Any, call: Any, wire: Any) -> None:
+def test_a_request_id_is_sent_and_an_error_states_the_id_of_the_answer(
+    server: Any, call: Any, wire: Any
+) -> None:
     refusal = wire.problem(500, "internal")
     server.script = [wire.json_answer(refusal, 500, X_Request_Id="of-the-service")]
     with pytest.raises(ApiError) as raised:
@@ -100,7 +102,7 @@ def test_info_is_typed(server: Any, call: Any, wire: Any) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_busy_service_is_asked_again_until_it_answers(
+def test_busy_service_is_retried_until_it_answers(
     server: Any, call: Any, wire: Any, fake_time: Any, status: int
 ) -> None:
     busy = wire.json_answer(wire.problem(status, "queue-full"), status)
@@ -131,7 +133,7 @@ def test_retry_after_date_is_waited(server: Any, call: Any, wire: Any, fake_time
     assert 60.0 <= fake_time.sleeps[1] <= 61.0
 
 
-def test_busy_service_is_given_up_after_max_retries(server: Any, call: Any, wire: Any) -> None:
+def test_retries_of_a_busy_service_end_at_max_retries(server: Any, call: Any, wire: Any) -> None:
     server.script = [wire.json_answer(wire.problem(429, "queue-full"), 429, Retry_After="2")]
     with pytest.raises(QueueFullError) as caught:
         call("plan_latent", "t", client={"max_retries": 2})
@@ -139,7 +141,7 @@ def test_busy_service_is_given_up_after_max_retries(server: Any, call: Any, wire
     assert len(server.received) == 3
 
 
-def test_gateway_page_with_503_is_asked_again(
+def test_gateway_page_with_503_is_retried(
     server: Any, call: Any, wire: Any, fake_time: Any
 ) -> None:
     page = wire.Answer(503, b"<html>Service Unavailable</html>", {"Content-Type": "text/html"})
@@ -193,7 +195,7 @@ def test_refused_connection_is_retried_then_raised(
     assert fake_time.sleeps == OWN_DELAYS_S
 
 
-def test_broken_body_is_asked_for_again(server: Any, call: Any, wire: Any, fake_time: Any) -> None:
+def test_broken_body_is_retried(server: Any, call: Any, wire: Any, fake_time: Any) -> None:
     server.script = [wire.Answer(body=b"{", missing_bytes=9), wire.json_answer(INFO)]
     assert call("info").model == "tiny"
     assert len(fake_time.sleeps) == 1
@@ -285,7 +287,7 @@ def test_bad_client_settings_are_refused(call: Any, arguments: dict[str, Any], f
     assert caught.value.field == field
 
 
-def test_credentials_in_the_url_stay_out_of_errors(call: Any, refused_url: str) -> None:
+def test_errors_hide_the_credentials_of_the_url(call: Any, refused_url: str) -> None:
     url = refused_url.replace("//", "//user:s3cret@")
     with pytest.raises(ConnectionFailedError) as caught:
         call("info", client={"base_url": url, "max_retries": 0})
@@ -293,7 +295,7 @@ def test_credentials_in_the_url_stay_out_of_errors(call: Any, refused_url: str) 
 
 
 @pytest.mark.parametrize(("method", "word"), [("health", "ok"), ("ready", "ready")])
-def test_probe_is_true_when_the_service_says_so(
+def test_probe_is_true_for_an_available_service(
     server: Any, call: Any, wire: Any, method: str, word: str
 ) -> None:
     server.script = [wire.json_answer({"status": word})]
@@ -303,7 +305,7 @@ def test_probe_is_true_when_the_service_says_so(
 
 @pytest.mark.parametrize("method", ["health", "ready"])
 @pytest.mark.parametrize("status", [502, 503, 504])
-def test_probe_asks_once_and_is_false_when_unready(
+def test_probe_sends_one_request_and_is_false_when_unready(
     server: Any, call: Any, wire: Any, method: str, status: int
 ) -> None:
     server.script = [wire.json_answer(wire.problem(status, "not-ready"), status)]
@@ -317,7 +319,7 @@ def test_probe_is_false_when_nothing_listens(call: Any, refused_url: str, method
 
 
 @pytest.mark.parametrize("method", ["health", "ready"])
-def test_probe_of_something_else_is_a_protocol_error(
+def test_probe_of_another_service_is_a_protocol_error(
     server: Any, call: Any, wire: Any, method: str
 ) -> None:
     server.script = [wire.Answer(200, b"<html>Welcome</html>")]
@@ -343,12 +345,14 @@ def test_wait_ready_gives_up_at_the_deadline_with_the_reason(
     assert len(server.received) == 4
 
 
-def test_wait_ready_outlives_refused_connections(call: Any, refused_url: str) -> None:
+def test_wait_ready_keeps_polling_while_connections_are_refused(
+    call: Any, refused_url: str
+) -> None:
     with pytest.raises(WaitTimeoutError, match=f"GET {refused_url}/ready"):
         call("wait_ready", 1.0, client={"base_url": refused_url})
 
 
-def test_wait_ready_does_not_wait_for_a_key(server: Any, call: Any, wire: Any) -> None:
+def test_wait_ready_raises_at_once_for_a_missing_key(server: Any, call: Any, wire: Any) -> None:
     server.script = [wire.json_answer(wire.problem(401, "unauthorized"), 401)]
     with pytest.raises(latentwire.UnauthorizedError):
         call("wait_ready", 1.0)

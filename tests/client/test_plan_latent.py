@@ -47,7 +47,7 @@ def test_latent_steps_that_differ_from_the_rows_are_refused(wire: Any, latent_st
 
 
 @pytest.mark.parametrize("k", [None, 2, 4])
-def test_rows_that_k_does_not_explain_are_refused(wire: Any, k: int | None) -> None:
+def test_a_number_of_rows_that_contradicts_k_is_refused(wire: Any, k: int | None) -> None:
     with pytest.raises(ProtocolError, match="3 hidden rows"):
         decode(wire.plan_body(k=3) | {"k": k})
 
@@ -64,7 +64,7 @@ def test_plan_latent_is_frozen(wire: Any) -> None:
 
 
 @pytest.mark.parametrize("k", [None, 0])
-def test_to_torch_returns_a_tensor_of_its_own(wire: Any, k: int | None) -> None:
+def test_to_torch_returns_a_copy(wire: Any, k: int | None) -> None:
     torch = pytest.importorskip("torch")
     plan = decode(wire.plan_body(k=k))
     tensor = plan.to_torch()

@@ -32,7 +32,7 @@ from latentwire.protocol import ErrorBody, HiddenState, PlanLatentQuery, PlanLat
         ("k", 0),
     ],
 )
-def test_values_on_the_limits_are_taken(field: str, value: Any) -> None:
+def test_values_on_the_limits_are_accepted(field: str, value: Any) -> None:
     query = PlanLatentQuery.model_validate({"task": "t", field: value})
     assert getattr(query, field) == value
 
@@ -86,7 +86,7 @@ def test_defaults_are_the_contract() -> None:
     }
 
 
-def test_client_keywords_are_the_request_fields() -> None:
+def test_keywords_of_the_client_are_the_fields_of_the_request() -> None:
     named_apart = {"task", "task_id", "stream"}
     assert PlanOptions.__annotations__.keys() == PlanLatentRequest.model_fields.keys() - named_apart
 

@@ -44,7 +44,7 @@ DATE_S = 1445412480.0
     ],
     ids=lambda value: getattr(value, "status_code", None) or type(value).__name__,
 )
-def test_only_passing_failures_are_retried(outcome: Outcome, is_retried: bool) -> None:
+def test_only_transient_failures_are_retried(outcome: Outcome, is_retried: bool) -> None:
     assert should_retry(outcome, attempt=0, max_retries=1) is is_retried
 
 
@@ -132,7 +132,7 @@ def test_retry_after_is_read_as_seconds_or_date(value: str | None, delay_s: floa
 
 
 @pytest.mark.parametrize("zone", ["GMT", "-0000"])
-def test_http_date_is_read_in_gmt_whatever_the_local_zone(
+def test_http_date_is_read_in_gmt_in_every_local_zone(
     monkeypatch: pytest.MonkeyPatch, zone: str
 ) -> None:
     monkeypatch.setenv("TZ", "XXX-9")
@@ -157,5 +157,5 @@ def test_date_is_taken_relative_to_now_without_one() -> None:
     assert retry_after_of(httpx.Response(503, headers=headers), now_s=DATE_S - 9) == 9.0
 
 
-def test_no_answer_asks_for_no_wait() -> None:
+def test_no_answer_means_no_retry_after() -> None:
     assert retry_after_of(httpx.ConnectError(""), now_s=0.0) is None

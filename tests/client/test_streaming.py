@@ -84,7 +84,7 @@ def collect(request: pytest.FixtureRequest, server: Any) -> Callable[..., Collec
     return lambda **options: request.param(server.url, **options)
 
 
-def test_steps_are_typed_and_join_to_the_plan(
+def test_steps_are_typed_and_concatenate_to_the_plan(
     server: Any, wire: Any, collect: Callable[..., Collected]
 ) -> None:
     server.script = [wire.Answer(200, STEPS + event("done", done()), HEADERS)]
@@ -101,14 +101,14 @@ def test_steps_are_typed_and_join_to_the_plan(
     assert "Clean" not in received.path
 
 
-def test_a_plan_that_the_texts_do_not_join_to_wins(
+def test_the_plan_of_the_done_event_wins_over_the_concatenated_texts(
     server: Any, wire: Any, collect: Callable[..., Collected]
 ) -> None:
     server.script = [wire.Answer(200, STEPS + event("done", done(plan="other")), HEADERS)]
     assert collect(k=1)[1].plan == "other"
 
 
-def test_a_busy_service_is_asked_again_before_the_first_event(
+def test_a_busy_service_is_retried_before_the_first_event(
     server: Any, wire: Any, collect: Callable[..., Collected]
 ) -> None:
     busy = wire.json_answer(wire.problem(429, "queue-full"), 429)
@@ -119,7 +119,7 @@ def test_a_busy_service_is_asked_again_before_the_first_event(
         collect(k=1)
 
 
-def test_an_error_event_is_raised_and_not_tried_again(
+def test_an_error_event_is_raised_and_not_retried(
     server: Any, wire: Any, collect: Callable[..., Collected]
 ) -> None:
     problem = wire.problem(504, "deadline-exceeded")
@@ -153,7 +153,7 @@ def test_a_stream_that_is_cut_is_a_broken_connection(
         STEPS + event("done", done(usage={**done()["usage"], "completion_tokens": 3})),
     ],
 )
-def test_what_breaks_the_contract_is_a_protocol_error(
+def test_an_event_that_breaks_the_contract_is_a_protocol_error(
     server: Any, wire: Any, collect: Callable[..., Collected], body: bytes
 ) -> None:
     server.script = [wire.Answer(200, body, HEADERS)]
@@ -169,7 +169,7 @@ def test_an_answer_that_is_no_stream_is_a_protocol_error(
         collect()
 
 
-def test_nothing_is_sent_before_iterating_and_bad_arguments_come_at_once(server: Any) -> None:
+def test_nothing_is_sent_before_iterating_and_bad_arguments_raise_at_once(server: Any) -> None:
     with Client(server.url) as client:
         client.stream_plan_latent("x").close()
         with pytest.raises(InvalidArgumentError):
@@ -190,7 +190,7 @@ def test_half_a_surrogate_pair_is_refused_before_anything_is_sent(server: Any, f
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_events_are_the_same_however_they_are_cut(size: int) -> None:
+def test_events_do_not_depend_on_the_chunks(size: int) -> None:
     stream = b": hi\n\nevent: a\r\ndata: 1\r\n\r\ndata:2\ndata: 3\nid: 9\n\nevent: b\n\n"
     stream += b"data: \xe2\x80\xa8\n\n"
     decoder = EventDecoder()

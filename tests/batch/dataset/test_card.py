@@ -50,7 +50,7 @@ def test_the_hub_library_reads_the_output_by_its_card(
     )
 
 
-def test_no_file_says_where_or_by_whom_it_was_made(
+def test_no_file_tells_the_path_host_or_user(
     collect: Collect, stub: StubReplica, output: Path, tmp_path: Path
 ) -> None:
     stderr = collect(replicas=[stub]).stderr
@@ -66,7 +66,7 @@ def test_no_file_says_where_or_by_whom_it_was_made(
     assert f"/{getpass.getuser()}" not in "".join(texts)
 
 
-def test_a_persons_own_readme_stays(collect: Collect, stub: StubReplica, output: Path) -> None:
+def test_a_readme_of_the_user_is_kept(collect: Collect, stub: StubReplica, output: Path) -> None:
     output.mkdir()
     (output / "README.md").write_text("# Mine\n")
     assert collect(replicas=[stub]).status == 0
@@ -74,7 +74,7 @@ def test_a_persons_own_readme_stays(collect: Collect, stub: StubReplica, output:
     assert (output / "README.md").read_text() == "# Mine\n"
 
 
-def test_a_rerun_with_other_settings_renews_the_card(
+def test_a_rerun_with_other_settings_rewrites_the_card(
     collect: Collect, stub: StubReplica, output: Path
 ) -> None:
     collect(replicas=[stub])

@@ -1,4 +1,4 @@
-"""What others read the output with: each finds the same rows, and `[L, H]` for every latent."""
+"""Every common reader finds the same rows, and `[L, H]` for every latent."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def test_every_description_of_the_dataset_has_the_same_columns() -> None:
     assert features.arrow_schema.remove_metadata() == SCHEMA
 
 
-def test_a_batch_holds_what_was_filled_in() -> None:
+def test_a_batch_holds_the_rows_that_were_filled_in() -> None:
     builder = BatchBuilder(width=3, max_bytes=1 << 10)
     latents = [np.arange(n * 3, dtype=np.float32).reshape(n, 3) + n for n in (2, 0, 5)]
     for latent in latents:

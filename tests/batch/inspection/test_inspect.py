@@ -123,7 +123,7 @@ def test_another_schema_is_refused(
 
 
 @pytest.mark.parametrize("name", ["absent", "text", "empty"])
-def test_what_is_no_dataset_is_refused_without_its_path(
+def test_a_path_without_a_dataset_is_refused_and_not_quoted(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text").write_text("hello")
