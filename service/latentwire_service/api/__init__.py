@@ -1,1 +1,1 @@
-"""The HTTP layer: routes, wire formats, error answers, guards. Only here is FastAPI known."""
+"""The HTTP layer: routes, wire formats, error responses and guards. It alone uses FastAPI."""

@@ -1,10 +1,7 @@
-"""Access, limits of time and size, and the log of each request."""
+"""Access, and limits of time and size."""
 
 from __future__ import annotations
 
-import io
-import json
-import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +15,6 @@ import pytest
 from latentwire import Client, DeadlineExceededError, UnauthorizedError
 from latentwire_service.api.access_policy import ApiKeys, PolicyError, policy_of
 from latentwire_service.settings import Settings
-from latentwire_service.telemetry.logs import JsonFormatter, PathlessFormatter, add_request_id
 from support.backends import BACKENDS, Faults
 from support.gate import TIMEOUT_S, Gate
 from support.live_server import LiveServer
@@ -313,115 +309,7 @@ def test_a_greedy_key_does_not_lock_others_out(
         assert statuses == [200, 200, 429]
 
 
-# --- request ids and logs
-
-
-@pytest.mark.parametrize("path", ["/health", "/nothing", "/info"])
-def test_every_answer_has_a_request_id(server: LiveServer, path: str) -> None:
-    first, second = (httpx.get(f"{server.url}{path}").headers["x-request-id"] for _ in range(2))
-    assert first != second
-    given = httpx.get(f"{server.url}{path}", headers={"X-Request-Id": "Agent-7:a.b_c"})
-    assert given.headers["x-request-id"] == "Agent-7:a.b_c"
-
-
-@pytest.mark.parametrize("value", ["a b", "x" * 129, "", "a\tb", 'a"b'])
-def test_an_id_that_does_not_fit_a_log_line_is_replaced(server: LiveServer, value: str) -> None:
-    answer = server.http.get("/health", headers={"X-Request-Id": value})
-    assert answer.headers["x-request-id"].startswith("req-")
-
-
-@pytest.fixture
-def written() -> Iterator[Callable[[logging.Formatter], io.StringIO]]:
-    handlers: list[logging.Handler] = []
-    root = logging.getLogger()
-    level = root.level
-
-    def listen(formatter: logging.Formatter) -> io.StringIO:
-        lines = io.StringIO()
-        handler = logging.StreamHandler(lines)
-        handler.setFormatter(formatter)
-        handler.addFilter(add_request_id)
-        handlers.append(handler)
-        root.addHandler(handler)
-        root.setLevel(logging.INFO)
-        return lines
-
-    yield listen
-    for handler in handlers:
-        root.removeHandler(handler)
-    root.setLevel(level)
-
-
-def test_a_json_log_names_the_request_its_key_and_its_error(
-    server: LiveServer, written: Callable[..., io.StringIO], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = written(JsonFormatter())
-
-    def break_down(*_: object) -> bytes:
-        raise RuntimeError("cannot open /home/somebody/weights.bin")
-
-    monkeypatch.setattr("latentwire_service.api.wire_formats.render_plan", break_down)
-    server.http.post("/plan_latent", json=GREEDY, headers={"X-Request-Id": "r-1"})
-    records = [json.loads(line) for line in lines.getvalue().splitlines()]
-    own = [record for record in records if record.get("request_id") == "r-1"]
-    (error,) = (record for record in own if record["level"] == "error")
-    (answered,) = (record for record in own if "status" in record)
-    assert error["exception"].endswith("RuntimeError: cannot open weights.bin")
-    assert (answered["route"], answered["status"]) == ("/plan_latent", 500)
-    assert answered["caller"].startswith("key-")
-    assert "first-key" not in lines.getvalue()
-
-
-def test_a_text_line_ends_with_the_request_id(
-    server: LiveServer, written: Callable[..., io.StringIO]
-) -> None:
-    lines = written(PathlessFormatter("%(message)s%(for_request)s"))
-    server.http.get("/health", headers={"X-Request-Id": "r-2"})
-    assert any(
-        line.startswith("GET /health 200 ") and line.endswith("[r-2]")
-        for line in lines.getvalue().splitlines()
-    )
-
-
-class RouteLines(logging.Handler):
-    """Waits for the lines of that many requests: an answer is sent before its line is written."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self._missing = threading.Semaphore(0)
-        self._count = count
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if hasattr(record, "route"):
-            self._missing.release()
-
-    def wait(self) -> bool:
-        return all(self._missing.acquire(timeout=TIMEOUT_S) for _ in range(self._count))
-
-
-@pytest.mark.parametrize("is_stream", [False, True])
-def test_the_log_line_of_an_answer_has_its_id(
-    server: LiveServer, written: Callable[..., io.StringIO], is_stream: bool
-) -> None:
-    objects, lines = written(JsonFormatter()), written(PathlessFormatter("%(message)s"))
-    both_logged = RouteLines(2)
-    logging.getLogger().addHandler(both_logged)
-    with Client(server.url, api_key=KEYS[0]) as client:
-        if is_stream:
-            stream = client.stream_plan_latent(**GREEDY)
-            assert list(stream)
-            plan_id = stream.plan.id
-        else:
-            plan_id = client.plan_latent(**GREEDY).id
-    server.http.get("/info")
-    assert both_logged.wait()
-    logging.getLogger().removeHandler(both_logged)
-    answered = [json.loads(line) for line in objects.getvalue().splitlines()]
-    ids = {record["route"]: record.get("plan_id") for record in answered if "route" in record}
-    assert ids == {"/plan_latent": plan_id, "/info": None}
-    assert plan_id.startswith("plan-")
-    texts = [line.partition(" ms") for line in lines.getvalue().splitlines()]
-    assert [after.strip() for _, found, after in texts if found] == [plan_id, ""]
+# --- draining
 
 
 def test_draining_fails_requests_that_are_not_done_in_time(
