@@ -94,6 +94,7 @@ class Request:
         "_detokenizer",
         "_finish_reason",
         "_first_token_at",
+        "_max_new_tokens",
         "_num_prefilled",
         "_on_step",
         "_slot",
@@ -121,6 +122,7 @@ class Request:
         self._detokenizer = Detokenizer(
             tokenizer, spec.sampling.stop, is_streaming=on_step is not None
         )
+        self._max_new_tokens = spec.sampling.max_new_tokens
         self._on_step = on_step
         self._status = RequestStatus.WAITING
         self._slot: int | None = None
@@ -212,7 +214,7 @@ class Request:
         self.token_ids.append(token_id)
         if token_id in eos_token_ids or self._detokenizer.append(token_id):
             self._finish_reason = FinishReason.STOP
-        elif len(self.token_ids) == self.spec.sampling.max_new_tokens:
+        elif len(self.token_ids) == self._max_new_tokens:
             self._finish_reason = FinishReason.LENGTH
         if self._on_step is not None:
             is_last = self._finish_reason is not None

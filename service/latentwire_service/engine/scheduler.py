@@ -96,7 +96,7 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Requests that hold a slot."""
-        return sum(request is not None for request in self._slots)
+        return len(self._slots) - self._slots.count(None)
 
     def unfinished(self) -> Iterator[Request]:
         """All requests, running ones first."""
@@ -130,13 +130,19 @@ class Scheduler:
         moves = self._close_gaps()
         running = [request for request in self._slots if request is not None]
         decode = [request for request in running if request.status is RequestStatus.DECODE]
-        loads = self._match_prefixes(running)
+        # Empty in most steps: then none of the passes below looks at every running request.
+        prefilling = (
+            [request for request in running if request.status is RequestStatus.PREFILL]
+            if len(decode) < len(running)
+            else []
+        )
+        loads = self._match_prefixes(prefilling)
         return Schedule(
             moves=moves,
             loads=loads,
-            prefill=self._prefill_batch(running),
+            prefill=self._prefill_batch(prefilling),
             decode=decode,
-            num_slots=max((r.slot + 1 for r in decode if r.slot is not None), default=0),
+            num_slots=_num_slots(decode),
         )
 
     def _admit(self, now: float) -> None:
@@ -164,15 +170,15 @@ class Scheduler:
             last.move_to(target)
         return moves
 
-    def _match_prefixes(self, running: Sequence[Request]) -> list[PrefixLoad]:
+    def _match_prefixes(self, prefilling: Sequence[Request]) -> list[PrefixLoad]:
         """Let requests that have not begun skip positions that are kept.
 
         This runs in every step, not at admission: of many requests admitted together, those that
         wait for their chunk can use what the first ones compute.
         """
         loads = []
-        for request in running:
-            if request.status is RequestStatus.PREFILL and request.num_prefilled == 0:
+        for request in prefilling:
+            if request.num_prefilled == 0:
                 match = self._prefixes.match(request.spec.prompt)
                 if match is not None:
                     assert request.slot is not None
@@ -180,24 +186,32 @@ class Scheduler:
                     loads.append(PrefixLoad(request.slot, match))
         return loads
 
-    def _prefill_batch(self, running: Sequence[Request]) -> list[PrefillChunk]:
+    def _prefill_batch(self, prefilling: Sequence[Request]) -> list[PrefillChunk]:
         """Return the chunks to compute together, padded to one width.
 
         The request admitted first sets the width, so that no request is passed over for ever.
         Requests that fit under it join, longest first, because they waste the least padding.
         """
-        candidates = [r for r in running if r.status is RequestStatus.PREFILL]
-        if not candidates:
+        if not prefilling:
             return []
-        oldest = min(candidates, key=lambda r: r.admitted_at)
+        oldest = min(prefilling, key=lambda r: r.admitted_at)
         width = min(_remaining(oldest), self._prefill_chunk)
-        others = [r for r in candidates if r is not oldest and _remaining(r) <= width]
+        others = [r for r in prefilling if r is not oldest and _remaining(r) <= width]
         others.sort(key=_remaining, reverse=True)
         batch = [oldest, *others][: max(1, self._prefill_chunk // width)]
         return [
             PrefillChunk(r, r.num_prefilled, r.num_prefilled + min(width, _remaining(r)))
             for r in batch
         ]
+
+
+def _num_slots(decode: Sequence[Request]) -> int:
+    """Return the number of slots up to the last of these requests, which are in slot order."""
+    if not decode:
+        return 0
+    last = decode[-1].slot
+    assert last is not None
+    return last + 1
 
 
 def _remaining(request: Request) -> int:
