@@ -19,9 +19,9 @@ from latentwire.tensors import decode_hidden_state
 from latentwire_service.api import rendering, wire_formats
 from latentwire_service.engine.prompt import fill_template
 from latentwire_service.telemetry.logs import PathlessFormatter
+from support.fake_backend import HIDDEN_SIZE
 from support.live_server import LiveServer
 from support.requests import GREEDY, MAX_BODY_BYTES, assert_problem, plan_of, post
-from support.tiny_models import HIDDEN_SIZE, build_model, build_tokenizer, generate, llama_config
 
 pytestmark = pytest.mark.backends("fake", "local")
 
@@ -30,6 +30,8 @@ pytestmark = pytest.mark.backends("fake", "local")
 
 @pytest.mark.backends("local")
 def test_a_plan_carries_the_rows_that_generate_gives(server: LiveServer) -> None:
+    from support.tiny_models import build_model, build_tokenizer, generate, llama_config
+
     tokenizer = build_tokenizer()
     template = "Plan {task}, {0} {other}: {task}"
     prompt = tokenizer.encode(fill_template(template, "Wash the mug."))

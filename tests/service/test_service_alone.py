@@ -1,0 +1,26 @@
+"""The service runs over any backend: the HTTP contract's tests need no model and no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+# `None` in sys.modules makes an import fail as if the package were not installed.
+RUN = """
+import sys
+sys.modules |= dict.fromkeys(["torch", "transformers", "tokenizers", "accelerate", "gguf"])
+import pytest
+sys.exit(pytest.main(["-q", "-k", "fake or model_service", "-p", "no:cacheprovider",
+    "tests/service/test_model_service.py", "tests/service/api/test_http.py"]))
+"""
+
+
+def test_the_http_contract_is_tested_without_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
