@@ -31,7 +31,7 @@ from latentwire_batch.tasks.results import FinishedRow
 from latentwire_batch.tasks.rows import Row
 
 STEPS, WIDTH = 256, 896
-STUB = Path(__file__).parents[1] / "tests" / "support" / "stub_replica.py"
+STUB = Path(__file__).parents[1] / "tests" / "support" / "batch" / "stub_replica.py"
 _SHARD_BYTES = 500 * 10**6
 _ROW_BYTES = STEPS * WIDTH * 4
 

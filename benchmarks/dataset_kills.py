@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-STUB = Path(__file__).parents[1] / "tests" / "support" / "stub_replica.py"
+STUB = Path(__file__).parents[1] / "tests" / "support" / "batch" / "stub_replica.py"
 TARGETS = ("collector", "replica", "both")
 _PATIENCE_S = 120.0
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from latentwire_batch.__main__ import main
-from support.collecting import Collect, Ended, WatchedStream, write_tasks
-from support.stub_replica import Behaviour, StubReplica
+from support.batch.collecting import Collect, Ended, WatchedStream, write_tasks
+from support.batch.stub_replica import Behaviour, StubReplica
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import pytest
 from latentwire_batch import collect_hidden_states, compressed_latent_collect
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.replicas.local_plan import serve_command
-from support.dataset_oracle import assert_complete, tasks_of
-from support.stub_replica import StubReplica
+from support.batch.dataset_oracle import assert_complete, tasks_of
+from support.batch.stub_replica import StubReplica
 
 BATCH = Path(__file__).parents[2] / "batch"
 COMMANDS = [collect_hidden_states, compressed_latent_collect]

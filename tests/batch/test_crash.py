@@ -12,9 +12,9 @@ import pytest
 
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.output.publish import finish_install, install
-from support.collecting import Collect, WatchedStream
-from support.dataset_oracle import assert_complete, tasks_of
-from support.stub_replica import StubReplica
+from support.batch.collecting import Collect, WatchedStream
+from support.batch.dataset_oracle import assert_complete, tasks_of
+from support.batch.stub_replica import StubReplica
 
 
 @pytest.fixture

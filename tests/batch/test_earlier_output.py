@@ -13,9 +13,9 @@ import pytest
 
 from latentwire_batch.dispatch.seeds import row_seed
 from latentwire_batch.output.layout import OutputLayout
-from support.collecting import Collect
-from support.dataset_oracle import assert_complete, tasks_of
-from support.stub_replica import StubReplica, latent, num_tokens, plan_text
+from support.batch.collecting import Collect
+from support.batch.dataset_oracle import assert_complete, tasks_of
+from support.batch.stub_replica import StubReplica, latent, num_tokens, plan_text
 
 SETTINGS = """\
 {

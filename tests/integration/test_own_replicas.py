@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from latentwire_batch.__main__ import main
-from support.collecting import write_tasks
+from support.batch.collecting import write_tasks
 from support.tiny_models import llama_config, save_model
 
 pytestmark = pytest.mark.slow

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 
 # `None` in sys.modules makes an import fail as if the package were not installed.
@@ -19,6 +21,7 @@ sys.exit(pytest.main(["-q", "--collect-only", "tests/service/engine", "-p", "no:
 """
 
 
+@pytest.mark.slow
 def test_the_engines_tests_are_collected_without_fastapi_and_pyarrow() -> None:
     done = subprocess.run(
         [sys.executable, "-c", COLLECT], cwd=ROOT, capture_output=True, text=True, check=False

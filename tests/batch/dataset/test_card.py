@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from latentwire_batch.dataset.card import build_card
-from support.collecting import Collect
-from support.stub_replica import Behaviour, StubReplica
+from support.batch.collecting import Collect
+from support.batch.stub_replica import Behaviour, StubReplica
 
 
 def front_matter(card: str) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from latentwire_batch.dispatch.seeds import row_seed
-from support.collecting import Collect
-from support.dataset_oracle import tasks_of
-from support.stub_replica import StubReplica, latent, num_tokens, plan_text
+from support.batch.collecting import Collect
+from support.batch.dataset_oracle import tasks_of
+from support.batch.stub_replica import StubReplica, latent, num_tokens, plan_text
 
 COLUMNS = ["task", "task_id", "plan", "hidden_state"]
 Rows = list[tuple[str, str, str, Any]]

@@ -20,7 +20,7 @@ from latentwire_batch.replicas.identity import ModelIdentity
 from latentwire_batch.replicas.source import new_client
 from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState
 from latentwire_batch.tasks.rows import Row
-from support.stub_replica import StubReplica, plan_text
+from support.batch.stub_replica import StubReplica, plan_text
 
 ROWS = [Row(index, f"t{index}", f"task {index}") for index in range(12)]
 

@@ -14,8 +14,8 @@ from latentwire_batch.inspection.command import main
 from latentwire_batch.inspection.findings import length_histogram, problems, thinned
 from latentwire_batch.inspection.statistics import MAX_MEANS, Inspection, inspect_rows, project
 from latentwire_batch.tasks.results import RowText
-from support.collecting import Collect
-from support.stub_replica import StubReplica
+from support.batch.collecting import Collect
+from support.batch.stub_replica import StubReplica
 
 RNG = np.random.default_rng(0)
 

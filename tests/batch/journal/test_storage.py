@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from support.collecting import Collect
-from support.dataset_oracle import assert_complete, tasks_of
-from support.stub_replica import StubReplica
+from support.batch.collecting import Collect
+from support.batch.dataset_oracle import assert_complete, tasks_of
+from support.batch.stub_replica import StubReplica
 
 KIB = 1 << 10
 

@@ -14,9 +14,9 @@ from latentwire_batch.config import CollectSettings
 from latentwire_batch.errors import UsageError
 from latentwire_batch.ranks.rank import ALONE, Rank, rank_of
 from latentwire_batch.replicas.local_plan import plan_local_replicas
-from support.collecting import Collect
-from support.dataset_oracle import assert_complete, tasks_of
-from support.stub_replica import StubReplica
+from support.batch.collecting import Collect
+from support.batch.dataset_oracle import assert_complete, tasks_of
+from support.batch.stub_replica import StubReplica
 
 SETTINGS = CollectSettings(dataset=Path("in"), output_dir=Path("out"))
 TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}

@@ -13,8 +13,8 @@ import pytest
 
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.replicas.local_plan import plan_local_replicas, serve_command, visible_gpus
-from support.collecting import Collect, WatchedStream
-from support.dataset_oracle import assert_complete, tasks_of
+from support.batch.collecting import Collect, WatchedStream
+from support.batch.dataset_oracle import assert_complete, tasks_of
 
 SETTINGS = CollectSettings(dataset=Path("in"), output_dir=Path("out"))
 
@@ -22,7 +22,7 @@ SETTINGS = CollectSettings(dataset=Path("in"), output_dir=Path("out"))
 @pytest.fixture
 def as_children(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Start stubs as own replicas, in the same way as the real module."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support" / "batch"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
     def use(*flags: str) -> None:

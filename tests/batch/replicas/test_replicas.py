@@ -13,9 +13,9 @@ from latentwire_batch.dispatch.dispatcher import MAX_REPLICAS_LOST_PER_ROW
 from latentwire_batch.errors import UsageError
 from latentwire_batch.replicas.endpoints import discover, resolve_endpoints
 from latentwire_batch.replicas.replica import default_window
-from support.collecting import Collect, WatchedStream
-from support.dataset_oracle import assert_complete, tasks_of
-from support.stub_replica import Behaviour, StubReplica
+from support.batch.collecting import Collect, WatchedStream
+from support.batch.dataset_oracle import assert_complete, tasks_of
+from support.batch.stub_replica import Behaviour, StubReplica
 
 
 def test_a_replica_that_dies_loses_and_doubles_no_row(

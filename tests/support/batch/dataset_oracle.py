@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentwire_batch.dispatch.seeds import row_seed
-from support.stub_replica import latent, num_tokens, plan_text
+from support.batch.stub_replica import latent, num_tokens, plan_text
 
 
 def assert_complete(
