@@ -193,6 +193,7 @@ def test_trust_and_dtype_reach_an_own_replica() -> None:
     assert serve_command(settings)[-3:] == ("--dtype", "bf16", "--trust-remote-code")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", COMMANDS)
 def test_both_run_as_scripts_and_as_modules(module: ModuleType) -> None:
     name = module.__name__.rpartition(".")[2]

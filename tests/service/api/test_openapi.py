@@ -77,6 +77,7 @@ def make_it_fit(case: schemathesis.Case[Any]) -> None:
         case.headers["x-request-timeout"] = "60"
 
 
+@pytest.mark.slow
 @pytest.mark.backends("fake", "local")
 @pytest.mark.parametrize(("method", "path", "mode"), CASES)
 def test_the_service_answers_as_documented(

@@ -179,6 +179,7 @@ def test_threads_share_the_work_and_change_nothing(lengths: list[int]) -> None:
     assert torch.equal(decode_attention(*arguments), together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_operator_keeps_torchs_rules(dtype: torch.dtype) -> None:
     case = Case([20, 5], dtype, value_dim=32)
