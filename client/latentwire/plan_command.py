@@ -25,7 +25,7 @@ EXIT_USAGE = 2
 
 
 class _CallFields(BaseModel):
-    """What to plan, and where."""
+    """The task, the service and the output."""
 
     task: CliPositionalArg[str] = Field(description="The task, in words.")
     url: str = Field(default=DEFAULT_BASE_URL, description="Address of the service.")

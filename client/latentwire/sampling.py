@@ -42,7 +42,7 @@ StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
 class PromptFields(BaseModel):
-    """How a task becomes a prompt."""
+    """The text and the markup of the prompt."""
 
     prompt_template: Text = Field(
         default=DEFAULT_PROMPT_TEMPLATE,
@@ -56,7 +56,7 @@ class PromptFields(BaseModel):
 
 
 class SamplingFields(BaseModel):
-    """How tokens are chosen and where generation ends. The seed is not here: a dataset derives it.
+    """The choice of tokens and the end of generation. The seed is not here: a dataset derives it.
 
     The defaults are the service's; clients send only the fields that were set.
     """

@@ -1,7 +1,7 @@
 """One JSON list, decoded element by element: memory is bounded by the largest element.
 
-Built on the standard library's decoder, because streaming parsers read some texts differently or
-not at all (NaN, half a surrogate pair, numbers of thousands of digits): ADR 7 has the comparison.
+Built on the standard library's decoder, because ijson reads some texts differently (half of a
+surrogate pair) and others not at all (NaN), and crashes on long numbers: see ADR 7.
 """
 
 from __future__ import annotations
