@@ -40,6 +40,8 @@ BASES = (
     "service/latentwire_service",
     "batch/latentwire_batch",
 )
+# Variables that no setting has: a prefix, and those of the tests.
+OTHER_VARIABLES = {"LATENTWIRE_COLLECT", "LATENTWIRE_TEST_DEVICE", "LATENTWIRE_TEST_DTYPE"}
 # Flags in the text that belong to other programs.
 FOREIGN_FLAGS = {"--constraint", "--no-deps", "--help"}
 
@@ -216,7 +218,7 @@ def test_named_variables_exist(page: Page) -> None:
     served = {f"LATENTWIRE_{name.upper()}" for name in fields}
     collected = {f"LATENTWIRE_COLLECT_{name.upper()}" for name in CollectSettings.model_fields}
     named = set(re.findall(r"\bLATENTWIRE_[A-Z_]*[A-Z]\b", page.text))
-    known = served | collected | {"LATENTWIRE_TEST_DEVICE", "LATENTWIRE_COLLECT"}
+    known = served | collected | OTHER_VARIABLES
     assert named <= known
 
 
@@ -363,3 +365,11 @@ def test_pictures_are_well_formed(block: str) -> None:
     elif first == "sequenceDiagram":
         blocks = re.findall(r"^(?:loop|alt|opt|par|rect)\b", without_text, re.MULTILINE)
         assert len(blocks) == lines.count("end")
+
+
+def test_the_supported_versions_are_the_declared_ones() -> None:
+    declared = (ROOT / "pyproject.toml").read_text()
+    oldest, below = re.findall(r'"transformers>=5\.(\d+),<5\.(\d+)"', declared)[0]
+    (torch,) = re.findall(r'"torch>=([\d.]+)"', declared)
+    stated = f"transformers 5.{oldest} to 5.{int(below) - 1} and torch {torch} and newer"
+    assert stated in DOCS["deployment.md"].text
