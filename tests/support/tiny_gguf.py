@@ -39,7 +39,7 @@ def write_gguf(file: Path, model: Any) -> None:
     _add_tokenizer(writer)
     for name, tensor in model.state_dict().items():
         if name != "lm_head.weight":
-            writer.add_tensor(_gguf_name(name), tensor.float().numpy())
+            writer.add_tensor(_gguf_name(name), tensor.float().cpu().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -19,6 +19,8 @@ from transformers import (
     Qwen2Config,
 )
 
+from support.device import DEVICE, DTYPE
+
 EOS = 1
 VOCAB_SIZE = 320
 HIDDEN_SIZE = 48
@@ -47,12 +49,25 @@ def qwen2_config(**changes: Any) -> Qwen2Config:
     return Qwen2Config(**{**_COMMON, "tie_word_embeddings": True, **changes})
 
 
-def build_model(config: PreTrainedConfig, seed: int = 0) -> Any:
-    """A random model in fp32; the same config and seed give the same weights."""
+def build_model(
+    config: PreTrainedConfig,
+    seed: int = 0,
+    device: torch.device = DEVICE,
+    dtype: torch.dtype = DTYPE,
+) -> Any:
+    """A random model; the same config and seed give the same weights, rounded to the dtype.
+
+    Its attention is the eager one: a fused one may leave out a part of the model's formula.
+    """
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    options = {"attn_implementation": "eager"}
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
+    if dtype != torch.float32:
+        # Not `to(dtype)`, which would round the rotary frequencies as well.
+        rounded = AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
+        rounded.load_state_dict(model.state_dict())
+        model = rounded
+    return model.to(device).eval()
 
 
 def build_tokenizer() -> Any:
@@ -69,7 +84,8 @@ def build_tokenizer() -> Any:
 
 def save_model(folder: Path, config: PreTrainedConfig | None = None, seed: int = 0) -> Path:
     """Write a model directory that `--model` takes."""
-    build_model(config or llama_config(), seed).save_pretrained(folder)
+    model = build_model(config or llama_config(), seed, torch.device("cpu"), torch.float32)
+    model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
 
@@ -98,7 +114,7 @@ def generate(model: Any, prompt: Sequence[int], max_new_tokens: int, **options: 
         **options,
     )
     rows = torch.cat([step[-1][:, -1, :] for step in out.hidden_states])
-    return Generated(out.sequences[0, len(prompt) :].tolist(), rows.float().numpy())
+    return Generated(out.sequences[0, len(prompt) :].tolist(), rows.float().cpu().numpy())
 
 
 def random_prompts(

@@ -17,14 +17,17 @@ import torch
 import transformers as hf
 
 from latentwire_service.engine.errors import UnsupportedModelError
+from latentwire_service.engine.hf import decode_step
 from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.engine.hf.model_runner import HfModelRunner
 from latentwire_service.engine.hf.probe import probe
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.request import Request
 from latentwire_service.engine.runner import PromptPart
+from support.device import IS_EXACT, TOLERANCE
 from support.engine_harness import EngineHarness
-from support.tiny_models import EOS, VOCAB_SIZE, build_model, generate, random_prompts
+from support.parity import assert_as_generated
+from support.tiny_models import EOS, VOCAB_SIZE, build_model, random_prompts
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,8 +45,6 @@ HIDDEN_SIZE = 48
 WINDOW = 20
 # Shorter and longer than the window, and than one bucket of the KV cache.
 LENGTHS = [1, 5, 17, 40, 70, 65, 30]
-# Relative to the largest number in the rows: models without a final norm can have large ones.
-TOLERANCE = 1e-4
 
 # The same few numbers under the names that families give them.
 SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": EOS}
@@ -193,16 +194,8 @@ def check_against_generate(model: Any, max_slots: int, prefill_chunk: int) -> No
     harness.run()
     tokens = set()
     for request in requests:
-        expected = generate(
-            model, request.spec.prompt.token_ids, request.spec.sampling.max_new_tokens
-        )
-        completion = request.future.result(timeout=0)
-        assert completion.token_ids == expected.token_ids
-        largest = max(1.0, float(np.abs(expected.hidden_state).max()))
-        np.testing.assert_allclose(
-            completion.hidden_state, expected.hidden_state, atol=TOLERANCE * largest, rtol=0
-        )
-        tokens.update(expected.token_ids)
+        assert_as_generated(request, model, is_scaled=True)
+        tokens.update(request.token_ids)
     assert len(tokens) > 10, "greedy choices hardly vary, so that equal tokens say little"
 
 
@@ -349,6 +342,8 @@ def test_the_decode_step_traces_without_a_graph_break(
         return compile_for_real(step, fullgraph=options["fullgraph"], backend="eager")
 
     monkeypatch.setattr(torch, "compile", compile_eagerly)
+    # What is recorded on a GPU is the subject of `test_decode_step.py`.
+    monkeypatch.setattr(decode_step, "RecordedStep", lambda step, _record: step)
     torch._dynamo.reset()
     model = build_model(SERVED[name]())
     eager, compiled = (
@@ -362,8 +357,11 @@ def test_the_decode_step_traces_without_a_graph_break(
     for step in range(2):
         ours, theirs = (r.decode(tokens + step, positions + step) for r in (compiled, eager))
         largest = theirs.hidden.abs().max().item()
-        torch.testing.assert_close(ours.hidden, theirs.hidden, atol=TOLERANCE * largest, rtol=0)
-        torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-2, rtol=1e-3)
+        torch.testing.assert_close(
+            ours.hidden, theirs.hidden, atol=TOLERANCE.value * largest, rtol=0
+        )
+        if IS_EXACT:
+            torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-2, rtol=1e-3)
 
 
 @pytest.mark.parametrize("max_slots", [3, 5])
@@ -394,9 +392,10 @@ def test_few_shapes_give_what_exact_ones_give(max_slots: int) -> None:
     shapes.clear()
     for tokens, positions in (([7, 8, 9], [40, 3, 70]), ([7], [40]), ([7, 8], [40, 3])):
         ours, theirs = (r.decode(np.array(tokens), np.array(positions)) for r in (coarse, exact))
-        torch.testing.assert_close(ours.hidden, theirs.hidden, atol=1e-4, rtol=0)
+        torch.testing.assert_close(ours.hidden, theirs.hidden, atol=TOLERANCE.value, rtol=0)
         assert ours.logits.shape == theirs.logits.shape
-        torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
+        if IS_EXACT:
+            torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
 
 
 def fill(runner: HfModelRunner) -> None:
