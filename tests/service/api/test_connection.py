@@ -155,14 +155,16 @@ def test_a_head_that_arrives_at_once_has_the_same_limit(
 
 
 def test_invalid_bytes_after_a_refusal_are_no_error_of_the_service(
-    server: LiveServer, caplog: pytest.LogCaptureFixture
+    start: Callable[..., LiveServer], gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with connect(server) as connection:
+    # The gate keeps the stream unfinished until its request is cancelled.
+    live = start(Faults(before_decode=gate)).wait_ready()
+    with connect(live) as connection:
         connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n" + CHUNKED)
         assert connection.recv(65536).startswith(b"HTTP/1.1 404 ")
         connection.sendall(b"no chunk\r\n" * 10)
         read_all(connection)
-    with connect(server) as connection:
+    with connect(live) as connection:
         connection.sendall(
             b"GET /plan_latent?task=x&stream=true&max_new_tokens=400 HTTP/1.1\r\n"
             b"Host: 127.0.0.1\r\n" + CHUNKED
@@ -170,12 +172,13 @@ def test_invalid_bytes_after_a_refusal_are_no_error_of_the_service(
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
         connection.sendall(b"no chunk\r\n" * 10)
         read_all(connection)
-    assert server.watch.cancelled.wait(TIMEOUT_S)
+    assert live.watch.cancelled.wait(TIMEOUT_S)
+    gate.may_pass.set()
     for method in (b"HEAD", b"POST"):
         for _ in range(20):
-            with connect(server) as connection:
+            with connect(live) as connection:
                 connection.sendall(method + b" /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n" + CHUNKED)
-    assert plan_of(post(server, GREEDY))
+    assert plan_of(post(live, GREEDY))
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
