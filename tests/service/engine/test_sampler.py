@@ -131,6 +131,7 @@ def real_logits() -> torch.Tensor:
     return logits
 
 
+@pytest.mark.slow
 @pytest.mark.demo_model
 @pytest.mark.parametrize("count", [*sampler.NUM_CANDIDATES, None])
 @pytest.mark.parametrize(
