@@ -260,3 +260,7 @@ class ErrorBody(BaseModel):
     error_id: str | None = Field(
         default=None, description="Identifies the error in the service's log (internal)."
     )
+    engine_failed: bool | None = Field(
+        default=None,
+        description="True if the engine failed after it had accepted the request (not-ready).",
+    )

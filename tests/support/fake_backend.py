@@ -32,6 +32,7 @@ from latentwire_service.engine.detokenizer import Detokenizer, Tokenizer
 from latentwire_service.engine.errors import (
     DetokenizationError,
     EngineError,
+    EngineFailedError,
     EngineUnavailableError,
     QueueFullError,
     RequestCancelledError,
@@ -188,7 +189,7 @@ class FakeBackend:
             while self._schedule():
                 self._step()
         except Exception as error:
-            self._fail_all(EngineUnavailableError("the engine failed"))
+            self._fail_all(EngineFailedError("the engine failed"))
             self._on_failure(error)
 
     def _schedule(self) -> bool:

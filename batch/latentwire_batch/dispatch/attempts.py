@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from latentwire import PlanLatent, ProtocolError
-from latentwire_batch.tasks.results import FailedRow, FinishedRow
+from latentwire_batch.tasks.results import FailedRow, FinishedRow, Suspicion
 from latentwire_batch.tasks.rows import Row
 
 
@@ -23,6 +23,10 @@ class ResultSink(Protocol):
         """Store why a row has no latent."""
         ...
 
+    async def suspected(self, index: int, suspicion: Suspicion) -> None:
+        """Store that a replica ended while it had a row."""
+        ...
+
 
 @dataclass(frozen=True)
 class RetryPolicy:
@@ -31,12 +35,10 @@ class RetryPolicy:
     Attributes:
         max_retries: further tries for a row that failed.
         patience_s: longest wait while no replica is up, in seconds.
-        max_away: see `ReplicaSource.max_away`.
     """
 
     max_retries: int
     patience_s: float
-    max_away: int
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,18 @@ class Attempt:
     Attributes:
         row: the row.
         num_failures: tries that failed on a replica that stayed up.
-        num_lost: tries during which the replica went away.
         num_away: tries that a replica refused because it was not ready.
-        tried: indices of the replicas on which the row failed.
+        tried: indices of the replicas on which the row failed, or which ended with it.
         not_before_s: earliest moment of the next try, `time.monotonic` seconds.
+        suspicion: None while no replica has ended with the row.
     """
 
     row: Row
     num_failures: int = 0
-    num_lost: int = 0
     num_away: int = 0
     tried: frozenset[int] = frozenset()
     not_before_s: float = 0.0
+    suspicion: Suspicion | None = None
 
 
 def check_answer(answer: PlanLatent, hidden_size: int) -> None:

@@ -1,5 +1,7 @@
 """Sends rows to replicas: bounded fan-out, retries, and recovery when replicas fail.
 
+Rows that may have ended a replica are sent after all others; see `isolation`.
+
 Pulls a row only when a replica has room for it. Knows neither input formats nor files.
 """
 
@@ -15,22 +17,32 @@ from dataclasses import replace
 from latentwire import LatentwireError, PlanLatent, QueueFullError
 from latentwire.retry import retry_delay
 from latentwire_batch.dispatch.attempts import Attempt, ResultSink, RetryPolicy, check_answer
-from latentwire_batch.dispatch.verdicts import Failure, Verdict, failure_of, verdict_of
+from latentwire_batch.dispatch.isolation import Isolation, is_guilty, suspect
+from latentwire_batch.dispatch.verdicts import (
+    LOSSES,
+    Failure,
+    Verdict,
+    failure_of,
+    failure_of_guilty,
+    verdict_of,
+)
 from latentwire_batch.errors import ReplicasLostError, UsageError
 from latentwire_batch.replicas.fleet import Fleet
 from latentwire_batch.replicas.replica import Replica
-from latentwire_batch.tasks.results import FailedRow, FinishedRow
+from latentwire_batch.tasks.results import FailedRow, FinishedRow, Suspicion
 from latentwire_batch.tasks.rows import Row
 
-# A row counts as the cause only after this many replicas went away with it in flight, because
-# replicas are restarted and rescheduled for many other reasons.
-MAX_REPLICAS_LOST_PER_ROW = 10
+# A deployment that is replaced refuses a row once per replica. One refusal says nothing about the
+# row; a row that is refused again and again may be the one that ends the replicas.
+_MAX_AWAY = 30
 _BUSY_DELAY_S = 1.0
 # Rows that wait for a retry are held in memory: above this number, no new rows are started.
 _MAX_WAITING = 1024
 
 # Sends one row to one replica.
 Send = Callable[[Replica, Row], Awaitable[PlanLatent]]
+# Returns what an earlier run suspected of a row, by its index.
+SuspicionOf = Callable[[int], Suspicion | None]
 
 
 class Dispatcher:
@@ -43,6 +55,8 @@ class Dispatcher:
         sink: takes the results.
         policy: how often and how long to try.
         rng: source of the retry jitter.
+        suspicion_of: of the rows, from earlier runs.
+        note_progress: called when a row is settled, or suspected more closely.
     """
 
     def __init__(
@@ -53,6 +67,8 @@ class Dispatcher:
         sink: ResultSink,
         policy: RetryPolicy,
         rng: random.Random,
+        suspicion_of: SuspicionOf = lambda _index: None,
+        note_progress: Callable[[], None] = lambda: None,
     ) -> None:
         self._fleet = fleet
         self._rows = rows
@@ -60,7 +76,10 @@ class Dispatcher:
         self._sink = sink
         self._policy = policy
         self._rng = rng
+        self._suspicion_of = suspicion_of
+        self._note_progress = note_progress
         self._waiting: deque[Attempt] = deque()
+        self._isolation = Isolation()
         self._next_row: Row | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -95,7 +114,7 @@ class Dispatcher:
 
     def _start_attempts(self) -> None:
         while not self._is_stopping and self._fatal is None:
-            started = self._start_waiting() or self._start_next()
+            started = self._start_waiting() or self._start_next() or self._start_apart()
             if not started:
                 return
 
@@ -113,7 +132,7 @@ class Dispatcher:
         return False
 
     def _start_next(self) -> bool:
-        if len(self._waiting) >= _MAX_WAITING:
+        if self._holds_many:
             return False
         replica = self._fleet.choose(avoid=frozenset())
         if replica is None or self._peek() is None:
@@ -123,13 +142,41 @@ class Dispatcher:
         self._start(Attempt(row), replica)
         return True
 
+    def _start_apart(self) -> bool:
+        """Send a group of suspects to an idle replica, once all other rows are sent.
+
+        Last, because the replicas that they end may not come back.
+        """
+        first = self._isolation.first
+        if first is None or not (self._holds_many or self._peek() is None):
+            return False
+        replica = self._fleet.choose_idle(avoid=first.tried)
+        if replica is None:
+            return False
+        for attempt in self._isolation.take_group(replica.window):
+            self._start(attempt, replica)
+        replica.is_apart = True
+        return True
+
+    @property
+    def _holds_many(self) -> bool:
+        return len(self._waiting) + len(self._isolation) >= _MAX_WAITING
+
     def _peek(self) -> Row | None:
-        if self._next_row is None:
-            self._next_row = next(self._rows, None)
+        """Return the next row that is no suspect of an earlier run."""
+        while self._next_row is None:
+            row = next(self._rows, None)
+            if row is None:
+                return None
+            suspicion = self._suspicion_of(row.index)
+            if suspicion is None:
+                self._next_row = row
+            else:
+                self._isolation.add(Attempt(row, suspicion=suspicion))
         return self._next_row
 
     def _is_exhausted(self) -> bool:
-        return not self._waiting and self._peek() is None
+        return self._peek() is None and not self._waiting and not self._isolation
 
     def _start(self, attempt: Attempt, replica: Replica) -> None:
         # Counted here, because the next row is placed before the task runs.
@@ -140,17 +187,23 @@ class Dispatcher:
 
     def _end(self, task: asyncio.Task[None], replica: Replica) -> None:
         replica.num_in_flight -= 1
+        if replica.num_in_flight == 0:
+            replica.is_apart = False
         self._running.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._fatal = self._fatal or task.exception()
         self._fleet.changed.set()
 
     async def _try(self, attempt: Attempt, replica: Replica) -> None:
+        num_losses = replica.num_losses
         try:
             answer = await self._send(replica, attempt.row)
             assert replica.info is not None
             check_answer(answer, replica.info.hidden_size)
         except LatentwireError as error:
+            # It may have ended and come back since the row was sent.
+            if num_losses == replica.num_losses and verdict_of(error) in LOSSES:
+                self._fleet.lose(replica)
             await self._handle(error, attempt, replica)
             return
         replica.note_answer()
@@ -164,6 +217,7 @@ class Dispatcher:
                 finish_reason=answer.finish_reason,
             )
         )
+        self._note_progress()
 
     async def _handle(self, error: LatentwireError, attempt: Attempt, replica: Replica) -> None:
         failure = failure_of(error)
@@ -175,29 +229,38 @@ class Dispatcher:
             case Verdict.REPLICA_BUSY:
                 delay_s = error.retry_after_s if isinstance(error, QueueFullError) else None
                 self._fleet.back_off(replica, _BUSY_DELAY_S if delay_s is None else delay_s)
-                self._waiting.append(attempt)
+                self._put_back(attempt)
             case Verdict.REPLICA_AWAY:
-                self._fleet.lose(replica)
-                await self._retry_away(attempt, failure)
+                await self._retry_away(attempt, failure, replica)
             case Verdict.REPLICA_LOST:
-                self._fleet.lose(replica)
-                await self._retry_lost(attempt, failure)
+                await self._retry_lost(attempt, replica)
             case Verdict.ROW_FAILED:
                 await self._retry_failed(attempt, failure, replica)
 
-    async def _retry_lost(self, attempt: Attempt, failure: Failure) -> None:
-        attempt = replace(attempt, num_lost=attempt.num_lost + 1)
-        if attempt.num_lost >= MAX_REPLICAS_LOST_PER_ROW:
-            await self._give_up(attempt, failure)
-        else:
-            self._waiting.append(attempt)
+    async def _retry_lost(self, attempt: Attempt, replica: Replica) -> None:
+        attempt = suspect(attempt, replica.num_at_loss)
+        assert attempt.suspicion is not None
+        if is_guilty(attempt.suspicion):
+            await self._give_up(attempt, failure_of_guilty(attempt.suspicion))
+            return
+        await self._sink.suspected(attempt.row.index, attempt.suspicion)
+        self._note_progress()
+        self._put_back(replace(attempt, tried=attempt.tried | {replica.index}))
 
-    async def _retry_away(self, attempt: Attempt, failure: Failure) -> None:
+    async def _retry_away(self, attempt: Attempt, failure: Failure, replica: Replica) -> None:
         attempt = replace(attempt, num_away=attempt.num_away + 1)
-        if attempt.num_away >= self._policy.max_away:
+        if attempt.num_away >= _MAX_AWAY and replica.num_at_loss == 1:
             await self._give_up(attempt, failure)
-        else:
+            return
+        if attempt.num_away > 1:
+            attempt = suspect(attempt, replica.num_at_loss, is_lost=False)
+        self._put_back(attempt)
+
+    def _put_back(self, attempt: Attempt) -> None:
+        if attempt.suspicion is None:
             self._waiting.append(attempt)
+        else:
+            self._isolation.add(attempt)
 
     async def _retry_failed(self, attempt: Attempt, failure: Failure, replica: Replica) -> None:
         if attempt.num_failures >= self._policy.max_retries:
@@ -210,12 +273,15 @@ class Dispatcher:
                 num_failures=attempt.num_failures + 1,
                 tried=attempt.tried | {replica.index},
                 not_before_s=time.monotonic() + delay_s,
+                # The replica survived the row.
+                suspicion=None,
             )
         )
 
     async def _give_up(self, attempt: Attempt, failure: Failure) -> None:
         row = attempt.row
         await self._sink.failed(FailedRow(row.index, row.task_id, failure.code, failure.message))
+        self._note_progress()
 
     async def _wait_for_change(self) -> None:
         """Return when a row settles, a replica changes, or a retry is due.

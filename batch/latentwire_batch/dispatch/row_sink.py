@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 from latentwire_batch.dispatch.store import Store
-from latentwire_batch.tasks.results import FailedRow, FinishedRow
+from latentwire_batch.tasks.results import FailedRow, FinishedRow, Suspicion
 
 RowT = TypeVar("RowT")
 
@@ -58,6 +58,10 @@ class RowSink:
         """Store why a row failed; raises like `finished`."""
         await self._append(self._store.add_failed, row)
         self._progress.row_failed(row.index, row.code)
+
+    async def suspected(self, index: int, suspicion: Suspicion) -> None:
+        """Store that a replica ended while it had a row; raises like `finished`."""
+        await self._append(lambda row: self._store.add_suspect(row, suspicion), index)
 
     async def keep_synced(self) -> None:
         """Make rows durable soon after they are written, until cancelled.

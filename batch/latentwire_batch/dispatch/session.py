@@ -65,7 +65,6 @@ class SessionPlan:
         open_store: returns the store once the served model is known; may refuse the model.
         concurrency: rows in flight per replica; None: the replica's slots.
         max_retries: further tries for a row that failed.
-        patience_s: longest wait while no replica is up, in seconds.
         watch: runs alongside without end, and fails when the run cannot continue.
     """
 
@@ -75,7 +74,6 @@ class SessionPlan:
     open_store: Callable[[ModelIdentity], Awaitable[Store]]
     concurrency: int | None
     max_retries: int
-    patience_s: float
     watch: Callable[[], Coroutine[Any, Any, None]] | None = None
 
 
@@ -108,7 +106,7 @@ class _Session:
         source, guard = self._plan.source, self._guard
         self._interrupts.install()
         async with self._replicas() as fleet:
-            identity = await guarded(fleet.connect(source.startup_patience_s), guard)
+            identity = await guarded(fleet.connect(source.patience_s), guard)
             source.note_ready()
             store = await guarded(self._plan.open_store(identity), guard)
             await self._send_rows(store, fleet)
@@ -141,9 +139,16 @@ class _Session:
         num_settled = num_own - store.count(RowState.PENDING)
         with ProgressReport(self._console, num_own, num_settled) as progress:
             sink = RowSink(store, progress)
-            policy = RetryPolicy(plan.max_retries, plan.patience_s, plan.source.max_away)
-            rows = _pending(plan.rows(), store)
-            dispatcher = Dispatcher(fleet, rows, plan.request.send, sink, policy, random.Random())
+            dispatcher = Dispatcher(
+                fleet,
+                _pending(plan.rows(), store),
+                plan.request.send,
+                sink,
+                RetryPolicy(plan.max_retries, plan.source.patience_s),
+                random.Random(),
+                store.suspicion,
+                plan.source.note_progress,
+            )
             self._interrupts.drain_first(dispatcher)
             syncing = asyncio.create_task(sink.keep_synced())
             try:

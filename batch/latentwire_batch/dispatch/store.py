@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState
+from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState, Suspicion
 
 
 class Store(Protocol):
@@ -27,12 +27,20 @@ class Store(Protocol):
         """Count the rows in one state."""
         ...
 
+    def suspicion(self, index: int) -> Suspicion | None:
+        """Return what an earlier run suspected of a pending row."""
+        ...
+
     def add_finished(self, finished: FinishedRow) -> None:
         """Keep a row with its latent."""
         ...
 
     def add_failed(self, failed: FailedRow) -> None:
         """Keep the reason why a row has no latent."""
+        ...
+
+    def add_suspect(self, index: int, suspicion: Suspicion) -> None:
+        """Keep the suspicion that a row ends replicas."""
         ...
 
     def add_elapsed(self, elapsed_s: float) -> None:

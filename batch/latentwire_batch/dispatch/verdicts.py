@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+import httpx
+
 from latentwire import (
     ApiError,
     ConnectionFailedError,
@@ -15,6 +17,7 @@ from latentwire import (
     TransportTimeoutError,
     UnauthorizedError,
 )
+from latentwire_batch.tasks.results import Suspicion
 
 
 class Verdict(Enum):
@@ -25,13 +28,17 @@ class Verdict(Enum):
     ROW_FAILED = auto()
     """Another replica may succeed; the row is retried a limited number of times."""
     REPLICA_LOST = auto()
-    """The replica went away with the row, perhaps because of it."""
+    """The replica ended while it had the row, perhaps because of it."""
     REPLICA_AWAY = auto()
-    """The replica takes no work now, rarely because of the row."""
+    """The replica did not take the row."""
     REPLICA_BUSY = auto()
     """The replica is overloaded, whatever the row."""
     RUN_IS_BAD = auto()
     """Every row would fail in the same way."""
+
+
+# The replica takes no rows until it answers `/ready` again.
+LOSSES = frozenset({Verdict.REPLICA_LOST, Verdict.REPLICA_AWAY})
 
 
 @dataclass(frozen=True)
@@ -54,9 +61,11 @@ def verdict_of(error: LatentwireError) -> Verdict:
         case QueueFullError():
             return Verdict.REPLICA_BUSY
         case NotReadyError():
-            return Verdict.REPLICA_AWAY
+            has_ended = error.body.engine_failed
+            return Verdict.REPLICA_LOST if has_ended else Verdict.REPLICA_AWAY
         case ConnectionFailedError():
-            return Verdict.REPLICA_LOST
+            was_sent = not isinstance(error.__cause__, httpx.ConnectError)
+            return Verdict.REPLICA_LOST if was_sent else Verdict.REPLICA_AWAY
         case InvalidArgumentError():
             return Verdict.ROW_IS_BAD
         case ApiError() if error.status in _BAD_ROW_STATUSES:
@@ -78,3 +87,12 @@ def failure_of(error: LatentwireError) -> Failure:
             return Failure("timeout", "the replica did not answer in time")
         case _:
             return Failure("protocol", "the replica's answer violates the wire contract")
+
+
+def failure_of_guilty(suspicion: Suspicion) -> Failure:
+    """Word the failure of a row that ends replicas."""
+    return Failure(
+        "ends-replica",
+        f"{suspicion.num_lost} times a replica ended while it had this row, "
+        f"{suspicion.num_lost_alone} of them without any other row",
+    )

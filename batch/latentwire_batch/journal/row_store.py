@@ -6,7 +6,7 @@ In memory it keeps 11 bytes per input row, whatever the size of the results.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from latentwire_batch.journal.record_log import Record, RecordLog, RecordRef
 from latentwire_batch.ranks.rank import Rank
-from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState, RowText
+from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState, RowText, Suspicion
 
 
 class RecordKind(IntEnum):
@@ -23,6 +23,7 @@ class RecordKind(IntEnum):
     FINISHED = 1
     FAILED = 2
     ELAPSED = 3
+    SUSPECT = 4
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class RowStore:
         self._states = np.full(num_rows, RowState.PENDING, dtype=np.uint8)
         self._offsets = np.zeros(num_rows, dtype=np.int64)
         self._elapsed_s = 0.0
+        self._suspicions: dict[int, Suspicion] = {}
 
     @property
     def elapsed_s(self) -> float:
@@ -84,6 +86,8 @@ class RowStore:
                     # The other ranks ran at the same time as this one.
                     if log is self._log:
                         self._elapsed_s += float(log.read_meta(ref.offset)["elapsed_s"])
+                elif ref.kind == RecordKind.SUSPECT:
+                    self._suspicions[ref.row] = Suspicion(**log.read_meta(ref.offset))
                 elif 0 <= ref.row < self._states.size:
                     self._recover_row(ref, number)
 
@@ -100,6 +104,10 @@ class RowStore:
     def is_pending(self, index: int) -> bool:
         """Whether a row still has to be sent."""
         return bool(self._states[index] == RowState.PENDING)
+
+    def suspicion(self, index: int) -> Suspicion | None:
+        """Return what an earlier run suspected of a pending row."""
+        return self._suspicions.get(index)
 
     def count(self, state: RowState) -> int:
         """Count the rows in one state."""
@@ -139,6 +147,10 @@ class RowStore:
         meta = {"task_id": failed.task_id, "code": failed.code, "message": failed.message}
         ref = self._log.append(Record(RecordKind.FAILED, failed.index, meta))
         self._settle(failed.index, False, ref.offset)
+
+    def add_suspect(self, index: int, suspicion: Suspicion) -> None:
+        """Append the suspicion that a row ends replicas; raises like `add_finished`."""
+        self._log.append(Record(RecordKind.SUSPECT, index, asdict(suspicion)))
 
     def add_elapsed(self, elapsed_s: float) -> None:
         """Append the seconds that passed since the last call."""
@@ -190,6 +202,7 @@ class RowStore:
             self._settle(ref.row, is_finished, ref.offset, log_number)
 
     def _settle(self, index: int, is_finished: bool, offset: int, log_number: int = 0) -> None:
+        self._suspicions.pop(index, None)
         self._states[index] = RowState.FINISHED if is_finished else RowState.FAILED
         self._offsets[index] = offset
         self._log_numbers[index] = log_number

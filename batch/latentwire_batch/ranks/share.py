@@ -86,7 +86,6 @@ class Share:
             open_store=self._store_for,
             concurrency=settings.concurrency,
             max_retries=settings.max_retries,
-            patience_s=settings.replica_timeout,
             watch=self._watch,
         )
         return await run_session(plan, run.console)

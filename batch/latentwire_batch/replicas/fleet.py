@@ -128,21 +128,29 @@ class Fleet:
         Returns:
             The replica, or None when the row has to wait.
         """
+        free = [
+            replica
+            for replica in self._preferred(avoid)
+            if replica.num_in_flight < replica.window and not replica.is_apart
+        ]
+        return min(free, key=lambda replica: (replica.load, replica.index), default=None)
+
+    def choose_idle(self, avoid: frozenset[int]) -> Replica | None:
+        """Pick a replica without rows; arguments and result are those of `choose`."""
+        idle = (replica for replica in self._preferred(avoid) if not replica.num_in_flight)
+        return next(idle, None)
+
+    def _preferred(self, avoid: frozenset[int]) -> list[Replica]:
         up = [replica for replica in self.replicas if replica.is_up]
         preferred = [replica for replica in up if replica.index not in avoid] or up
         now_s = time.monotonic()
-        free = [
-            replica
-            for replica in preferred
-            if replica.num_in_flight < replica.window and replica.cool_until_s <= now_s
-        ]
-        return min(free, key=lambda replica: (replica.load, replica.index), default=None)
+        return [replica for replica in preferred if replica.cool_until_s <= now_s]
 
     def lose(self, replica: Replica) -> None:
         """Stop sending rows to a replica until it answers again."""
         if not replica.is_up:
             return
-        replica.is_up = False
+        replica.go_down()
         self._notify(f"{replica.name} does not answer; its rows are sent again")
         if not any(other.is_up for other in self.replicas):
             self._all_down_since_s = time.monotonic()

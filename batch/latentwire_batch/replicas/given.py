@@ -10,9 +10,6 @@ from latentwire import AsyncClient
 from latentwire_batch.replicas.endpoints import discover, resolve_endpoints
 from latentwire_batch.replicas.source import AddAddress, new_client
 
-# A deployment that is replaced refuses a row once per replica.
-_MAX_AWAY = 30
-
 
 class GivenReplicas:
     """A `ReplicaSource` over addresses. A name with several addresses stands for all of them.
@@ -21,19 +18,17 @@ class GivenReplicas:
         addresses: of the replicas.
         api_key: sent to each of them; None for no key.
         timeout_s: longest wait for one row, in seconds.
-        startup_patience_s: longest wait for the first replica, in seconds.
+        patience_s: longest wait while no replica is ready, in seconds.
     """
-
-    max_away = _MAX_AWAY
 
     def __init__(
         self,
         addresses: Sequence[str],
         api_key: SecretStr | None,
         timeout_s: float,
-        startup_patience_s: float,
+        patience_s: float,
     ) -> None:
-        self.startup_patience_s = startup_patience_s
+        self.patience_s = patience_s
         self._addresses = addresses
         self._api_key = None if api_key is None else api_key.get_secret_value()
         self._timeout_s = timeout_s
@@ -49,6 +44,9 @@ class GivenReplicas:
         return new_client(url, self._timeout_s, self._api_key)
 
     def note_ready(self) -> None:
+        """Do nothing: somebody else keeps these replicas running."""
+
+    def note_progress(self) -> None:
         """Do nothing: somebody else keeps these replicas running."""
 
     async def watch(self, add: AddAddress) -> None:

@@ -13,10 +13,9 @@ from latentwire_batch.replicas.local_plan import LocalReplicaSpec
 from latentwire_batch.replicas.source import AddAddress, new_client
 
 # Loading a model takes as long as it takes; the end of a child is seen at once.
-_STARTUP_PATIENCE_S = 86_400.0
-# Own replicas refuse no rows while they live, and are not restarted without end.
-_MAX_AWAY = 3
+_PATIENCE_S = 86_400.0
 _STOP_PATIENCE_S = 15.0
+# In a row, without any progress of the run between them.
 _MAX_RESTARTS = 8
 _RESTART_PAUSE_S = 1.0
 _USAGE_STATUS = 2
@@ -31,8 +30,7 @@ class LocalReplicas:
         notify: receives notices about children that end.
     """
 
-    startup_patience_s = _STARTUP_PATIENCE_S
-    max_away = _MAX_AWAY
+    patience_s = _PATIENCE_S
 
     def __init__(self, specs: Sequence[LocalReplicaSpec], timeout_s: float, notify: Notify) -> None:
         self._specs = specs
@@ -41,6 +39,7 @@ class LocalReplicas:
         self._notify = notify
         self._supervisors: list[asyncio.Task[None]] = []
         self._is_stopping = False
+        self._num_progress = 0
 
     async def start(self) -> list[str]:
         """Start the children; `watch` reports those that cannot start."""
@@ -60,6 +59,10 @@ class LocalReplicas:
         """From now on, restart a child that ends."""
         for child in self._children:
             child.was_ready = True
+
+    def note_progress(self) -> None:
+        """Let children end more often: the rows explain it, or get done all the same."""
+        self._num_progress += 1
 
     async def watch(self, add: AddAddress) -> None:
         """Wait for a child that is lost for good; runs until cancelled.
@@ -86,15 +89,21 @@ class LocalReplicas:
             child.close()
 
     async def _keep_running(self, child: ChildProcess) -> None:
-        for _ in range(_MAX_RESTARTS):
+        num_ended = num_progress = 0
+        while num_ended < _MAX_RESTARTS:
             status = await child.run()
             if self._is_stopping:
                 return
             if not child.was_ready:
                 raise _start_failure(child, status)
+            num_ended = 1 if self._num_progress > num_progress else num_ended + 1
+            num_progress = self._num_progress
             self._notify(f"own replica {child.spec.index} exited with status {status}; restarting")
             await asyncio.sleep(_RESTART_PAUSE_S)
-        raise ReplicasLostError(f"own replica {child.spec.index} exited {_MAX_RESTARTS} times")
+        raise ReplicasLostError(
+            f"own replica {child.spec.index} exited {_MAX_RESTARTS} times without planning a row; "
+            "finished rows are kept, rerun the same command to resume"
+        )
 
 
 def _start_failure(child: ChildProcess, status: int) -> BatchError:

@@ -16,6 +16,9 @@ class Replica:
         num_in_flight: rows sent and not answered.
         window: most rows in flight; shrinks when the replica is overloaded.
         cool_until_s: no row is sent before this moment, `time.monotonic` seconds.
+        is_apart: whether its rows in flight must not be joined by others.
+        num_losses: how often it stopped answering.
+        num_at_loss: rows that it had in flight when it last did.
     """
 
     def __init__(self, index: int, client: AsyncClient) -> None:
@@ -26,6 +29,9 @@ class Replica:
         self.num_in_flight = 0
         self.window = 1
         self.cool_until_s = 0.0
+        self.is_apart = False
+        self.num_losses = 0
+        self.num_at_loss = 0
         self._max_window = 1
         self._num_answers = 0
 
@@ -49,6 +55,12 @@ class Replica:
         self.info = info
         self._max_window = self.window = concurrency or default_window(info)
         self.is_up = True
+
+    def go_down(self) -> None:
+        """Stop sending rows to it."""
+        self.is_up = False
+        self.num_losses += 1
+        self.num_at_loss = self.num_in_flight
 
     def note_answer(self) -> None:
         """Widen a window that shrank, by one for every window of good answers."""

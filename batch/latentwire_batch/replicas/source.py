@@ -19,17 +19,8 @@ class ReplicaSource(Protocol):
     """Starts replicas, or finds them, and watches them during one session."""
 
     @property
-    def startup_patience_s(self) -> float:
-        """Longest wait for the first replica, in seconds."""
-        ...
-
-    @property
-    def max_away(self) -> int:
-        """Number of "not ready" answers after which a row is given up.
-
-        Most of them say nothing about the row, but a row that ends the replica's engine gets the
-        same answer.
-        """
+    def patience_s(self) -> float:
+        """Longest wait while no replica is ready, in seconds."""
         ...
 
     async def start(self) -> list[str]:
@@ -46,6 +37,10 @@ class ReplicaSource(Protocol):
 
     def note_ready(self) -> None:
         """Take notice that the first replicas came up."""
+        ...
+
+    def note_progress(self) -> None:
+        """Take notice that a row was settled, or that a replica ended for a reason in the rows."""
         ...
 
     async def watch(self, add: AddAddress) -> None:

@@ -54,6 +54,21 @@ class FinishedRow:
 
 
 @dataclass(frozen=True)
+class Suspicion:
+    """What is known of a row that was in flight when a replica ended.
+
+    Attributes:
+        group_size: send it with at most so many rows, itself included, and with no others.
+        num_lost: replicas that ended while they had the row.
+        num_lost_alone: of these, those that had no other row.
+    """
+
+    group_size: int
+    num_lost: int = 0
+    num_lost_alone: int = 0
+
+
+@dataclass(frozen=True)
 class FailedRow:
     """A row without a latent, and the reason.
 

@@ -40,6 +40,7 @@ _ENGINE_PROBLEMS: Mapping[type[errors.EngineError], _Problem] = {
     errors.PromptTooLongError: _Problem(422, "prompt-too-long", "The prompt does not fit"),
     errors.QueueFullError: _Problem(429, "queue-full", "Too many requests are waiting"),
     errors.EngineUnavailableError: _Problem(503, "not-ready", "The service accepts no requests"),
+    errors.EngineFailedError: _Problem(503, "not-ready", "The service accepts no requests"),
     errors.DeadlineExceededError: _Problem(504, "deadline-exceeded", "The request took too long"),
     errors.LatentInvalidError: _Problem(500, "latent-invalid", "The latent is invalid"),
 }
@@ -165,6 +166,8 @@ def error_body(error: Exception) -> tuple[ErrorBody, dict[str, str]]:
             headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
         case errors.EngineUnavailableError():
             headers["Retry-After"] = str(_NOT_READY_RETRY_AFTER_S)
+            if isinstance(error, errors.EngineFailedError):
+                members["engine_failed"] = True
         case errors.InvalidParamsError():
             members["field"] = error.field
         case errors.PromptTooLongError():

@@ -28,7 +28,12 @@ from latentwire_service.engine.backend import (
     StepStats,
 )
 from latentwire_service.engine.engine import Engine
-from latentwire_service.engine.errors import EngineError, EngineUnavailableError, QueueFullError
+from latentwire_service.engine.errors import (
+    EngineError,
+    EngineFailedError,
+    EngineUnavailableError,
+    QueueFullError,
+)
 from latentwire_service.engine.request import Request
 
 logger = logging.getLogger(__name__)
@@ -220,7 +225,7 @@ class EngineThread:
             self._is_open = False
             while self._inbox:
                 self._engine.add(self._inbox.popleft())
-        self._engine.fail_all(EngineUnavailableError("the engine failed"))
+        self._engine.fail_all(EngineFailedError("the engine failed"))
         with self._condition:
             self._note_engine()
         self._on_failure(error)

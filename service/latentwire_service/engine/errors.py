@@ -5,6 +5,7 @@ EngineError
 ├── PromptTooLongError       prompt and new tokens do not fit one slot
 ├── QueueFullError           the queue is full
 ├── EngineUnavailableError   loading, draining, stopped or failed
+│   └── EngineFailedError        failed after it had accepted the request
 ├── RequestCancelledError    the caller gave the request up
 ├── DeadlineExceededError    the request's deadline expired
 ├── LatentInvalidError       a hidden row is missing, of another width, or not finite
@@ -54,6 +55,10 @@ class QueueFullError(EngineError):
 
 class EngineUnavailableError(EngineError):
     """The engine accepts no requests: it is loading, draining, stopped or failed."""
+
+
+class EngineFailedError(EngineUnavailableError):
+    """The engine failed after it had accepted the request, perhaps because of it."""
 
 
 class RequestCancelledError(EngineError):

@@ -18,7 +18,7 @@ from latentwire_batch.errors import InputError, ReplicasLostError, UsageError
 from latentwire_batch.replicas.fleet import FleetSummary
 from latentwire_batch.replicas.identity import ModelIdentity
 from latentwire_batch.replicas.source import new_client
-from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState
+from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState, Suspicion
 from latentwire_batch.tasks.rows import Row
 from support.batch.stub_replica import StubReplica, plan_text
 
@@ -31,11 +31,11 @@ class FakeSource:
 
     stubs: list[StubReplica]
     later: list[StubReplica] = field(default_factory=list)
-    startup_patience_s: float = 30.0
-    max_away: int = 3
+    patience_s: float = 30.0
     start_error: Exception | None = None
     watch_error: Exception | None = None
     events: list[str] = field(default_factory=list)
+    num_progress: int = 0
 
     async def start(self) -> list[str]:
         self.events.append("start")
@@ -48,6 +48,9 @@ class FakeSource:
 
     def note_ready(self) -> None:
         self.events.append("ready")
+
+    def note_progress(self) -> None:
+        self.num_progress += 1
 
     async def watch(self, add: Callable[[str], None]) -> None:
         for stub in self.later:
@@ -66,6 +69,7 @@ class MemoryStore:
         self.num_rows = num_rows
         self.finished: dict[int, FinishedRow] = {}
         self.failed: dict[int, FailedRow] = {}
+        self.suspicions: dict[int, Suspicion] = {}
         self.num_syncs = 0
 
     def is_pending(self, index: int) -> bool:
@@ -74,6 +78,12 @@ class MemoryStore:
     def count(self, state: RowState) -> int:
         pending = sum(map(self.is_pending, range(self.num_rows)))
         return {RowState.PENDING: pending, RowState.ELSEWHERE: 0}[state]
+
+    def suspicion(self, index: int) -> Suspicion | None:
+        return self.suspicions.get(index)
+
+    def add_suspect(self, index: int, suspicion: Suspicion) -> None:
+        self.suspicions[index] = suspicion
 
     def add_finished(self, finished: FinishedRow) -> None:
         self.finished[finished.row.index] = finished
@@ -103,7 +113,6 @@ def run(source: FakeSource, store: MemoryStore, rows: list[Row] = ROWS) -> Fleet
         open_store=open_store,
         concurrency=None,
         max_retries=0,
-        patience_s=1.0,
     )
     return asyncio.run(run_session(plan, Console(io.StringIO())))
 

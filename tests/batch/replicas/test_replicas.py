@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latentwire.protocol import InfoResponse, Limits
-from latentwire_batch.dispatch.dispatcher import MAX_REPLICAS_LOST_PER_ROW
+from latentwire_batch.dispatch.isolation import MAX_LOST
 from latentwire_batch.errors import UsageError
 from latentwire_batch.replicas.endpoints import discover, resolve_endpoints
 from latentwire_batch.replicas.replica import default_window
@@ -139,8 +139,8 @@ def test_a_row_that_takes_replicas_down_with_it_is_given_up(
     stub.behaviour.drop_tasks = {task}
     ended = collect("--concurrency", "1", "--limit", "2", replicas=[stub])
     assert ended.status == 3
-    assert "row 0 failed: connection-failed" in ended.stderr
-    assert stub.received_ids().count(task_id) == MAX_REPLICAS_LOST_PER_ROW
+    assert "row 0 failed: ends-replica" in ended.stderr
+    assert stub.received_ids().count(task_id) == MAX_LOST
 
 
 def test_a_row_that_ends_the_engine_each_time_is_given_up(

@@ -177,8 +177,10 @@ def test_a_lost_engine_ends_its_streams_with_an_error_event(
         raise RuntimeError("device lost at /dev/secret/path")
 
     live = start(Faults(before_decode=break_down)).wait_ready()
-    with Client(live.url) as client, pytest.raises(NotReadyError, match="the engine failed"):
-        list(client.stream_plan_latent(**GREEDY))
+    with Client(live.url) as client:
+        with pytest.raises(NotReadyError, match="the engine failed") as caught:
+            list(client.stream_plan_latent(**GREEDY))
+        assert caught.value.body.engine_failed
     assert live.failed.wait(TIMEOUT_S)
 
 

@@ -17,8 +17,10 @@ import threading
 import time
 import zlib
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -72,6 +74,9 @@ class Behaviour:
         nan_tasks: tasks whose latent has a NaN.
         drop_tasks: tasks whose connection is dropped without an answer.
         speaks_json_only: answer with JSON, whatever `Accept` lists.
+        killers: tasks that end the replica with all that it has in flight.
+        restart_s: seconds from such an end until it is back; None: it stays away.
+        tells_why: such an end is told by an answer, like that of a service whose engine failed.
     """
 
     model: str = "stub"
@@ -92,6 +97,9 @@ class Behaviour:
     nan_tasks: set[str] = field(default_factory=set)
     drop_tasks: set[str] = field(default_factory=set)
     speaks_json_only: bool = False
+    killers: frozenset[str] = frozenset()
+    restart_s: float | None = 0.0
+    tells_why: bool = False
 
 
 class StubReplica:
@@ -114,6 +122,7 @@ class StubReplica:
         self.sent_media_types: set[str] = set()
         self.arrived = threading.Event()
         self.num_in_flight = self.most_in_flight = 0
+        self.num_deaths = 0
         # After this many answers the stub sets `stalled`, and waits for `resume`.
         self.stall_after: int | None = None
         self.stalled = threading.Event()
@@ -145,6 +154,21 @@ class StubReplica:
     def wait_answered(self, count: int) -> None:
         with self.lock:
             assert self.lock.wait_for(lambda: len(self.answered) >= count, timeout=30)
+
+    def die(self) -> None:
+        """End with all that is in flight; come back if the behaviour says so."""
+        with self.lock:
+            if self.behaviour.is_dead:
+                return
+            self.num_deaths += 1
+            self.behaviour.is_dead = True
+        if self.behaviour.exit_on_death:
+            os._exit(1)
+        if self.behaviour.restart_s is not None:
+            threading.Timer(self.behaviour.restart_s, self.revive).start()
+
+    def revive(self) -> None:
+        self.behaviour.is_dead = False
 
     def resume(self) -> None:
         with self.lock:
@@ -211,6 +235,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         stub, behaviour = self.server.stub, self.server.stub.behaviour
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        life = stub.num_deaths
         if self._is_gone():
             return
         with stub.lock:
@@ -227,7 +252,18 @@ class _Handler(BaseHTTPRequestHandler):
         stub.wait_while_stalled()
         with stub.lock:
             stub.num_in_flight -= 1
-        self._reply(body, status)
+        if body["task"] in behaviour.killers:
+            stub.die()
+        if stub.num_deaths > life:
+            self._end_in_flight()
+        else:
+            self._reply(body, status)
+
+    def _end_in_flight(self) -> None:
+        if self.server.stub.behaviour.tells_why:
+            self._problem(503, "not-ready", {"engine_failed": True})
+        else:
+            self.close_connection = True
 
     def _reply(self, body: dict[str, object], status: int | None) -> None:
         stub, behaviour = self.server.stub, self.server.stub.behaviour
@@ -280,8 +316,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         return self.server.stub.behaviour.is_dead
 
-    def _problem(self, status: int, code: str) -> None:
-        problem = {"title": code, "status": status, "code": code, "detail": f"scripted {code}"}
+    def _problem(
+        self, status: int, code: str, members: Mapping[str, object] = MappingProxyType({})
+    ) -> None:
+        detail = f"scripted {code}"
+        problem = {"title": code, "status": status, "code": code, "detail": detail, **members}
         headers = {"Retry-After": "0.01"} if status in (429, 503) else {}
         self._send(status, problem, "application/problem+json", headers)
 
@@ -373,6 +412,7 @@ def main() -> None:
     parser.add_argument("--max-slots", type=int, default=4)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--die-after", type=int, default=None, help="answers before it dies")
+    parser.add_argument("--killer", action="append", default=[], help="task that ends it")
     parser.add_argument("--not-ready", action="store_true", help="never become ready")
     parser.add_argument("--refuse-model", action="store_true", help="log like a failed load, exit")
     args = parser.parse_args()
@@ -387,6 +427,7 @@ def main() -> None:
         max_slots=args.max_slots,
         delay_s=args.delay,
         die_after=args.die_after,
+        killers=frozenset(args.killer),
         exit_on_death=True,
         is_ready=not args.not_ready,
     )
