@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from latentwire_batch.assembly import Assembly, Totals
@@ -15,7 +14,7 @@ from latentwire_batch.dataset.card import build_card
 from latentwire_batch.dataset.manifest import Manifest, read_manifest
 from latentwire_batch.dataset.previous import previous_rows
 from latentwire_batch.dispatch.interrupts import run_interruptible
-from latentwire_batch.dispatch.seeds import draw_seed
+from latentwire_batch.dispatch.seeds import Seeds, draw_seed
 from latentwire_batch.errors import RunInterrupted, StorageError, UsageError, storage_error
 from latentwire_batch.existing_output import finished_counts, refuse_differences
 from latentwire_batch.exit_status import (
@@ -106,15 +105,15 @@ class Collection:
         wanted = self._run.wanted_settings(self._run.settings.seed)
         if self._stored is not None:
             refuse_differences(self._stored, wanted)
-            seed = self._stored.seed
+            seeds = self._stored.seeds
         else:
-            seed = draw_seed() if wanted.seed is None else wanted.seed
-        assert seed is not None
+            seeds = Seeds(draw_seed() if wanted.seed is None else wanted.seed)
+        assert seeds is not None
         watch = self._rendezvous.watch if self._run.rank.count > 1 else None
         with (
-            self._rendezvous.announced(seed),
+            self._rendezvous.announced(seeds),
             self._rendezvous.interruptible(),
-            Share(self._run, replace(wanted, seed=seed), self._agree, watch) as share,
+            Share(self._run, wanted.with_seeds(seeds), self._agree, watch) as share,
         ):
             return self._collect(share)
 

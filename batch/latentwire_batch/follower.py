@@ -26,7 +26,8 @@ def follow(run: Run) -> ExitStatus:
 
 async def _take_part(run: Run, rendezvous: Rendezvous) -> None:
     """Collect this rank's share. A rank that leaves early counts as lost."""
-    wanted = run.wanted_settings(await rendezvous.announced_seed())
+    seeds = await rendezvous.announced_seeds()
+    wanted = run.wanted_settings(seeds.dataset_seed).with_seeds(seeds)
 
     async def agree(served: RunSettings) -> None:
         refuse_differences(await rendezvous.stored_settings(), served)

@@ -6,12 +6,13 @@ They hold no paths and no addresses: the input is known by its rows, the model b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from latentwire import PlanOptions
 from latentwire.sampling import PromptFields
+from latentwire_batch.dispatch.seeds import EARLIER_ROW_SEED_BITS, Seeds
 from latentwire_batch.errors import StorageError
 from latentwire_batch.output.durable import read_json
 from latentwire_batch.replicas.identity import ModelIdentity
@@ -29,6 +30,7 @@ class RunSettings:
         k: hidden rows to keep; None: all.
         options: prompt and sampling options of every row, without a seed.
         seed: of the dataset; None while any seed would do.
+        row_seed_bits: see `Seeds`; None while any would do.
         requested_model: name of the model that own replicas serve; None with given replicas.
         model: the served model; None before a replica has answered.
     """
@@ -37,6 +39,7 @@ class RunSettings:
     k: int | None
     options: PlanOptions
     seed: int | None = None
+    row_seed_bits: int | None = None
     requested_model: str | None = None
     model: ModelIdentity | None = None
 
@@ -54,17 +57,32 @@ class RunSettings:
                 k=value["k"],
                 options=cast(PlanOptions, {**value["prompt"], **value["sampling"]}),
                 seed=value.get("seed"),
+                row_seed_bits=value.get(
+                    "row_seed_bits", EARLIER_ROW_SEED_BITS if "seed" in value else None
+                ),
                 requested_model=value.get("requested_model"),
                 model=None if model is None else ModelIdentity.from_json(model),
             )
         except (LookupError, TypeError) as error:
             raise StorageError("the output's settings are damaged") from error
 
+    @property
+    def seeds(self) -> Seeds | None:
+        """The seeds of the dataset; None while they are not chosen."""
+        if self.seed is None or self.row_seed_bits is None:
+            return None
+        return Seeds(self.seed, self.row_seed_bits)
+
+    def with_seeds(self, seeds: Seeds) -> RunSettings:
+        """Return these settings with the seeds that were chosen."""
+        return replace(self, seed=seeds.dataset_seed, row_seed_bits=seeds.row_seed_bits)
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values, without those that are not known."""
         options: dict[str, Any] = {**self.options}
         known = {
             "seed": self.seed,
+            "row_seed_bits": self.row_seed_bits,
             "requested_model": self.requested_model,
             "model": None if self.model is None else self.model.to_json(),
         }

@@ -7,11 +7,12 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from latentwire_batch.dispatch.seeds import row_seed
+from latentwire_batch.dispatch.seeds import EARLIER_ROW_SEED_BITS, Seeds, row_seed
 from latentwire_batch.output.layout import OutputLayout
 from support.batch.collecting import Collect
 from support.batch.dataset_oracle import assert_complete, tasks_of
@@ -125,7 +126,7 @@ def record(kind: int, row: int, meta: Mapping[str, object], body: bytes = b"") -
 
 
 def finished(index: int, task_id: str, task: str) -> bytes:
-    seed = row_seed(7, index)
+    seed = row_seed(7, index, EARLIER_ROW_SEED_BITS)
     count = num_tokens(task, seed, 12)
     meta = {
         "task": task,
@@ -164,7 +165,7 @@ def test_an_unfinished_output_resumes(
     assert sorted(map(str, stub.received_ids())) == sorted(
         f"t{i}" for i in range(40) if i not in (0, 6, 2, 4, 1, 3)
     )
-    assert_complete(output, tasks_of(tasks), without=(4,))
+    assert_complete(output, tasks_of(tasks), without=(4,), row_seed_bits=63)
     assert not left_behind.partial.exists()
     assert json.loads((output / "manifest.json").read_text())["elapsed_s"] > 100.5
 
@@ -179,13 +180,14 @@ def test_an_unfinished_output_with_other_settings_is_refused(
     assert {path: path.read_bytes() for path in left_behind.partial.iterdir()} == before
 
 
-def test_the_settings_file_is_written_as_before(
+def test_the_settings_file_has_the_earlier_fields_and_the_size_of_row_seeds(
     collect: Collect, stub: StubReplica, output: Path, tasks: Path
 ) -> None:
     stub.behaviour.die_after = 5
     assert collect("--replica-timeout", "0.2", replicas=[stub]).status == 1
     written = (output / ".partial" / "settings.json").read_text()
-    assert written == SETTINGS % digest_of(tasks_of(tasks))
+    earlier = SETTINGS % digest_of(tasks_of(tasks))
+    assert written == earlier.replace('"seed": 7,', '"seed": 7,\n  "row_seed_bits": 53,')
 
 
 def test_a_damaged_settings_file_is_named(
@@ -200,15 +202,26 @@ def test_a_damaged_settings_file_is_named(
 
 
 def test_failed_rows_of_a_finished_output_are_retried(
-    collect: Collect, stub: StubReplica, output: Path, tasks: Path
+    collect: Collect,
+    stub: StubReplica,
+    output: Path,
+    tasks: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = tasks_of(tasks)
     stub.behaviour.task_faults = {rows[3][1]: [422]}
-    assert collect(replicas=[stub]).status == 3
-    num_steps = sum(num_tokens(rows[i][1], row_seed(7, i), 12) for i in range(40) if i != 3)
+    with monkeypatch.context() as earlier:
+        seeds = partial(Seeds, row_seed_bits=EARLIER_ROW_SEED_BITS)
+        earlier.setattr("latentwire_batch.collect.Seeds", seeds)
+        assert collect(replicas=[stub]).status == 3
+    num_steps = sum(
+        num_tokens(rows[i][1], row_seed(7, i, EARLIER_ROW_SEED_BITS), 12)
+        for i in range(40)
+        if i != 3
+    )
     (output / "manifest.json").write_text(MANIFEST % (digest_of(rows), num_steps, num_steps))
     assert collect("--retry-failed", replicas=[stub]).status == 0
-    assert_complete(output, rows)
+    assert_complete(output, rows, row_seed_bits=63)
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["counts"]["prompt_tokens"] == 200
     assert manifest["elapsed_s"] > 3.25

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from latentwire_batch.dispatch.seeds import Seeds, draw_seed, row_seed
 from latentwire_batch.errors import StorageError
 from latentwire_batch.replicas.identity import ModelIdentity
 from latentwire_batch.run_settings import RunSettings
@@ -25,16 +26,39 @@ SETTINGS = RunSettings(
         "stop": ["END"],
     },
     seed=7,
+    row_seed_bits=53,
     requested_model="m",
     model=MODEL,
 )
 
 
+EARLIER_SEEDS = [4212276270495803956, 5595607496629875680]
+
+
 def test_settings_come_back_as_written() -> None:
     assert RunSettings.from_json(SETTINGS.to_json()) == SETTINGS
-    unknown = replace(SETTINGS, seed=None, requested_model=None, model=None)
+    unknown = replace(SETTINGS, seed=None, row_seed_bits=None, requested_model=None, model=None)
     assert RunSettings.from_json(unknown.to_json()) == unknown
     assert set(unknown.to_json()) == {"data", "k", "prompt", "sampling"}
+
+
+def test_settings_without_row_seed_bits_keep_the_seeds_that_their_rows_have() -> None:
+    value = SETTINGS.to_json()
+    del value["row_seed_bits"]
+    assert RunSettings.from_json(value).seeds == Seeds(7, 63)
+    # The first rows of seed 7, as earlier versions derived them.
+    assert [row_seed(7, index, 63) for index in range(2)] == EARLIER_SEEDS
+    assert [row_seed(7, index) for index in range(2)] == [
+        seed & (2**53 - 1) for seed in EARLIER_SEEDS
+    ]
+
+
+@pytest.mark.parametrize("dataset_seed", [0, 1, 2**53 - 1, 2**53, 2**63 - 1])
+def test_every_new_row_seed_is_a_whole_number_in_javascript(dataset_seed: int) -> None:
+    seeds = [row_seed(dataset_seed, index) for index in range(1000)]
+    assert max(seeds) < 2**53
+    assert len(set(seeds)) == 1000
+    assert draw_seed() < 2**53
 
 
 def test_prompt_and_sampling_options_are_stored_apart() -> None:
@@ -59,7 +83,7 @@ def test_a_difference_is_named(changed: dict[str, Any], phrase: str) -> None:
 
 
 def test_what_is_not_known_yet_is_not_compared() -> None:
-    wanted = replace(SETTINGS, seed=None, requested_model=None, model=None)
+    wanted = replace(SETTINGS, seed=None, row_seed_bits=None, requested_model=None, model=None)
     assert SETTINGS.differences(wanted) == []
 
 

@@ -16,7 +16,7 @@ from latentwire_batch.dispatch.dispatcher import Dispatcher
 from latentwire_batch.dispatch.interrupts import Interrupts
 from latentwire_batch.dispatch.progress import ProgressReport
 from latentwire_batch.dispatch.row_sink import RowSink
-from latentwire_batch.dispatch.seeds import row_seed
+from latentwire_batch.dispatch.seeds import Seeds
 from latentwire_batch.dispatch.store import Store
 from latentwire_batch.dispatch.watchdog import Guard, guarded
 from latentwire_batch.errors import InputError, RunInterrupted
@@ -35,16 +35,16 @@ class RowRequest:
     Attributes:
         k: hidden rows to keep; None: all.
         options: prompt and sampling options, without a seed.
-        dataset_seed: each row's seed is derived from it.
+        seeds: of the dataset and its rows.
     """
 
     k: int | None
     options: PlanOptions
-    dataset_seed: int
+    seeds: Seeds
 
     async def send(self, replica: Replica, row: Row) -> PlanLatent:
         """Send one row to one replica; raises LatentwireError when it gives no latent."""
-        options: PlanOptions = {**self.options, "seed": row_seed(self.dataset_seed, row.index)}
+        options: PlanOptions = {**self.options, "seed": self.seeds.of_row(row.index)}
         return await replica.client.plan_latent(
             row.task,
             k=self.k,

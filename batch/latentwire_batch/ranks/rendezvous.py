@@ -10,8 +10,10 @@ import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
+from latentwire_batch.dispatch.seeds import Seeds
 from latentwire_batch.errors import (
     OutputBusyError,
     RankLostError,
@@ -42,21 +44,21 @@ class Rendezvous:
         self._rank = rank
 
     @contextmanager
-    def announced(self, seed: int) -> Iterator[None]:
+    def announced(self, seeds: Seeds) -> Iterator[None]:
         """Let the other ranks work while this lasts; rank 0 calls it when it owns the output."""
         if self._rank.count == 1:
             yield
             return
         for note in self._layout.partial.glob("rank-*.json"):
             note.unlink(missing_ok=True)
-        write_json(self._layout.launch, {"launch": self._rank.launch, "seed": seed})
+        write_json(self._layout.launch, {"launch": self._rank.launch, **asdict(seeds)})
         try:
             yield
         finally:
             self._layout.launch.unlink(missing_ok=True)
 
-    async def announced_seed(self) -> int:
-        """Wait until rank 0 announces the run; return the dataset's seed.
+    async def announced_seeds(self) -> Seeds:
+        """Wait until rank 0 announces the run; return the seeds of the dataset.
 
         Raises:
             RankLostError: when it does not within 10 minutes.
@@ -66,7 +68,7 @@ class Rendezvous:
                 while True:
                     note = self._of_this_launch(read_json(self._layout.launch))
                     if note is not None:
-                        return int(note["seed"])
+                        return Seeds(note["dataset_seed"], note["row_seed_bits"])
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
             raise RankLostError("rank 0 did not start") from error

@@ -77,11 +77,11 @@ class Share:
 
     async def collect(self) -> FleetSummary:
         """Send the pending rows in a session; see `run_session`."""
-        run, settings, seed = self._run, self._run.settings, self._wanted.seed
-        assert seed is not None
+        run, settings, seeds = self._run, self._run.settings, self._wanted.seeds
+        assert seeds is not None
         plan = SessionPlan(
             rows=run.source.rows,
-            request=RowRequest(settings.k, settings.plan_options, seed),
+            request=RowRequest(settings.k, settings.plan_options, seeds),
             source=select_source(settings, os.environ, run.rank, run.console.say),
             open_store=self._store_for,
             concurrency=settings.concurrency,

@@ -12,7 +12,7 @@ import pytest
 
 from latentwire import AsyncClient
 from latentwire_batch.console import Console
-from latentwire_batch.dispatch.seeds import row_seed
+from latentwire_batch.dispatch.seeds import Seeds, row_seed
 from latentwire_batch.dispatch.session import RowRequest, SessionPlan, run_session
 from latentwire_batch.errors import InputError, ReplicasLostError, UsageError
 from latentwire_batch.replicas.fleet import FleetSummary
@@ -108,7 +108,7 @@ def run(source: FakeSource, store: MemoryStore, rows: list[Row] = ROWS) -> Fleet
 
     plan = SessionPlan(
         rows=read,
-        request=RowRequest(k=None, options={"max_new_tokens": 4}, dataset_seed=7),
+        request=RowRequest(k=None, options={"max_new_tokens": 4}, seeds=Seeds(7)),
         source=source,
         open_store=open_store,
         concurrency=None,

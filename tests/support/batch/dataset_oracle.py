@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentwire_batch.dispatch.seeds import row_seed
+from latentwire_batch.dispatch.seeds import ROW_SEED_BITS, row_seed
 from support.batch.stub_replica import latent, num_tokens, plan_text
 
 
@@ -20,6 +20,7 @@ def assert_complete(
     *,
     without: tuple[int, ...] = (),
     seed: int = 7,
+    row_seed_bits: int = ROW_SEED_BITS,
     max_new_tokens: int = 12,
     hidden_size: int = 8,
     k: int | None = None,
@@ -40,7 +41,7 @@ def assert_complete(
     present = [i for i in range(len(tasks)) if i not in without]
     assert [(row["task_id"], row["task"]) for row in rows] == [tasks[i] for i in present]
     for index, row in zip(present, rows, strict=True):
-        task, own_seed = tasks[index][1], row_seed(seed, index)
+        task, own_seed = tasks[index][1], row_seed(seed, index, row_seed_bits)
         count = num_tokens(task, own_seed, max_new_tokens)
         expected = latent(task, own_seed, count if k is None else min(k, count), hidden_size)
         assert row["plan"] == plan_text(task, own_seed)
