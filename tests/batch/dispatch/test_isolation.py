@@ -16,9 +16,9 @@ from latentwire_batch.config import CollectSettings
 from latentwire_batch.dispatch.attempts import Attempt
 from latentwire_batch.dispatch.isolation import MAX_LOST, Isolation, is_guilty, suspect
 from latentwire_batch.tasks.rows import Row
-from support.collecting import Collect, write_tasks
-from support.dataset_oracle import assert_complete, tasks_of
-from support.stub_replica import Behaviour, StubReplica
+from support.batch.collecting import Collect, write_tasks
+from support.batch.dataset_oracle import assert_complete, tasks_of
+from support.batch.stub_replica import Behaviour, StubReplica
 
 NUM_ROWS = 200
 KILLERS = (0, 1, 77, 78, 199)
@@ -203,7 +203,7 @@ def test_own_replicas_are_restarted_until_the_rows_are_known(
     monkeypatch: pytest.MonkeyPatch,
     concurrency: int,
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support" / "batch"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("latentwire_batch.replicas.local._RESTART_PAUSE_S", 0.01)
     flags = [part for task in killers for part in ("--killer", task)]
