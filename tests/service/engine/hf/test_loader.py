@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     Lfm2Config,
     MambaConfig,
     PreTrainedConfig,
@@ -20,6 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from latentwire_service.engine.errors import (
+    DamagedModelError,
     ModelError,
     ModelNotFoundError,
     UnsupportedModelError,
@@ -27,6 +30,7 @@ from latentwire_service.engine.errors import (
 from latentwire_service.engine.hf import loader
 from latentwire_service.engine.hf.loader import LoadedModel, load_model, pick_device, pick_dtype
 from latentwire_service.engine.hf.probe import probe
+from support.device import DEVICE, DTYPE, needs_exact_tokens
 from support.tiny_gguf import write_gguf
 from support.tiny_models import (
     EOS,
@@ -43,7 +47,7 @@ CPU = torch.device("cpu")
 
 
 def load(name: str | Path, cache_dir: Path) -> LoadedModel:
-    return load_model(str(name), device=CPU, dtype=torch.float32, cache_dir=cache_dir)
+    return load_model(str(name), device=DEVICE, dtype=DTYPE, cache_dir=cache_dir)
 
 
 def test_a_directory_is_loaded_and_named_by_its_last_part(tmp_path: Path) -> None:
@@ -116,14 +120,78 @@ def damage_tokenizer(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [damage_weights, damage_config, forget_architecture, lose_weights, damage_tokenizer],
+    ("damage", "error"),
+    [
+        (damage_weights, DamagedModelError),
+        (damage_config, DamagedModelError),
+        (damage_tokenizer, DamagedModelError),
+        (lose_weights, ModelNotFoundError),
+        (forget_architecture, UnsupportedModelError),
+    ],
 )
-def test_an_unreadable_directory_is_a_model_error(damage: Any, tmp_path: Path) -> None:
+def test_an_unreadable_directory_is_a_model_error(
+    damage: Any, error: type[ModelError], tmp_path: Path
+) -> None:
     folder = save_model(tmp_path / "tiny")
     damage(folder)
-    with pytest.raises(ModelNotFoundError, match="tiny cannot be loaded: "):
+    with pytest.raises(ModelError, match="tiny cannot be loaded: ") as caught:
         load(folder, tmp_path)
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    ("raised", "error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), ModelError, "No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied"), ModelError, "Permission denied"),
+        (MemoryError(), ModelError, "there is not enough memory"),
+        (torch.OutOfMemoryError("CUDA"), ModelError, "there is not enough memory"),
+        (ImportError("tiny needs timm"), UnsupportedModelError, "tiny needs timm"),
+        (KeyError("layers"), DamagedModelError, "'layers'"),
+    ],
+)
+def test_the_error_says_what_is_wrong(
+    raised: Exception,
+    error: type[ModelError],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise raised
+
+    folder = save_model(tmp_path / "tiny")
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(ModelError) as caught:
+        load(folder, tmp_path)
+    assert type(caught.value) is error
+    assert str(caught.value) == f"tiny cannot be loaded: {reason}"
+
+
+def test_a_full_disk_that_a_library_wraps_is_named(
+    gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("I/O error") from error
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(ModelError, match="tiny.gguf cannot be converted: No space left") as caught:
+        load(gguf_file, tmp_path)
+    assert type(caught.value) is ModelError
+
+
+def test_a_bug_of_the_loader_is_no_model_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(loader, "_check_is_decoder", fail)
+    with pytest.raises(KeyError, match="a bug"):
+        load(save_model(tmp_path / "tiny"), tmp_path)
 
 
 def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
@@ -155,7 +223,7 @@ HYBRID = SMALL | {"num_attention_heads": 2, "num_key_value_heads": 2}
 def test_a_model_without_a_standard_kv_cache_is_refused(
     config: PreTrainedConfig, reason: str
 ) -> None:
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = build_model(config)
     with pytest.raises(UnsupportedModelError, match=reason):
         probe(model)
 
@@ -167,6 +235,7 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@needs_exact_tokens
 def test_a_gguf_file_gives_the_model_that_was_written(gguf_file: Path, tmp_path: Path) -> None:
     loaded = load(gguf_file, tmp_path)
     assert loaded.model_id == "tiny"
@@ -221,7 +290,7 @@ def test_a_file_that_is_no_gguf_is_refused_and_leaves_nothing(
 ) -> None:
     file = tmp_path / "broken.gguf"
     file.write_bytes(content)
-    with pytest.raises(ModelNotFoundError, match=r"broken\.gguf cannot be converted: "):
+    with pytest.raises(ModelError, match=r"broken\.gguf cannot be converted: "):
         load(file, tmp_path)
     assert not list((tmp_path / "gguf").iterdir())
 
@@ -229,7 +298,7 @@ def test_a_file_that_is_no_gguf_is_refused_and_leaves_nothing(
 def test_a_truncated_gguf_is_refused(gguf_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "short.gguf"
     file.write_bytes(gguf_file.read_bytes()[:20_000])
-    with pytest.raises(ModelNotFoundError, match=r"short\.gguf cannot be converted: "):
+    with pytest.raises(DamagedModelError, match=r"short\.gguf cannot be converted: "):
         load(file, tmp_path)
 
 
