@@ -5,16 +5,17 @@ import pytest
 import torch
 
 from latentwire_service.engine.row_copy import RowCopier
+from support.device import DEVICE
 from support.engine_harness import EngineHarness
 from support.tiny_models import build_model, llama_config, random_prompts
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rows_arrive_as_float32(dtype: torch.dtype) -> None:
-    hidden = torch.randn(5, 8).to(dtype)
+    hidden = torch.randn(5, 8).to(DEVICE, dtype)
     rows = RowCopier(hidden.device, 8, 8).start(hidden).wait()
     assert rows.dtype == np.float32
-    np.testing.assert_array_equal(rows, hidden.float().numpy())
+    np.testing.assert_array_equal(rows, hidden.float().cpu().numpy())
 
 
 @pytest.mark.gpu

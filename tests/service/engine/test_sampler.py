@@ -19,8 +19,8 @@ from latentwire_service.engine import sampler
 from latentwire_service.engine.hf.loader import load_model
 from latentwire_service.engine.sampler import SamplingBatch, keep_candidates, sample
 from latentwire_service.engine.sampling_params import SamplingParams
+from support.device import DEVICE
 
-CPU = torch.device("cpu")
 VOCAB_SIZE = 1000
 
 SETTINGS: list[dict[str, Any]] = [
@@ -42,7 +42,7 @@ def params(seed: int = 0, **changes: Any) -> SamplingParams:
 
 
 def batch_of(rows: Sequence[SamplingParams], step: int = 0) -> SamplingBatch:
-    return SamplingBatch.build(rows, [step] * len(rows), CPU)
+    return SamplingBatch.build(rows, [step] * len(rows), DEVICE)
 
 
 def reference(logits: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
@@ -53,7 +53,7 @@ def reference(logits: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
     if settings.get("top_p", 1.0) < 1:
         chain.append(TopPLogitsWarper(settings["top_p"]))
     # These processors look at the logits only.
-    no_tokens = cast(torch.LongTensor, torch.zeros(len(logits), 1, dtype=torch.long))
+    no_tokens = cast(torch.LongTensor, torch.zeros(len(logits), 1, dtype=torch.long, device=DEVICE))
     scores = cast(torch.FloatTensor, logits)
     return torch.softmax(chain(no_tokens, scores), dim=-1)
 
@@ -72,7 +72,7 @@ def make_logits(kind: str, num_rows: int = 6) -> torch.Tensor:
     noise = torch.randn(num_rows, VOCAB_SIZE, generator=generator)
     if kind == "peaked":
         noise[torch.arange(num_rows), torch.arange(num_rows) * 31] += 30.0
-    return noise if kind == "flat" else noise * 4
+    return (noise if kind == "flat" else noise * 4).to(DEVICE)
 
 
 @pytest.mark.parametrize("kind", ["flat", "steep", "peaked"])
@@ -89,7 +89,7 @@ def test_kept_tokens_and_probabilities_equal_hugging_face(
 
 @pytest.mark.parametrize(("top_k", "num_kept"), [(2, 4), (4, 4), (5, 5)])
 def test_ties_with_the_kth_token_are_all_kept(top_k: int, num_kept: int) -> None:
-    logits = torch.tensor([[3.0, 5.0, 3.0, 3.0, 1.0, 0.0]])
+    logits = torch.tensor([[3.0, 5.0, 3.0, 3.0, 1.0, 0.0]], device=DEVICE)
     expected = reference(logits, {"top_k": top_k})
     actual = kept_probabilities(logits, {"top_k": top_k})
     assert (actual > 0).sum() == num_kept
@@ -97,7 +97,7 @@ def test_ties_with_the_kth_token_are_all_kept(top_k: int, num_kept: int) -> None
 
 
 def test_of_tied_tokens_the_nucleus_takes_as_many_as_it_needs() -> None:
-    logits = torch.zeros(1, 8)
+    logits = torch.zeros(1, 8, device=DEVICE)
     for top_p in (0.1, 0.3, 0.6, 0.9):
         expected = reference(logits, {"top_p": top_p})
         actual = kept_probabilities(logits, {"top_p": top_p})
@@ -112,7 +112,7 @@ def test_few_candidates_give_the_same_tokens_as_all_of_them(
 ) -> None:
     generator = torch.Generator().manual_seed(9)
     scale = {"flat": 0.5, "steep": 3.0, "peaked": 8.0}[kind]
-    logits = torch.randn(6, 9000, generator=generator) * scale
+    logits = torch.randn(6, 9000, generator=generator).to(DEVICE) * scale
     batch = batch_of([params(seed=seed, **settings) for seed in range(6)])
     usual = sample(logits, batch)
     monkeypatch.setattr(sampler, "NUM_CANDIDATES", ())
@@ -123,10 +123,10 @@ def test_few_candidates_give_the_same_tokens_as_all_of_them(
 def real_logits() -> torch.Tensor:
     """`[R, 49152]`: what the demo model predicts after each token of a text."""
     cache = Path.home() / ".cache/latentwire"
-    loaded = load_model("demo", device=CPU, dtype=torch.float32, cache_dir=cache)
+    loaded = load_model("demo", device=DEVICE, dtype=torch.float32, cache_dir=cache)
     text = "Please provide a plan. First, fill the kettle with vinegar and water; then boil it"
     with torch.inference_mode():
-        ids = torch.tensor([loaded.tokenizer.encode(text)])
+        ids = torch.tensor([loaded.tokenizer.encode(text)], device=DEVICE)
         logits: torch.Tensor = loaded.model(input_ids=ids).logits[0]
     return logits
 
@@ -211,7 +211,7 @@ def chi_square_bound(degrees: int) -> float:
 )
 def test_draws_follow_the_distribution(settings: dict[str, Any]) -> None:
     num_draws = 20_000
-    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(1)) * 1.2
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(1)).to(DEVICE) * 1.2
     expected = reference(logits, settings)[0] * num_draws
     batch = batch_of([params(seed=seed, **settings) for seed in range(num_draws)])
     drawn = sample(logits.expand(num_draws, -1), batch)
@@ -224,8 +224,8 @@ def test_draws_follow_the_distribution(settings: dict[str, Any]) -> None:
 
 def test_steps_of_one_seed_are_as_independent_as_seeds() -> None:
     num_draws = 20_000
-    batch = SamplingBatch.build([params(seed=77)] * num_draws, range(num_draws), CPU)
-    drawn = sample(torch.zeros(num_draws, 10), batch)
+    batch = SamplingBatch.build([params(seed=77)] * num_draws, range(num_draws), DEVICE)
+    drawn = sample(torch.zeros(num_draws, 10, device=DEVICE), batch)
     pairs = torch.bincount(drawn[:-1] * 10 + drawn[1:], minlength=100).float()
     expected = (num_draws - 1) / 100
     assert ((pairs - expected) ** 2 / expected).sum() < chi_square_bound(99)
@@ -247,7 +247,7 @@ def test_neighbours_and_row_order_change_nothing(settings: dict[str, Any]) -> No
 
 
 def test_noise_depends_on_seed_step_and_token_only() -> None:
-    logits = torch.zeros(1, VOCAB_SIZE)
+    logits = torch.zeros(1, VOCAB_SIZE, device=DEVICE)
 
     def draw(seed: int, step: int, shift: float = 0.0) -> float:
         return sample(logits + shift, batch_of([params(seed=seed)], step))[0].item()
@@ -262,7 +262,8 @@ def test_noise_depends_on_seed_step_and_token_only() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}, {"top_k": 5}], ids=str)
 def test_a_tiny_temperature_is_greedy(settings: dict[str, Any], dtype: torch.dtype) -> None:
-    logits = torch.randn(4, VOCAB_SIZE, generator=torch.Generator().manual_seed(2)).to(dtype)
+    logits = torch.randn(4, VOCAB_SIZE, generator=torch.Generator().manual_seed(2))
+    logits = logits.to(DEVICE, dtype)
     logits[torch.arange(4), torch.tensor([5, 900, 17, 0])] = 60.0
     for temperature in (1e-3, 1e-12, 1e-300):
         rows = [params(seed=s, temperature=temperature, **settings) for s in range(4)]
@@ -270,7 +271,7 @@ def test_a_tiny_temperature_is_greedy(settings: dict[str, Any], dtype: torch.dty
 
 
 def test_a_large_temperature_levels_all_tokens() -> None:
-    logits = torch.tensor([[0.0, 5.0, -5.0, 2.0]]).expand(8000, -1)
+    logits = torch.tensor([[0.0, 5.0, -5.0, 2.0]], device=DEVICE).expand(8000, -1)
     rows = [params(seed=seed, temperature=1e6) for seed in range(8000)]
     counts = torch.bincount(sample(logits, batch_of(rows)), minlength=4).float()
     assert ((counts - 2000) ** 2 / 2000).sum() < chi_square_bound(3)
@@ -278,8 +279,8 @@ def test_a_large_temperature_levels_all_tokens() -> None:
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_tokens_ruled_out_by_the_model_are_never_drawn(settings: dict[str, Any]) -> None:
-    logits = torch.full((64, 50), float("-inf"))
-    logits[:, [3, 40]] = torch.tensor([1.0, 1.5])
+    logits = torch.full((64, 50), float("-inf"), device=DEVICE)
+    logits[:, [3, 40]] = torch.tensor([1.0, 1.5], device=DEVICE)
     rows = [params(seed=seed, **settings) for seed in range(64)]
     assert set(sample(logits, batch_of(rows)).tolist()) <= {3, 40}
 

@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from latentwire_service.engine.errors import UnsupportedModelError
 from latentwire_service.engine.hf.attention import slot_attention
+from support.device import DEVICE
 
 
 def attention_inputs(
@@ -20,7 +21,8 @@ def attention_inputs(
     key, value = torch.randn(2, num_kv_heads, 12, 8), torch.randn(2, num_kv_heads, 12, 5)
     is_seen = torch.rand(2, 1, num_queries, 12) < 0.7
     is_seen[..., 0] = True
-    return query, key, value, torch.zeros(is_seen.shape).masked_fill(~is_seen, float("-inf"))
+    mask = torch.zeros(is_seen.shape).masked_fill(~is_seen, float("-inf"))
+    return query.to(DEVICE), key.to(DEVICE), value.to(DEVICE), mask.to(DEVICE)
 
 
 @pytest.mark.parametrize("num_queries", [1, 4])
@@ -34,7 +36,7 @@ def test_grouped_attention_equals_repeated_keys_and_values(
     without_effect: list[dict[str, Any]] = [
         {},
         {"softcap": 1e6},
-        {"s_aux": torch.full((6,), -1e6)},
+        {"s_aux": torch.full((6,), -1e6, device=DEVICE)},
     ]
     for options in without_effect:
         actual, _ = slot_attention(
@@ -46,12 +48,12 @@ def test_grouped_attention_equals_repeated_keys_and_values(
 @pytest.mark.parametrize("num_queries", [1, 4])
 def test_a_sink_takes_its_share_of_each_head(num_queries: int) -> None:
     query, key, value, mask = attention_inputs(num_queries)
-    sinks = torch.linspace(-2, 3, 6)
+    sinks = torch.linspace(-2, 3, 6, device=DEVICE)
     # The same as one more position, seen by all, with that score and no value.
     scores = query @ key.repeat_interleave(3, dim=1).transpose(-1, -2) * 8**-0.5 + mask
     scores = torch.cat([scores, sinks.view(1, 6, 1, 1).expand(2, 6, num_queries, 1)], dim=-1)
     values = value.repeat_interleave(3, dim=1)
-    values = torch.cat([values, torch.zeros(2, 6, 1, 5)], dim=2)
+    values = torch.cat([values, torch.zeros(2, 6, 1, 5, device=DEVICE)], dim=2)
     expected = torch.softmax(scores, dim=-1) @ values
     actual, _ = slot_attention(torch.nn.Module(), query, key, value, mask, s_aux=sinks)
     torch.testing.assert_close(actual, expected.transpose(1, 2))
