@@ -25,6 +25,8 @@ ErrorCode = Literal[
     "prompt-too-long",
     "not-found",
     "method-not-allowed",
+    "not-acceptable",
+    "unsupported-media-type",
     "unauthorized",
     "body-timeout",
     "payload-too-large",
@@ -82,6 +84,10 @@ class PlanLatentParams(RequestModel):
     k: int | None = Field(
         default=None, ge=0, description="Hidden rows to keep; absent: all; 0: text only."
     )
+
+
+class PlanLatentBody(PlanLatentRequest, PlanLatentParams):
+    """Body of ``POST /plan_latent`` as the service reads it: `k` may be here or in the query."""
 
 
 class PlanLatentQuery(PlanLatentRequest, PlanLatentParams):

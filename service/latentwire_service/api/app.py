@@ -13,6 +13,7 @@ from latentwire.protocol import InfoResponse
 from latentwire_service.api import error_handlers
 from latentwire_service.api.access_policy import Policy
 from latentwire_service.api.guards import AllowedHosts, BodyLimit, KeyCheck
+from latentwire_service.api.head_requests import HeadRequests
 from latentwire_service.api.request_log import RequestLog
 from latentwire_service.api.routes import create_router
 from latentwire_service.api.trace_middleware import RequestSpans
@@ -54,8 +55,9 @@ def create_app(
         # A redirect would repeat the query, task included, in a response header.
         redirect_slashes=False,
     )
-    app.include_router(create_router(service, metrics, describe, policy.request_timeout_s))
+    app.include_router(create_router(service, metrics, describe, policy))
     error_handlers.install(app)
+    app.add_middleware(HeadRequests)
     _add_guards(app, policy)
     if tracing is not None:
         app.add_middleware(RequestSpans, tracing=tracing)

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from latentwire.constants import PROBLEM_MEDIA_TYPE
 from latentwire.protocol import ErrorBody, ErrorCode
 from latentwire.validation import dotted, reason
+from latentwire_service.api.head_requests import HEAD_PATHS
 from latentwire_service.engine import errors
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,12 @@ _HTTP_PROBLEMS: Mapping[int, _Problem] = {
     401: _Problem(401, "unauthorized", "An API key is required"),
     404: _Problem(404, "not-found", "No such path"),
     405: _Problem(405, "method-not-allowed", "Method not allowed for this path"),
+    406: _Problem(406, "not-acceptable", "Accept excludes every form of the answer"),
     408: _Problem(408, "body-timeout", "The request body did not arrive in time"),
     413: _Problem(413, "payload-too-large", "The request body is too large"),
+    415: _Problem(415, "unsupported-media-type", "The service cannot read this form of a body"),
+    # A body that is not in its content coding.
+    422: _INVALID,
     421: _Problem(421, "misdirected", "The Host header names another service"),
 }
 
@@ -80,6 +85,13 @@ _EXAMPLES: Mapping[ErrorCode, dict[str, object]] = {
     "unauthorized": {"detail": "an API key is required: Authorization: Bearer KEY"},
     "body-timeout": {"detail": "the request body did not arrive within 60 s"},
     "misdirected": {"detail": "the Host header is not one of the names of this service"},
+    "not-acceptable": {
+        "detail": "Accept allows none of application/json, application/vnd.apache.arrow.stream, "
+        "application/x-safetensors; text/event-stream is the answer to a request with stream: true"
+    },
+    "unsupported-media-type": {
+        "detail": "the request has no Content-Type; send Content-Type: application/json"
+    },
     "not-found": {"detail": "Not Found"},
     "method-not-allowed": {"detail": "Method Not Allowed"},
 }
@@ -198,17 +210,34 @@ async def _on_validation_error(_request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        # Starlette lists the methods of one route, but a path has a route for each method.
-        methods = request.app.openapi()["paths"].get(request.url.path)
-        if methods:
-            error.headers = {"Allow": ", ".join(sorted(methods)).upper()}
+        headers = {"Allow": ", ".join(_allowed_methods(request))}
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
+    if error.status_code == HTTPStatus.NOT_FOUND and _allowed_methods(request, without_slash=True):
+        error.detail = "no such path; the path has no slash at its end"
     answer = _HTTP_PROBLEMS.get(error.status_code)
     if answer is None:
         return _response(*error_body(error))
     if answer is _INVALID:
-        return _problem(answer, "body: not valid JSON", {}, field="body")
-    return _problem(answer, error.detail, dict(error.headers or {}))
+        detail = error.detail if error.status_code == answer.status else "body: not valid JSON"
+        return _problem(answer, detail, {}, field="body")
+    return _problem(answer, error.detail, headers)
+
+
+def _allowed_methods(request: Request, *, without_slash: bool = False) -> list[str]:
+    """List the methods of the request's path; none if the path does not exist.
+
+    Starlette lists the methods of one route, but a path has a route for each method.
+    """
+    path = request.url.path
+    if without_slash:
+        path = path.rstrip("/")
+    methods = {method.upper() for method in request.app.openapi()["paths"].get(path, ())}
+    if path in HEAD_PATHS:
+        methods |= {"GET", "HEAD"}
+    return sorted(methods | {"OPTIONS"}) if methods else []
 
 
 def _field_name(location: Sequence[str | int]) -> str:

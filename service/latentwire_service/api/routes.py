@@ -11,11 +11,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from latentwire.protocol import (
     InfoResponse,
+    PlanLatentBody,
     PlanLatentParams,
     PlanLatentQuery,
     PlanLatentRequest,
     StatusResponse,
 )
+from latentwire_service.api.access_policy import Policy
 from latentwire_service.api.disconnect import until_disconnect
 from latentwire_service.api.error_handlers import documented_responses
 from latentwire_service.api.event_stream import EventStream, PlanEvents
@@ -25,13 +27,19 @@ from latentwire_service.api.openapi_examples import (
     REQUEST_EXAMPLES,
 )
 from latentwire_service.api.rendering import AnswerContext
+from latentwire_service.api.request_form import plan_route
 from latentwire_service.api.request_scope import caller_of, set_plan_id
 from latentwire_service.api.wire_formats import WireFormat, negotiate, render
 from latentwire_service.engine.backend import BackendInfo
-from latentwire_service.engine.errors import EngineUnavailableError
+from latentwire_service.engine.errors import EngineUnavailableError, InvalidParamsError
 from latentwire_service.model_service import ModelService, Plan, State
 from latentwire_service.request_builder import Submission
 from latentwire_service.telemetry.metrics import Metrics
+
+# Each of the other query parameters has one value.
+_REPEATABLE = frozenset(
+    name for name, field in PlanLatentQuery.model_fields.items() if "list[" in str(field.annotation)
+)
 
 RequestTimeout = Annotated[
     float | None,
@@ -48,7 +56,7 @@ def create_router(
     service: ModelService,
     metrics: Metrics,
     describe: Callable[[BackendInfo], InfoResponse],
-    request_timeout_s: float | None = None,
+    policy: Policy,
 ) -> APIRouter:
     """Build the routes over one service.
 
@@ -56,10 +64,11 @@ def create_router(
         service: runs the requests.
         metrics: answers `/metrics` and counts broken streams.
         describe: makes the answer of `/info` from the loaded model.
-        request_timeout_s: most seconds that a request may take; None: no limit.
+        policy: limits of a request.
     """
     router = APIRouter()
-    _add_plan_routes(router, _PlanAnswers(service, metrics, request_timeout_s))
+    answers = _PlanAnswers(service, metrics, policy.request_timeout_s)
+    _add_plan_routes(router, answers, policy.max_body_bytes)
     _add_state_routes(router, service, describe)
     _add_metrics_route(router, service, metrics)
     return router
@@ -99,7 +108,7 @@ class _PlanAnswers:
             items = self._service.stream(submission)
             on_error = self._metrics.observe_stream_error
             return EventStream(PlanEvents(items, context, note, on_error))
-        wire = negotiate(request.headers.get("accept", ""))
+        wire = negotiate(",".join(request.headers.getlist("accept")))
 
         async def whole() -> Response:
             plan = await self._service.plan(submission)
@@ -115,23 +124,21 @@ async def _render(wire: WireFormat, plan: Plan, context: AnswerContext) -> Respo
     return Response(content, media_type=wire.value, headers={"Vary": "Accept"})
 
 
-def _add_plan_routes(router: APIRouter, answers: _PlanAnswers) -> None:
+def _add_plan_routes(router: APIRouter, answers: _PlanAnswers, max_body_bytes: int) -> None:
     responses: dict[int | str, dict[str, Any]] = {
         200: PLAN_RESPONSE,
-        **documented_responses(401, 408, 413, 421, 422, 429, 500, 503, 504),
+        **documented_responses(401, 406, 408, 413, 415, 421, 422, 429, 500, 503, 504),
     }
 
-    @router.post("/plan_latent", responses=responses, response_class=Response)
     async def plan_latent(
         request: Request,
-        body: Annotated[PlanLatentRequest, Body(openapi_examples=REQUEST_EXAMPLES)],
+        body: Annotated[PlanLatentBody, Body(openapi_examples=REQUEST_EXAMPLES)],
         params: Annotated[PlanLatentParams, Query()],
         x_request_timeout: RequestTimeout = None,
     ) -> Response:
         """Plan a task. The answer holds the plan's text and its hidden states."""
-        return await answers.answer(request, body, params.k, x_request_timeout)
+        return await answers.answer(request, body, _one_k(params, body), x_request_timeout)
 
-    @router.get("/plan_latent", responses=responses, response_class=Response)
     async def get_plan_latent(
         request: Request,
         query: Annotated[PlanLatentQuery, Query()],
@@ -139,6 +146,27 @@ def _add_plan_routes(router: APIRouter, answers: _PlanAnswers) -> None:
     ) -> Response:
         """Plan a task, as POST does. Each field of the body is a query parameter."""
         return await answers.answer(request, query, query.k, x_request_timeout)
+
+    for method, endpoint in (("POST", plan_latent), ("GET", get_plan_latent)):
+        router.add_api_route(
+            "/plan_latent",
+            endpoint,
+            methods=[method],
+            responses=responses,
+            response_class=Response,
+            route_class_override=plan_route(max_body_bytes, _REPEATABLE),
+        )
+
+
+def _one_k(params: PlanLatentParams, body: PlanLatentBody) -> int | None:
+    """Return `k` of the query or of the body.
+
+    Raises:
+        InvalidParamsError: the two differ.
+    """
+    if params.k is not None and body.k is not None and params.k != body.k:
+        raise InvalidParamsError("k", "the query and the body give different numbers")
+    return body.k if params.k is None else params.k
 
 
 def _add_state_routes(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+from starlette.exceptions import HTTPException
 
 from latentwire.constants import (
     ARROW_STREAM_MEDIA_TYPE,
+    EVENT_STREAM_MEDIA_TYPE,
     JSON_MEDIA_TYPE,
     SAFETENSORS_MEDIA_TYPE,
 )
@@ -38,15 +41,43 @@ class WireFormat(enum.Enum):
 
 
 def negotiate(accept: str) -> WireFormat:
-    """Return the format that an `Accept` header prefers; JSON if it names none of them."""
-    best, best_quality = WireFormat.JSON, 0.0
-    known = {wire.value: wire for wire in WireFormat}
+    """Return the format that an `Accept` header prefers; JSON if it has no preference.
+
+    Raises:
+        HTTPException: 406, the header excludes all formats.
+    """
+    entries = list(_media_ranges(accept))
+    if not entries:
+        return WireFormat.JSON
+    # `max` keeps the first of equals, in the order in which the header names the formats.
+    named = [wire.value for wire in WireFormat]
+    order = [name for name, _ in entries if name in named] + named
+    best = max(order, key=lambda name: _quality_of(name, entries))
+    if _quality_of(best, entries) == 0:
+        raise HTTPException(
+            406,
+            f"Accept allows none of {', '.join(named)}; {EVENT_STREAM_MEDIA_TYPE} is the answer to "
+            "a request with stream: true",
+        )
+    return WireFormat(best)
+
+
+def _media_ranges(accept: str) -> Iterator[tuple[str, float]]:
+    """Yield each media range with its quality; malformed ones are left out."""
     for entry in accept.split(","):
-        media_type, *parameters = (part.strip().lower() for part in entry.split(";"))
-        wire, quality = known.get(media_type), _quality(parameters)
-        if wire is not None and quality > best_quality:
-            best, best_quality = wire, quality
-    return best
+        name, *parameters = (part.strip().lower() for part in entry.split(";"))
+        quality = _quality(parameters)
+        if "/" in name and quality is not None:
+            yield name, quality
+
+
+def _quality_of(media_type: str, entries: Sequence[tuple[str, float]]) -> float:
+    """Return the quality of a media type: that of the most specific range which includes it."""
+    for wanted in (media_type, "application/*", "*/*"):
+        qualities = [quality for name, quality in entries if name == wanted]
+        if qualities:
+            return max(qualities)
+    return 0.0
 
 
 def render(wire: WireFormat, plan: Plan, context: AnswerContext) -> bytes:
@@ -84,13 +115,14 @@ def _render_arrow(plan: Plan, context: AnswerContext) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _quality(parameters: list[str]) -> float:
+def _quality(parameters: list[str]) -> float | None:
+    """Return the quality that the parameters state, 1 by default; None if it is malformed."""
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.strip() == "q":
             try:
                 quality = float(value)
             except ValueError:
-                return 0.0
-            return quality if 0 <= quality <= 1 else 0.0
+                return None
+            return quality if 0 <= quality <= 1 else None
     return 1.0

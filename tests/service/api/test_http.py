@@ -174,7 +174,7 @@ def test_openapi_is_3_1_and_lists_every_error(server: LiveServer) -> None:
     for method in ("get", "post"):
         responses = document["paths"]["/plan_latent"][method]["responses"]
         assert set(responses) == {
-            *("200", "401", "408", "413", "421", "422", "429", "500", "503", "504")
+            *("200", "401", "406", "408", "413", "415", "421", "422", "429", "500", "503", "504")
         }
         plan = responses["200"]["content"]["application/json"]
         assert plan["schema"]["$ref"].endswith("/PlanLatentResponse")

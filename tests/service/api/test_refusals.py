@@ -58,7 +58,8 @@ BAD_BODIES: list[tuple[bytes | str, str]] = [
     (TASK % ', "max_new_tokens": "3"', "max_new_tokens"),
     (TASK % ', "do_sample": 1', "do_sample"),
     (TASK % ', "stream": 2', "stream"),
-    (TASK % ', "k": 3', "k"),
+    (TASK % ', "k": -1', "k"),
+    (TASK % ', "k": "3"', "k"),
     (TASK % ', "max_tokens": 3', "max_tokens"),
 ]
 
@@ -157,7 +158,10 @@ def test_a_body_beyond_the_limit_is_refused(
 def test_a_client_that_sends_all_of_a_too_large_body_sees_the_refusal(server: LiveServer) -> None:
     """Some clients send everything before they read, and a reset would hide the answer."""
     body = b"x" * 2_000_000
-    head = f"POST /plan_latent HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        "POST /plan_latent HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
     with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as connection:
         connection.sendall(head.encode())
         for start in range(0, len(body), 100_000):
@@ -174,4 +178,4 @@ def test_unknown_paths_and_methods_are_problems(server: LiveServer) -> None:
     assert_problem(elsewhere, 404, "not-found")
     answer = server.http.delete("/plan_latent")
     assert_problem(answer, 405, "method-not-allowed")
-    assert answer.headers["allow"] == "GET, POST"
+    assert answer.headers["allow"] == "GET, OPTIONS, POST"
