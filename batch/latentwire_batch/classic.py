@@ -99,7 +99,8 @@ class ClassicParser(Parser):
         )
         self.add_setting(
             "conversations_index",
-            help='Take conversations[N]["value"] as the task, counted from 0.',
+            help="Take turn N of conversations or messages as the task, counted from 0. A system "
+            "message is a turn too.",
         )
         self.add_setting("id_field")
 

@@ -28,21 +28,27 @@ class InputFields(BaseModel):
     """The tasks to plan, and the directory to write to."""
 
     dataset: Path = Field(
-        description="Tasks: JSON (a list), JSON Lines, Parquet, or a save_to_disk directory."
+        description="Tasks: JSON (a list), JSON Lines, Parquet, or a save_to_disk directory; also "
+        "compressed."
     )
     output_dir: Path = Field(description="Directory to write the dataset of latents to.")
     task_field: str = Field(default="task", description="Field that holds the task.")
     conversations_index: int | None = Field(
         default=None,
         ge=0,
-        description="Take conversations[N]['value'] as the task, counted from 0, instead of "
-        "--task-field.",
+        description="Take turn N of conversations or messages as the task, instead of "
+        "--task-field. Turns are counted from 0, and a system message is one of them.",
     )
     id_field: str = Field(
         default="id", description="Field that holds the id. Rows without it get their index as id."
     )
     limit: int | None = Field(
         default=None, ge=1, description="Maximum number of rows to read; absent: all."
+    )
+    skip_invalid: bool = Field(
+        default=False,
+        description="Set rows without a usable task aside, as failures, instead of refusing the "
+        "dataset.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.ranks.rank import Rank
 from latentwire_batch.run_settings import RunSettings
 from latentwire_batch.tasks.reader import TaskSource
-from latentwire_batch.tasks.rows import DataIdentity, identify
+from latentwire_batch.tasks.rows import DataIdentity, Row, UnusableRow, identify
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,18 @@ class Run:
         Raises:
             InputError: when the input cannot be read, or holds no rows.
         """
-        source = TaskSource(settings.dataset, settings.row_fields, settings.limit)
+        source = TaskSource(
+            settings.dataset, settings.row_fields, settings.limit, settings.skip_invalid
+        )
+        set_aside = _SetAside()
         try:
-            data = identify(source.rows())
+            data = identify(set_aside.watch(source.all_rows()))
         except InputError as error:
             raise InputError(f"--dataset: {error}") from error
-        if not data.num_rows:
-            raise InputError("--dataset: holds no rows")
+        if data.num_rows == set_aside.count:
+            raise InputError(f"--dataset: holds no {set_aside.of_all}")
+        if set_aside.count and rank.index == 0:
+            console.say(f"--skip-invalid: {set_aside}")
         return cls(settings, source, data, OutputLayout(settings.output_dir), console, rank)
 
     def wanted_settings(self, seed: int | None) -> RunSettings:
@@ -65,6 +71,32 @@ class Run:
             seed=seed,
             requested_model=None if settings.replica else _model_name(settings.model),
         )
+
+
+class _SetAside:
+    """Counts the rows that are set aside, and remembers the first."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: UnusableRow | None = None
+
+    def watch(self, rows: Iterable[Row | UnusableRow]) -> Iterator[Row | UnusableRow]:
+        """Pass all rows on."""
+        for row in rows:
+            if isinstance(row, UnusableRow):
+                self.count += 1
+                self._first = self._first or row
+            yield row
+
+    @property
+    def of_all(self) -> str:
+        """Say what the input lacks when it has no other rows."""
+        return f"row that can be used: {self._first.reason}" if self._first else "rows"
+
+    def __str__(self) -> str:
+        assert self._first is not None
+        rows = "1 row is" if self.count == 1 else f"{self.count} rows are"
+        return f"{rows} set aside; the first: {self._first.reason}"
 
 
 def _model_name(model: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 from latentwire_batch.dataset.manifest import Manifest
@@ -10,6 +11,10 @@ from latentwire_batch.journal.record_log import RecordLog
 from latentwire_batch.journal.row_store import RowStore
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.ranks.rank import Rank
+from latentwire_batch.tasks.results import FailedRow
+from latentwire_batch.tasks.rows import UnusableRow
+
+INVALID_ROW = "invalid-row"
 
 
 def open_store(
@@ -46,3 +51,15 @@ def open_store(
         store.leave_to_others(rank)
         opened.pop_all()
     return store
+
+
+def set_unusable_aside(store: RowStore, rows: Iterable[UnusableRow]) -> None:
+    """Record the pending rows that cannot be sent as failed.
+
+    Raises:
+        InputError: when the input cannot be read.
+        StorageError: when the log cannot be written.
+    """
+    for row in rows:
+        if store.is_pending(row.index):
+            store.add_failed(FailedRow(row.index, row.task_id, INVALID_ROW, row.reason))

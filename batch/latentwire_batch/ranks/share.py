@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from latentwire_batch.dataset.manifest import read_manifest
 from latentwire_batch.dispatch.session import RowRequest, SessionPlan, run_session
-from latentwire_batch.journal.open_store import open_store
+from latentwire_batch.journal.open_store import open_store, set_unusable_aside
 from latentwire_batch.journal.row_store import RowStore
 from latentwire_batch.ranks.rank import Rank
 from latentwire_batch.replicas.fleet import FleetSummary
@@ -108,7 +108,10 @@ class Share:
     def _open(self, rank: Rank, reopens_failed: bool) -> RowStore:
         layout = self._run.layout
         manifest = read_manifest(layout.manifest)
-        return open_store(layout, self._run.data.num_rows, rank, manifest, reopens_failed)
+        store = open_store(layout, self._run.data.num_rows, rank, manifest, reopens_failed)
+        if self._run.settings.skip_invalid:
+            set_unusable_aside(store, self._run.source.unusable_rows())
+        return store
 
     def _report_resumed(self, store: RowStore) -> None:
         num_open = store.count(RowState.PENDING) + store.count(RowState.ELSEWHERE)

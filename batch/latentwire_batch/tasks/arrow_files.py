@@ -1,4 +1,4 @@
-"""The one reader of Arrow data: a Parquet file or a `Dataset.save_to_disk` directory, in batches.
+"""The one reader of Arrow data: Parquet, Arrow, a `Dataset.save_to_disk` directory, in batches.
 
 The input and finished datasets are both read through it. It never imports `datasets`, and it holds
 one batch of the chosen columns at a time. Knows nothing of tasks or latents.
@@ -19,15 +19,17 @@ from latentwire_batch.errors import InputError
 
 STATE_NAME = "state.json"
 _SPLITS_NAME = "dataset_dict.json"
-_NOT_SAVED = "not a directory written by Dataset.save_to_disk"
+NOT_SAVED = "not a directory written by Dataset.save_to_disk"
 _READ_BYTES = 1 << 20
+_PARQUET_MAGIC = b"PAR1"
+_ARROW_FILE_MAGIC = b"ARROW1"
 
 # From a file's schema to the names of the columns to read; may raise InputError.
 ChooseColumns = Callable[[pa.Schema], Sequence[str]]
 
 
 def record_batches(path: Path, choose: ChooseColumns, max_rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a Parquet file or a `save_to_disk` directory in order.
+    """Yield the batches of a Parquet or Arrow file or a `save_to_disk` directory in order.
 
     Args:
         path: a file, or a directory.
@@ -43,6 +45,10 @@ def record_batches(path: Path, choose: ChooseColumns, max_rows: int) -> Iterator
         for shard in _shards(path):
             yield from _shard_batches(shard, choose, max_rows)
         return
+    with path.open("rb") as head:
+        if not head.read(len(_PARQUET_MAGIC)).startswith(_PARQUET_MAGIC):
+            yield from _shard_batches(path, choose, max_rows)
+            return
     # Page by page: other writers make row groups larger than the memory.
     with pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
         yield from file.iter_batches(max_rows, columns=list(choose(file.schema_arrow)))
@@ -66,29 +72,55 @@ def input_errors() -> Iterator[None]:
         raise InputError(f"cannot be decoded: {error}") from error
 
 
+def split_names(directory: Path) -> list[str]:
+    """Return the names of the splits, which are also the names of their folders.
+
+    Raises:
+        InputError: when the list of splits cannot be read.
+    """
+    try:
+        text = (directory / _SPLITS_NAME).read_text(encoding="utf-8")
+        names = json.loads(text)["splits"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(NOT_SAVED) from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(NOT_SAVED)
+    return names
+
+
 def _shards(directory: Path) -> list[Path]:
     if is_split_directory(directory):
-        raise InputError(
-            f"holds several splits; give the folder of one of: {_split_names(directory)}"
-        )
+        names = ", ".join(split_names(directory))
+        raise InputError(f"holds several splits; give the folder of one of: {names}")
     try:
-        state = json.loads((directory / STATE_NAME).read_text())
+        state = json.loads((directory / STATE_NAME).read_text(encoding="utf-8"))
         return [directory / shard["filename"] for shard in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(_NOT_SAVED) from error
-
-
-def _split_names(directory: Path) -> str:
-    try:
-        return ", ".join(json.loads((directory / _SPLITS_NAME).read_text())["splits"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(_NOT_SAVED) from error
+        raise InputError(NOT_SAVED) from error
 
 
 def _shard_batches(shard: Path, choose: ChooseColumns, max_rows: int) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(str(shard)) as source, pa.ipc.open_stream(source) as stream:
-        for batch in stream:
+    with pa.memory_map(str(shard)) as source, _opened_ipc(source) as batches:
+        for batch in _batches(batches):
             # Columns first: converting a slice must not touch the latents next to the tasks.
             chosen = batch.select(list(choose(batch.schema)))
             for start in range(0, chosen.num_rows, max_rows):
                 yield chosen.slice(start, max_rows)
+
+
+def _opened_ipc(
+    source: pa.MemoryMappedFile,
+) -> pa.RecordBatchStreamReader | pa.RecordBatchFileReader:
+    is_file = source.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
+    source.seek(0)
+    return pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+
+
+def _batches(
+    reader: pa.RecordBatchStreamReader | pa.RecordBatchFileReader,
+) -> Iterator[pa.RecordBatch]:
+    if isinstance(reader, pa.RecordBatchStreamReader):
+        yield from reader
+        return
+    for index in range(reader.num_record_batches):
+        yield reader.get_batch(index)

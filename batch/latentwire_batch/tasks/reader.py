@@ -1,28 +1,38 @@
 """Input formats, each as a stream of rows in bounded memory.
 
-JSON (a list of objects), JSON Lines, Parquet, and directories written by `Dataset.save_to_disk`.
-The content decides the format, not the name. Knows nothing of replicas or of the output.
+JSON (a list of objects), JSON Lines, both also compressed, Parquet, Arrow, and folders of them. The
+content decides the format, not the name. Knows nothing of replicas or of the output.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 
 from latentwire_batch.errors import InputError
 from latentwire_batch.tasks.arrow_files import input_errors, record_batches
+from latentwire_batch.tasks.compression import InputFile
+from latentwire_batch.tasks.content import HEAD_BYTES, Content, content_of
+from latentwire_batch.tasks.folders import arrow_sources
 from latentwire_batch.tasks.json_list import list_elements, over_limit
-from latentwire_batch.tasks.rows import Row, RowFields, extract_row
+from latentwire_batch.tasks.rows import (
+    Row,
+    RowFields,
+    UnusableRow,
+    extract_row,
+    missing_field,
+    unusable_row,
+)
 
-_PARQUET_MAGIC = b"PAR1"
-_UTF8_MARK = b"\xef\xbb\xbf"
 _BATCH_ROWS = 256
+_SKIP_ADVICE = "--skip-invalid sets such rows aside"
 
 
 @dataclass(frozen=True)
@@ -30,65 +40,109 @@ class TaskSource:
     """An input that can be read from the start any number of times.
 
     Attributes:
-        path: a file or a `save_to_disk` directory.
+        path: a file or a folder.
         fields: which fields make a row.
         limit: maximum number of rows to read; None: all.
+        skips_invalid: whether rows that cannot be used are set aside instead of refused.
     """
 
     path: Path
     fields: RowFields
     limit: int | None = None
+    skips_invalid: bool = False
 
     def rows(self) -> Iterator[Row]:
+        """Yield the rows that can be planned, in input order; raises like `all_rows`."""
+        for row in self.all_rows():
+            if isinstance(row, Row):
+                yield row
+
+    def unusable_rows(self) -> Iterator[UnusableRow]:
+        """Yield the rows that are set aside, in input order; raises like `all_rows`."""
+        for row in self.all_rows():
+            if isinstance(row, UnusableRow):
+                yield row
+
+    def all_rows(self) -> Iterator[Row | UnusableRow]:
         """Yield the rows in input order.
 
         Raises:
-            InputError: when the input cannot be read or a row cannot be used, naming which.
+            InputError: when the input cannot be read. Also when a row cannot be used, naming which,
+                unless such rows are set aside.
         """
         with input_errors():
             records = islice(_records(self.path, self.fields), self.limit)
             for index, record in enumerate(records):
-                yield extract_row(record, index, self.fields)
+                yield self._row(record, index)
+
+    def _row(self, record: Any, index: int) -> Row | UnusableRow:
+        try:
+            if isinstance(record, _BrokenLine):
+                raise InputError(record.reason)
+            return extract_row(record, index, self.fields)
+        except InputError as error:
+            if not self.skips_invalid:
+                raise InputError(f"{error}; {_SKIP_ADVICE}") from error
+            return unusable_row(record, index, self.fields, str(error))
+
+
+@dataclass(frozen=True)
+class _BrokenLine:
+    """A line that could not be decoded; those after it may be fine."""
+
+    reason: str
 
 
 def _records(path: Path, fields: RowFields) -> Iterator[Any]:
     if not path.exists():
-        raise InputError("no such file or directory")
+        raise InputError("no such file or folder")
     if path.is_dir():
-        return _arrow_records(path, fields)
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if head.startswith(_PARQUET_MAGIC):
-        return _arrow_records(path, fields)
-    if head.removeprefix(_UTF8_MARK).lstrip().startswith(b"["):
-        return _json_list_records(path)
-    return _json_lines_records(path)
+        for source in arrow_sources(path):
+            yield from _arrow_records(source, fields)
+        return
+    if not path.is_file():
+        raise InputError("is a pipe or a device, but the input is read twice; pass a file")
+    file = InputFile.of(path)
+    with file.open() as content:
+        kind = content_of(content.read(HEAD_BYTES), file.compression)
+    if kind is Content.ARROW:
+        yield from _arrow_records(path, fields)
+        return
+    with file.open() as content:
+        is_list = kind is Content.JSON_LIST
+        # Decoding lines never fails: one that is not UTF-8 must not end the reading.
+        errors = "strict" if is_list else "surrogateescape"
+        with io.TextIOWrapper(content, encoding="utf-8-sig", errors=errors) as text:
+            yield from list_elements(text) if is_list else _json_lines(text)
 
 
-def _json_list_records(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8-sig") as file:
-        yield from list_elements(file)
+def _json_lines(file: TextIO) -> Iterator[Any]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            yield _decoded_line(line, number)
 
 
-def _json_lines_records(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"line {number} is not JSON ({error.msg} at column {error.colno}); "
-                    "a file holds either one list of objects or one object per line"
-                ) from error
-            except (RecursionError, ValueError) as error:
-                raise InputError(f"line {number}: {over_limit(error)}") from error
-            yield record
+def _decoded_line(line: str, number: int) -> Any:
+    try:
+        # Only bytes that are not UTF-8 become half of a surrogate pair.
+        line.encode()
+        return json.loads(line)
+    except UnicodeEncodeError as error:
+        byte = ord(line[error.start]) & 0xFF
+        return _BrokenLine(f"line {number} cannot be decoded: byte {byte:#04x} is not UTF-8 text")
+    except json.JSONDecodeError as error:
+        return _BrokenLine(
+            f"line {number} is not JSON ({error.msg} at column {error.colno}); "
+            "a file holds either one list of objects or one object per line"
+        )
+    except (RecursionError, ValueError) as error:
+        return _BrokenLine(f"line {number}: {over_limit(error)}")
 
 
 def _arrow_records(path: Path, fields: RowFields) -> Iterator[dict[str, Any]]:
     def present(schema: pa.Schema) -> list[str]:
+        if not set(fields.task_columns) & set(schema.names):
+            raise missing_field(fields, schema.names, 0)
         return [name for name in dict.fromkeys(fields.columns) if name in schema.names]
 
     for batch in record_batches(path, present, _BATCH_ROWS):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from latentwire_batch.errors import InputError
+from latentwire_batch.tasks.turns import CONVERSATION_FIELDS, turn_text
 
 # Above this, different whole numbers become the same float.
 _MAX_EXACT_FLOAT = 2.0**53 - 1
+_MAX_NAMES = 10
+# In the digest, in place of a length: no text is that long.
+_SET_ASIDE_MARK = b"\xff" * 8
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class RowFields:
 
     Attributes:
         task_field: name of the field with the task's text; not used with conversations.
-        conversations_index: turn of `conversations` whose `value` is the task, counted from 0;
-            None: use task_field.
+        conversations_index: turn of `conversations` or `messages` whose text is the task, counted
+            from 0; None: use task_field.
         id_field: name of the field with the id; any record may lack it.
     """
 
@@ -47,8 +51,27 @@ class RowFields:
     @property
     def columns(self) -> tuple[str, ...]:
         """The top-level fields to read."""
-        task = self.task_field if self.conversations_index is None else "conversations"
-        return (task, self.id_field)
+        return (*self.task_columns, self.id_field)
+
+    @property
+    def task_columns(self) -> tuple[str, ...]:
+        """The top-level fields of which the first present one holds the task."""
+        return (self.task_field,) if self.conversations_index is None else CONVERSATION_FIELDS
+
+
+@dataclass(frozen=True)
+class UnusableRow:
+    """One row that cannot be planned.
+
+    Attributes:
+        index: position in the input, counted from 0.
+        reason: in words, with the row or line in front.
+        task_id: as of `Row`; the index if the record's own id cannot be used.
+    """
+
+    index: int
+    reason: str
+    task_id: str
 
 
 @dataclass(frozen=True)
@@ -72,12 +95,17 @@ def extract_row(record: Any, index: int, fields: RowFields) -> Row:
     """
     if not isinstance(record, dict):
         raise InputError(f"row {index}: not an object with fields but {type(record).__name__}")
-    if fields.conversations_index is None:
-        task = _field(record, fields.task_field, index)
-        place = f"field {fields.task_field!r}"
-    else:
-        task = _turn_value(record, fields.conversations_index, index)
-        place = f"field conversations[{fields.conversations_index}]['value']"
+    name = next((name for name in fields.task_columns if record.get(name) is not None), None)
+    if name is None:
+        name = next((name for name in fields.task_columns if name in record), None)
+    if name is None:
+        raise missing_field(fields, list(record), index)
+    place, task = f"field {name!r}", record[name]
+    if fields.conversations_index is not None:
+        try:
+            place, task = turn_text(name, task, fields.conversations_index)
+        except InputError as error:
+            raise InputError(f"row {index}: {error}") from error
     return Row(
         index=index,
         task_id=_task_id(record.get(fields.id_field), index, fields.id_field),
@@ -85,38 +113,53 @@ def extract_row(record: Any, index: int, fields: RowFields) -> Row:
     )
 
 
-def identify(rows: Iterable[Row]) -> DataIdentity:
+def unusable_row(record: Any, index: int, fields: RowFields, reason: str) -> UnusableRow:
+    """Describe a record that `extract_row` refused.
+
+    Args:
+        record: decoded, or anything where it could not be decoded.
+        index: of the row.
+        fields: which fields make a row.
+        reason: in words.
+    """
+    try:
+        value = record.get(fields.id_field) if isinstance(record, dict) else None
+        task_id = _task_id(value, index, fields.id_field)
+    except InputError:
+        task_id = str(index)
+    return UnusableRow(index, reason, task_id)
+
+
+def missing_field(fields: RowFields, present: Sequence[str], index: int) -> InputError:
+    """Word the error of a record without a task, with the fields that it has."""
+    names = " and ".join(repr(name) for name in fields.task_columns)
+    kind = "field" if len(fields.task_columns) == 1 else "fields"
+    verb = "is" if len(fields.task_columns) == 1 else "are"
+    shown = ", ".join(repr(name) for name in present[:_MAX_NAMES])
+    shown += ", ..." if len(present) > _MAX_NAMES else ""
+    text = f"row {index}: {kind} {names} {verb} missing; the row has {shown or 'no fields'}"
+    if fields.conversations_index is None and set(CONVERSATION_FIELDS) & set(present):
+        text += "; --conversations-index takes one turn of a conversation"
+    elif fields.conversations_index is None and present:
+        text += "; --task-field names the field with the task"
+    return InputError(text)
+
+
+def identify(rows: Iterable[Row | UnusableRow]) -> DataIdentity:
     """Read all rows once and identify the input by them."""
     digest = hashlib.sha256()
     num_rows = 0
     for row in rows:
+        num_rows += 1
+        if isinstance(row, UnusableRow):
+            digest.update(_SET_ASIDE_MARK)
+            continue
         for text in (row.task_id, row.task):
             encoded = text.encode()
             # The length in front distinguishes ("ab", "c") from ("a", "bc").
             digest.update(len(encoded).to_bytes(8, "little"))
             digest.update(encoded)
-        num_rows += 1
     return DataIdentity(num_rows=num_rows, sha256=digest.hexdigest())
-
-
-def _field(record: dict[str, Any], name: str, index: int) -> Any:
-    if name not in record:
-        raise InputError(f"row {index}: field {name!r} is missing")
-    return record[name]
-
-
-def _turn_value(record: dict[str, Any], turn_index: int, index: int) -> Any:
-    turns = _field(record, "conversations", index)
-    if not isinstance(turns, list):
-        raise InputError(f"row {index}: field 'conversations' is not a list")
-    if turn_index >= len(turns):
-        raise InputError(
-            f"row {index}: field 'conversations' has {len(turns)} turns, none at {turn_index}"
-        )
-    turn = turns[turn_index]
-    if not isinstance(turn, dict) or "value" not in turn:
-        raise InputError(f"row {index}: field conversations[{turn_index}] has no 'value'")
-    return turn["value"]
 
 
 def _task_id(value: Any, index: int, name: str) -> str:

@@ -1,0 +1,134 @@
+"""Compressed inputs: recognised by their first bytes, and read as what they hold.
+
+Knows nothing of what is inside.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+import pyarrow as pa
+
+from latentwire_batch.errors import InputError
+
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",
+}
+_MAX_MAGIC_BYTES = max(map(len, _MAGIC))
+_MAX_NAMES = 5
+# Members that macOS adds to every archive.
+_MACOS_FOLDER = "__MACOSX/"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that can be opened any number of times.
+
+    Attributes:
+        path: of the file.
+        compression: its name; None for a file that is read as it is.
+    """
+
+    path: Path
+    compression: str | None
+
+    @classmethod
+    def of(cls, path: Path) -> InputFile:
+        """Recognise the compression of a file by its first bytes, whatever its name."""
+        with path.open("rb") as file:
+            return cls(path, compression_of(file.read(_MAX_MAGIC_BYTES)))
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """Open the content, decompressed.
+
+        Raises:
+            InputError: when the compressed data is damaged, or an archive does not hold one file.
+        """
+        with _damage_named(self.compression), _opened(self.path, self.compression) as file:
+            yield file
+
+
+def compression_of(head: bytes) -> str | None:
+    """Return the compression that the first bytes of a file show; None for none."""
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def _opened(path: Path, compression: str | None) -> IO[bytes]:
+    match compression:
+        case None:
+            return path.open("rb")
+        case "gzip":
+            return cast(IO[bytes], gzip.open(path, "rb"))
+        case "bzip2":
+            return bz2.open(path, "rb")
+        case "xz":
+            return lzma.open(path, "rb")
+        case "zip":
+            return _opened_member(path)
+        case _:
+            # The standard library of Python 3.11 has neither zstd nor lz4; Arrow has both.
+            stream = pa.CompressedInputStream(pa.OSFile(str(path)), compression)
+            return io.BufferedReader(cast(io.RawIOBase, stream))
+
+
+def _opened_member(path: Path) -> IO[bytes]:
+    with zipfile.ZipFile(path) as archive:
+        names = [
+            info.filename
+            for info in archive.infolist()
+            if not info.is_dir() and not info.filename.startswith(_MACOS_FOLDER)
+        ]
+        known = _known_archive(names)
+        if known is not None:
+            raise InputError(f"is {known}; convert it to JSON Lines or Parquet")
+        if len(names) != 1:
+            shown = ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
+            held = f"{len(names)} files ({shown})" if names else "no file"
+            raise InputError(f"is a zip archive of {held}; unpack it and pass one file")
+        # The member keeps the archive's file open after the archive is closed.
+        return archive.open(names[0])
+
+
+def _known_archive(names: list[str]) -> str | None:
+    """Name the format that stores its parts in a zip archive; None for a plain archive."""
+    if "[Content_Types].xml" in names:
+        return "an Excel workbook" if any(n.startswith("xl/") for n in names) else "a document"
+    if any(name.endswith("data.pkl") for name in names):
+        return "a PyTorch file"
+    if names and all(name.endswith(".npy") for name in names):
+        return "an archive of NumPy arrays"
+    return "an OpenDocument file" if "mimetype" in names else None
+
+
+@contextmanager
+def _damage_named(compression: str | None) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        raise InputError(f"the {compression} data is damaged or cut off") from error
+    except (RuntimeError, NotImplementedError) as error:
+        if compression != "zip":
+            raise
+        # An encrypted member, or one in a compression that zipfile does not know.
+        raise InputError("the zip archive cannot be decompressed; unpack it first") from error
+    except OSError as error:
+        if compression is None or error.errno is not None:
+            raise
+        raise InputError(f"the {compression} data is damaged or cut off") from error
