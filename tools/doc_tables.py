@@ -110,7 +110,10 @@ def _kinds(annotation: Any) -> Iterator[str]:
     elif origin is Literal:
         yield ", ".join(f"`{choice}`" for choice in get_args(annotation))
     elif origin in (tuple, list):
-        yield "text, repeatable"
+        (kind,) = {choice for item in get_args(annotation)[:1] for choice in _kinds(item)}
+        yield f"{kind}, repeatable"
+    elif origin is dict:
+        yield "object"
     elif annotation is bool:
         yield "true or false"
     elif annotation is not type(None):

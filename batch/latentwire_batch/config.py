@@ -167,4 +167,5 @@ class CollectSettings(
     def plan_options(self) -> PlanOptions:
         """The fields that every row's request has besides its task, k and seed."""
         names = PromptFields.model_fields.keys() | SamplingFields.model_fields.keys()
-        return cast(PlanOptions, self.model_dump(include=set(names)))
+        # An absent option is the service's to decide, and an older one may not know it.
+        return cast(PlanOptions, self.model_dump(include=set(names), exclude_none=True))

@@ -103,11 +103,17 @@ class RunSettings:
         Returns:
             One phrase per differing setting; empty when the runs agree.
         """
-        compared = wanted.to_json()
+        own, compared = self.to_json(), wanted.to_json()
+        for part in ("prompt", "sampling"):
+            # An option that this run sets and the other leaves to the service is a difference.
+            compared[part] = {**dict.fromkeys(own[part]), **compared[part]}
+        if self.model is None or self.model.generation_defaults is None:
+            # An earlier version did not record them.
+            compared.get("model", {}).pop("generation_defaults", None)
         if self.requested_model is None:
             # This run was given replicas: the model that they serve is compared instead.
             compared.pop("requested_model", None)
-        return _differences(self.to_json(), compared)
+        return _differences(own, compared)
 
 
 def read_settings(path: Path) -> RunSettings | None:

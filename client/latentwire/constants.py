@@ -32,6 +32,9 @@ DEFAULT_PROMPT_TEMPLATE = "Please provide a general plan to solve this task.\nTh
 DEFAULT_MAX_NEW_TOKENS = 512
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
+MAX_STOP_TOKEN_IDS = 64
+MAX_LOGIT_BIASES = 1024
+MAX_TOKEN_ID = 2**31 - 1
 # Seeds are non-negative signed 64-bit integers: the range that Arrow, JSON readers and torch share.
 MAX_SEED = 2**63 - 1
 

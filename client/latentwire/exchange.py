@@ -74,6 +74,12 @@ class PlanOptions(TypedDict, total=False):
     top_k: int
     seed: int | None
     stop: list[str]
+    stop_token_ids: list[int] | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: dict[int, float] | None
 
 
 class HttpOptions(TypedDict):

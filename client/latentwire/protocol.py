@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from latentwire.sampling import PromptFields, SamplingFields, Seed, Text
+from latentwire.sampling import LogitBias, PromptFields, SamplingFields, Seed, Text
 
 DtypeName = Literal["bfloat16", "float16", "float32"]
 FinishReason = Literal["stop", "length"]
@@ -71,6 +71,11 @@ class PlanLatentRequest(SamplingFields, PromptFields, TaskFields):
 
     seed: Seed | None = Field(
         default=None, description="Drawn if absent; the answer states the seed that was used."
+    )
+    logit_bias: LogitBias | None = Field(
+        default=None,
+        description="Token ids, and numbers from -100 to 100 to add to their logits; in a query, a "
+        "JSON object.",
     )
     stream: bool = Field(
         default=False,
@@ -239,6 +244,11 @@ class InfoResponse(ResponseModel):
     limits: Limits
     version: str
     compressors: list[str] = Field(description="Latent compressors loaded with the model.")
+    generation_defaults: dict[str, Any] = Field(
+        default={},
+        description="Settings of the model's generation_config.json that are applied to the choice "
+        "of tokens. Temperature, top_p and top_k are the request's.",
+    )
 
 
 class StatusResponse(ResponseModel):

@@ -6,16 +6,21 @@ and of `latentwire collect`. This module must not know HTTP, files or command li
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from latentwire.constants import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_PROMPT_TEMPLATE,
+    MAX_LOGIT_BIASES,
     MAX_SEED,
     MAX_STOP_CHARS,
     MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    MAX_TOKEN_ID,
 )
 
 ChatTemplate = Literal["auto", "none", "qwen"]
@@ -35,9 +40,39 @@ def _integral(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _json_object(value: object) -> object:
+    """Read an object that a query or a flag holds as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("must be a JSON object") from None
+
+
+def _token_keys(value: object) -> object:
+    """Read the keys of a JSON object as token ids: JSON has text keys only."""
+    if not isinstance(value, Mapping):
+        return value
+    return {_token_id(key): bias for key, bias in value.items()}
+
+
+def _token_id(key: Any) -> object:
+    is_number = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20
+    return int(key) if is_number else key
+
+
 Text = Annotated[str, AfterValidator(_must_be_unicode)]
 JsonInt = Annotated[int, BeforeValidator(_integral)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_integral)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID), BeforeValidator(_integral)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+LogitBias = Annotated[
+    dict[TokenId, Bias],
+    Field(max_length=MAX_LOGIT_BIASES),
+    BeforeValidator(_token_keys),
+    BeforeValidator(_json_object),
+]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
@@ -78,5 +113,36 @@ class SamplingFields(BaseModel):
         default=[],
         max_length=MAX_STOP_STRINGS,
         description="Generation ends when the text contains one of these strings; the plan ends "
-        "before it.",
+        "before it. A special token, such as `<|im_end|>`, matches the token itself.",
+    )
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = Field(
+        default=None,
+        description="Generation ends with one of these tokens; the plan ends before its text.",
+    )
+    min_p: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Drop tokens less likely than this share of the most likely one; absent: the "
+        "model's own default, else 0.",
+    )
+    repetition_penalty: float | None = Field(
+        default=None,
+        gt=0,
+        le=10,
+        description="Divide the positive logits of tokens in prompt and plan by it, and multiply "
+        "the negative ones; 1 changes nothing; absent: the model's own default, else 1.",
+    )
+    presence_penalty: float | None = Field(
+        default=None,
+        ge=-2,
+        le=2,
+        description="Subtract it from the logits of tokens that the plan holds; absent: 0.",
+    )
+    frequency_penalty: float | None = Field(
+        default=None,
+        ge=-2,
+        le=2,
+        description="Subtract it from a token's logit for each time that the plan holds the token; "
+        "absent: 0.",
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
@@ -29,9 +29,11 @@ from latentwire_service.engine.errors import EngineError
 from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.engine.hf.cpu.cpu_tuning import give_way
 from latentwire_service.engine.hf.cpu.linear import bytes_kept_twice
+from latentwire_service.engine.hf.generation import GenerationDefaults
 from latentwire_service.engine.hf.loader import LoadedModel, load_model, pick_device, pick_dtype
 from latentwire_service.engine.hf.memory import Capacity, available_bytes, plan_capacity
 from latentwire_service.engine.hf.probe import Probe, probe
+from latentwire_service.engine.hf.vocabulary import Vocabulary
 from latentwire_service.engine.prefix_cache import MAX_PREFIX_TOKENS
 from latentwire_service.engine.prompt import Prompt, encode_prompt
 from latentwire_service.engine.runner import ModelRunner
@@ -51,8 +53,10 @@ class _Started:
     """What there is once the model is loaded."""
 
     loaded: LoadedModel
+    vocabulary: Vocabulary
     info: BackendInfo
     thread: EngineThread
+    stop: tuple[str, ...]
 
 
 class LocalBackend:
@@ -121,11 +125,17 @@ class LocalBackend:
 
     def encode_prompt(self, text: str, chat_template: str) -> Prompt:
         """Tokenize a filled template, as `Backend.encode_prompt`."""
-        return encode_prompt(self._require().loaded.tokenizer, text, chat_template)
+        started = self._require()
+        prompt = encode_prompt(started.loaded.tokenizer, text, chat_template)
+        return started.vocabulary.check(prompt)
 
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> SubmittedRequest:
         """Queue a request, as `Backend.submit`."""
-        return self._require().thread.submit(spec, on_step)
+        started = self._require()
+        if started.stop:
+            stop = (*spec.sampling.stop, *started.stop)
+            spec = replace(spec, sampling=replace(spec.sampling, stop=stop))
+        return started.thread.submit(spec, on_step)
 
     def drain(self, timeout_s: float | None) -> bool:
         """Refuse new requests, finish the accepted ones, and end, as `Backend.drain`."""
@@ -141,6 +151,8 @@ class LocalBackend:
 
     def _start(self, loaded: LoadedModel, probed: Probe, capacity: Capacity) -> _Started:
         settings, model = self._settings, loaded.model
+        vocabulary = Vocabulary.of(model, loaded.tokenizer)
+        defaults = GenerationDefaults(model, loaded.eos_token_ids)
         runner = self._wrap_runner(
             build_runner(
                 model,
@@ -156,6 +168,7 @@ class LocalBackend:
             loaded.eos_token_ids,
             settings.prefill_chunk,
             time.monotonic,
+            defaults.row_logits,
         )
         thread = EngineThread(
             engine,
@@ -170,13 +183,16 @@ class LocalBackend:
             model_id=loaded.model_id,
             revision=loaded.revision,
             hidden_size=probed.hidden_size,
-            vocab_size=model.config.get_text_config().vocab_size,
+            vocab_size=vocabulary.size,
             dtype=_DTYPE_NAMES[model.dtype],
             device=model.device.type,
             max_slots=capacity.max_slots,
             max_model_len=capacity.max_model_len,
+            generation_defaults=defaults.applied,
         )
-        return _Started(loaded, info, thread)
+        if defaults.applied:
+            logger.info("generation_config.json sets %s", dict(defaults.applied))
+        return _Started(loaded, vocabulary, info, thread, defaults.stop)
 
 
 def plan_slots(settings: Settings, loaded: LoadedModel, probed: Probe) -> Capacity:

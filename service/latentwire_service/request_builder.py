@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from latentwire.protocol import PlanLatentRequest
@@ -69,6 +70,9 @@ def build_spec(
 
 
 def _sampling_params(body: PlanLatentRequest, vocab_size: int) -> SamplingParams:
+    stop_token_ids, logit_bias = body.stop_token_ids or [], body.logit_bias or {}
+    _check_token_ids("stop_token_ids", stop_token_ids, vocab_size)
+    _check_token_ids("logit_bias", logit_bias, vocab_size)
     return SamplingParams(
         max_new_tokens=body.max_new_tokens,
         seed=secrets.randbits(63) if body.seed is None else body.seed,
@@ -78,4 +82,18 @@ def _sampling_params(body: PlanLatentRequest, vocab_size: int) -> SamplingParams
         # More than the vocabulary keeps every token, and the sampler's integers are 64 bits wide.
         top_k=min(body.top_k, vocab_size),
         stop=tuple(body.stop),
+        stop_token_ids=tuple(stop_token_ids),
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=tuple(logit_bias.items()),
     )
+
+
+def _check_token_ids(field: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    for token_id in token_ids:
+        if token_id >= vocab_size:
+            raise InvalidParamsError(
+                field, f"token id {token_id} is not below the model's {vocab_size} token ids"
+            )

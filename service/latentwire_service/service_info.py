@@ -32,4 +32,5 @@ def service_info(backend: BackendInfo, settings: Settings, version: str) -> Info
         ),
         version=version,
         compressors=[],
+        generation_defaults=dict(backend.generation_defaults),
     )

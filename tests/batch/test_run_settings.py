@@ -76,6 +76,10 @@ def test_prompt_and_sampling_options_are_stored_apart() -> None:
         ({"model": replace(MODEL, dtype="bfloat16")}, "model.dtype was 'float32', now 'bfloat16'"),
         ({"data": DataIdentity(39, "12ab")}, "data.num_rows was 40, now 39"),
         ({"options": {**SETTINGS.options, "stop": []}}, "sampling.stop was ['END'], now []"),
+        (
+            {"options": {**SETTINGS.options, "min_p": 0.1}},
+            "sampling.min_p was None, now 0.1",
+        ),
     ],
 )
 def test_a_difference_is_named(changed: dict[str, Any], phrase: str) -> None:
@@ -104,3 +108,19 @@ def test_settings_without_a_value_are_damaged(missing: str) -> None:
     del value[missing]
     with pytest.raises(StorageError, match="settings are damaged"):
         RunSettings.from_json(value)
+
+
+def test_an_option_that_is_not_set_any_more_is_a_difference() -> None:
+    stored = replace(SETTINGS, options={**SETTINGS.options, "repetition_penalty": 1.2})
+    assert stored.differences(SETTINGS) == ["sampling.repetition_penalty was 1.2, now None"]
+
+
+def test_the_models_generation_defaults_are_compared_once_they_are_recorded() -> None:
+    penal, none = ({"repetition_penalty": 1.1}, {})
+    recorded = replace(SETTINGS, model=replace(MODEL, generation_defaults=penal))
+    assert recorded.to_json()["model"]["generation_defaults"] == penal
+    assert RunSettings.from_json(recorded.to_json()) == recorded
+    # An output of an earlier version resumes.
+    assert SETTINGS.differences(recorded) == []
+    other = replace(SETTINGS, model=replace(MODEL, generation_defaults=none))
+    assert recorded.differences(other) and other.differences(recorded)

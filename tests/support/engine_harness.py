@@ -9,6 +9,7 @@ from typing import Any
 
 from latentwire_service.engine.engine import Engine
 from latentwire_service.engine.hf.build import build_runner
+from latentwire_service.engine.hf.generation import GenerationDefaults
 from latentwire_service.engine.hf.model_runner import HfModelRunner
 from latentwire_service.engine.hf.probe import probe
 from latentwire_service.engine.request import Request
@@ -30,13 +31,15 @@ class EngineHarness:
         model = copy.deepcopy(model)
         probed = probe(model)
         self.runner: HfModelRunner = build_runner(model, probed, max_slots, max_model_len)
+        eos = frozenset(eos)
         ticks = itertools.count()
         self.engine = Engine(
             self.runner,
             tokenizer or build_tokenizer(),
-            frozenset(eos),
+            eos,
             prefill_chunk,
             clock=lambda: float(next(ticks)),
+            make_row_logits=GenerationDefaults(model, eos).row_logits,
         )
 
     def submit(

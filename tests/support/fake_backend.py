@@ -158,7 +158,10 @@ class FakeBackend:
 
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> _Request:
         detokenizer = Detokenizer(
-            self._tokenizer, spec.sampling.stop, is_streaming=on_step is not None
+            self._tokenizer,
+            spec.sampling.stop,
+            stop_token_ids=spec.sampling.stop_token_ids,
+            is_streaming=on_step is not None,
         )
         request = _Request(spec, on_step, detokenizer, self._condition)
         with self._condition:

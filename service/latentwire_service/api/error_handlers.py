@@ -38,6 +38,7 @@ _INTERNAL = _Problem(500, "internal", "The service failed")
 
 _ENGINE_PROBLEMS: Mapping[type[errors.EngineError], _Problem] = {
     errors.InvalidParamsError: _INVALID,
+    errors.NoTokenError: _INVALID,
     errors.PromptTooLongError: _Problem(422, "prompt-too-long", "The prompt does not fit"),
     errors.QueueFullError: _Problem(429, "queue-full", "Too many requests are waiting"),
     errors.EngineUnavailableError: _Problem(503, "not-ready", "The service accepts no requests"),

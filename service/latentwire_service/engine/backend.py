@@ -7,9 +7,9 @@ model. Nothing here knows tensors, HTTP or how a model is loaded.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -123,6 +123,8 @@ class BackendInfo:
         device: kind of device: `cpu`, `cuda` or `mps`.
         max_slots: requests that run together.
         max_model_len: prompt and generated tokens of one request.
+        generation_defaults: the model's own settings for the choice of tokens that are applied to
+            every request, as JSON values.
     """
 
     model_id: str
@@ -133,6 +135,7 @@ class BackendInfo:
     device: str
     max_slots: int
     max_model_len: int
+    generation_defaults: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

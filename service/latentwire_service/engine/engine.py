@@ -10,13 +10,15 @@ import numpy.typing as npt
 import torch
 
 from latentwire_service.engine.backend import GenerationSpec, OnStep, StepStats
-from latentwire_service.engine.detokenizer import Tokenizer
+from latentwire_service.engine.detokenizer import Tokenizer, special_tokens
 from latentwire_service.engine.errors import (
     DetokenizationError,
     EngineError,
     LatentInvalidError,
+    NoTokenError,
     RequestCancelledError,
 )
+from latentwire_service.engine.logits import LogitsChanges, RowLogitsFactory
 from latentwire_service.engine.prefix_cache import PrefixCache
 from latentwire_service.engine.request import Request
 from latentwire_service.engine.row_copy import PendingRows, RowCopier
@@ -32,14 +34,35 @@ class _Computed:
     Attributes:
         token_ids: `[B]`, the next token of each request.
         is_finite: `[B]`, whether every value of its hidden row is finite.
+        is_choice: `[B]`, whether the token's logit is a number above -inf.
+        errors: the failure of each request whose logits could not be changed.
+        changed: indices of the requests whose logits were changed.
         keeping: indices of the requests that keep this step's row.
         rows: `[len(keeping), hidden_size]` float32; the next step may overwrite it.
     """
 
     token_ids: Sequence[int]
     is_finite: Sequence[int]
+    is_choice: Sequence[int]
+    errors: Mapping[int, EngineError]
+    changed: frozenset[int]
     keeping: Sequence[int]
     rows: Sequence[npt.NDArray[np.float32]] | npt.NDArray[np.float32]
+
+    def error_of(self, index: int) -> EngineError | None:
+        """Return why a request has no valid token; None when it has one."""
+        if not self.is_finite[index]:
+            return LatentInvalidError("the model's hidden state is not finite")
+        if index in self.errors:
+            return self.errors[index]
+        if self.is_choice[index]:
+            return None
+        if index in self.changed:
+            return NoTokenError(
+                "no token can be chosen: the request and the model's generation defaults exclude "
+                "them all"
+            )
+        return LatentInvalidError("the model's logits are not numbers")
 
 
 class Engine:
@@ -51,6 +74,8 @@ class Engine:
         eos_token_ids: tokens that end generation.
         prefill_chunk: most prompt positions computed in one step.
         clock: seconds, monotonic.
+        make_row_logits: makes the changes to a request's logits, as the model's files and the
+            request name them.
     """
 
     def __init__(
@@ -60,11 +85,14 @@ class Engine:
         eos_token_ids: frozenset[int],
         prefill_chunk: int,
         clock: Callable[[], float],
+        make_row_logits: RowLogitsFactory = lambda _spec: None,
     ) -> None:
         self._runner = runner
         self._tokenizer = tokenizer
+        self._special = special_tokens(tokenizer)
         self._eos_token_ids = eos_token_ids
         self._clock = clock
+        self._changes = LogitsChanges(make_row_logits)
         self._copier = RowCopier(runner.device, runner.max_slots, runner.hidden_size)
         self._prefixes = PrefixCache()
         self._scheduler = Scheduler(runner.max_slots, prefill_chunk, self._prefixes)
@@ -89,7 +117,14 @@ class Engine:
 
         Any thread may call this: the time until `add` counts as waiting.
         """
-        return Request(spec, self._runner.hidden_size, self._tokenizer, on_step, self._clock())
+        return Request(
+            spec,
+            self._runner.hidden_size,
+            self._tokenizer,
+            on_step,
+            self._clock(),
+            self._special,
+        )
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -178,18 +213,29 @@ class Engine:
         if len(rows) != len(logits):
             index = torch.tensor(rows, device=logits.device)
             logits, hidden = logits[index], hidden[index]
+        changed = self._changes.apply(requests, logits)
         batch = SamplingBatch.build(
-            [request.spec.sampling for request in requests],
-            [len(request.token_ids) for request in requests],
-            logits.device,
+            changed.sampling, [len(request.token_ids) for request in requests], logits.device
         )
         # Begun before sampling and awaited after it: on a GPU the two run side by side.
         keeping = [row for row, request in enumerate(requests) if not request.rows.is_full]
         pending = self._start_copy(keeping, hidden)
-        token_ids, is_finite = torch.stack(
-            [sample(logits, batch), torch.isfinite(hidden).all(dim=-1).long()]
+        sampled = sample(changed.logits, batch)
+        chosen = changed.logits.gather(1, sampled[:, None])[:, 0]
+        # False for NaN, too.
+        is_choice = chosen > float("-inf")
+        token_ids, is_finite, is_choice = torch.stack(
+            [sampled, torch.isfinite(hidden).all(dim=-1).long(), is_choice.long()]
         ).tolist()
-        return _Computed(token_ids, is_finite, keeping, () if pending is None else pending.wait())
+        return _Computed(
+            token_ids,
+            is_finite,
+            is_choice,
+            changed.errors,
+            changed.rows,
+            keeping,
+            () if pending is None else pending.wait(),
+        )
 
     def _start_copy(self, keeping: Sequence[int], hidden: torch.Tensor) -> PendingRows | None:
         """Move hidden rows off the device: one copy for all, none for requests that have theirs."""
@@ -203,23 +249,24 @@ class Engine:
         """Give each request its row and its token; end those that are done or have failed."""
         for index, row in zip(computed.keeping, computed.rows, strict=True):
             requests[index].rows.append(row)
-        for request, token_id, is_finite in zip(
-            requests, computed.token_ids, computed.is_finite, strict=True
-        ):
-            if not is_finite:
-                self._runner.clear_slot(_slot(request))
-                self._fail(request, LatentInvalidError("the model's hidden state is not finite"))
+        for index, request in enumerate(requests):
+            error = computed.error_of(index)
+            if error is not None:
+                if isinstance(error, LatentInvalidError):
+                    self._runner.clear_slot(_slot(request))
+                self._fail(request, error)
                 continue
             try:
-                reason = request.append_token(token_id, self._eos_token_ids)
-            except DetokenizationError as error:
-                self._fail(request, error)
+                reason = request.append_token(computed.token_ids[index], self._eos_token_ids)
+            except DetokenizationError as failure:
+                self._fail(request, failure)
                 continue
             if reason is not None:
                 self._finish(request, now)
 
     def _finish(self, request: Request, now: float) -> None:
         self._scheduler.remove(request)
+        self._changes.forget(request)
         try:
             completion = request.completion(now)
         except (LatentInvalidError, DetokenizationError) as error:
@@ -229,6 +276,7 @@ class Engine:
 
     def _fail(self, request: Request, error: EngineError) -> None:
         self._scheduler.remove(request)
+        self._changes.forget(request)
         request.resolve(error)
 
 

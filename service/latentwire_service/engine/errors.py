@@ -10,6 +10,8 @@ EngineError
 ├── DeadlineExceededError    the request's deadline expired
 ├── LatentInvalidError       a hidden row is missing, of another width, or not finite
 ├── DetokenizationError      the tokenizer cannot decode the tokens
+├── ProcessorError           a change to the logits raised
+├── NoTokenError             every token is excluded
 └── ModelError               the model cannot be served
     ├── ModelNotFoundError       nothing loadable under that name
     ├── DamagedModelError        its files are there and cannot be read
@@ -76,6 +78,14 @@ class DeadlineExceededError(EngineError):
 
 class DetokenizationError(EngineError):
     """The tokenizer cannot decode the tokens; the cause is its own exception."""
+
+
+class ProcessorError(EngineError):
+    """A change to the request's logits raised; the cause is its own exception."""
+
+
+class NoTokenError(EngineError):
+    """The request's parameters and the model's generation defaults leave no token to choose."""
 
 
 class LatentInvalidError(EngineError):

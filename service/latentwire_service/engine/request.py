@@ -7,6 +7,7 @@ checks that it is called in its turn.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from concurrent.futures import Future
 
 import numpy as np
@@ -20,7 +21,7 @@ from latentwire_service.engine.backend import (
     Step,
     check_latent,
 )
-from latentwire_service.engine.detokenizer import Detokenizer, Tokenizer
+from latentwire_service.engine.detokenizer import Detokenizer, SpecialToken, Tokenizer
 from latentwire_service.engine.errors import EngineError, LatentInvalidError
 
 
@@ -86,6 +87,7 @@ class Request:
         tokenizer: turns tokens into text.
         on_step: called with each token before the future is resolved; None: nobody streams.
         submitted_at: seconds on the engine's clock.
+        special: the tokenizer's special tokens.
     """
 
     # Attributes without an underscore are read by the scheduler and the engine, and written here.
@@ -113,6 +115,7 @@ class Request:
         tokenizer: Tokenizer,
         on_step: OnStep | None,
         submitted_at: float,
+        special: Mapping[int, SpecialToken] | None = None,
     ) -> None:
         self.spec = spec
         self.submitted_at = submitted_at
@@ -120,7 +123,11 @@ class Request:
         self.rows = HiddenRows(spec.max_rows, hidden_size)
         self.token_ids: list[int] = []
         self._detokenizer = Detokenizer(
-            tokenizer, spec.sampling.stop, is_streaming=on_step is not None
+            tokenizer,
+            spec.sampling.stop,
+            stop_token_ids=spec.sampling.stop_token_ids,
+            special=special,
+            is_streaming=on_step is not None,
         )
         self._max_new_tokens = spec.sampling.max_new_tokens
         self._on_step = on_step

@@ -1,14 +1,15 @@
 """Logits to token ids, for all rows at once, each with its own sampling parameters.
 
 The distribution is exactly that of Hugging Face's processors in their order: temperature, top-k,
-top-p. A token is drawn by the Gumbel-max trick, ``argmax(logits - log E)`` with E exponential
-(Yellott 1977; Maddison et al. 2014): no normalisation, and the noise of a token is a hash of
-(seed, step, token id) alone. So a request's tokens depend neither on its neighbours in the batch
-nor on how many attempts find the kept set.
+top-p, min-p. A token is drawn by the Gumbel-max trick, ``argmax(logits - log E)`` with E
+exponential (Yellott 1977; Maddison et al. 2014): no normalisation, and the noise of a token is a
+hash of (seed, step, token id) alone. So a request's tokens depend neither on its neighbours in the
+batch nor on how many attempts find the kept set.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,21 +36,24 @@ class SamplingBatch:
         greedy: `[B]` bool.
         temperature: `[B]` float32, 1 for greedy rows.
         top_p: `[B]` float32. top_k: `[B]` int64, 0 for none.
+        log_min_p: `[B]` float32, the logarithm of min-p; -inf for none.
         keys: `[B, 2]` int64 in [0, 2**32), from (seed, step).
-        any_scaled, any_greedy, all_greedy, any_unfiltered, any_filtered: computed on the host, so
-            that the step never waits for the device to decide.
+        any_scaled, any_greedy, all_greedy, any_unfiltered, any_filtered, any_min_p: computed on
+            the host, so that the step never waits for the device to decide.
     """
 
     greedy: torch.Tensor
     temperature: torch.Tensor
     top_p: torch.Tensor
     top_k: torch.Tensor
+    log_min_p: torch.Tensor
     keys: torch.Tensor
     any_scaled: bool
     any_greedy: bool
     all_greedy: bool
     any_unfiltered: bool
     any_filtered: bool
+    any_min_p: bool
 
     @classmethod
     def build(
@@ -73,12 +77,16 @@ class SamplingBatch:
             ),
             top_p=torch.tensor([p.top_p for p in params], dtype=torch.float32, device=device),
             top_k=torch.tensor([p.top_k for p in params], dtype=torch.long, device=device),
+            log_min_p=torch.tensor(
+                [math.log(p.min_p) if p.min_p else -math.inf for p in params], device=device
+            ),
             keys=torch.tensor(keys, dtype=torch.long, device=device),
             any_scaled=any(p.temperature != 1 for p in params),
             any_greedy=any(greedy),
             all_greedy=all(greedy),
             any_unfiltered=not all(f or g for f, g in zip(filtered, greedy, strict=True)),
             any_filtered=any(filtered),
+            any_min_p=any(p.min_p for p in params),
         )
 
     def select(self, rows: torch.Tensor) -> SamplingBatch:
@@ -88,12 +96,14 @@ class SamplingBatch:
             temperature=self.temperature[rows],
             top_p=self.top_p[rows],
             top_k=self.top_k[rows],
+            log_min_p=self.log_min_p[rows],
             keys=self.keys[rows],
             any_scaled=self.any_scaled,
             any_greedy=self.any_greedy,
             all_greedy=self.all_greedy,
             any_unfiltered=self.any_unfiltered,
             any_filtered=self.any_filtered,
+            any_min_p=self.any_min_p,
         )
 
 
@@ -102,7 +112,7 @@ class Candidates:
     """The most likely tokens of each row, most likely first.
 
     Attributes:
-        logits: `[B, C]` float32 after temperature, -inf where top-k or top-p drop the token.
+        logits: `[B, C]` float32 after temperature, -inf where a filter drops the token.
         token_ids: `[B, C]` int64.
         is_complete: `[B]` bool, False where a kept token may lie outside the candidates.
     """
@@ -157,7 +167,7 @@ def _sample_filtered(scaled: torch.Tensor, batch: SamplingBatch) -> torch.Tensor
 
 
 def keep_candidates(scaled: torch.Tensor, batch: SamplingBatch, num_candidates: int) -> Candidates:
-    """Apply top-k, then top-p, to the most likely tokens.
+    """Apply top-k, then top-p, then min-p, to the most likely tokens.
 
     A token is in the nucleus when the mass before it is below top_p; the mass counts only tokens
     that top-k keeps. Ties with the k-th logit are kept, as Hugging Face keeps them.
@@ -181,12 +191,16 @@ def keep_candidates(scaled: torch.Tensor, batch: SamplingBatch, num_candidates: 
     mass = probs.cumsum(dim=-1)
     mass_before = torch.cat([torch.zeros_like(mass[:, :1]), mass[:, :-1]], dim=-1)
     kept = kept_by_k & ((mass_before < batch.top_p[:, None]) | (batch.top_p >= 1)[:, None])
+    # min-p compares with the most likely token, whose share no other filter changes.
+    floor = values[:, :1] + batch.log_min_p[:, None]
+    kept &= values >= floor
     kept[:, 0] = True
     if num_candidates == vocab_size:
         is_complete = torch.ones_like(covers_k)
     else:
         covers_p = (mass[:, -1] >= batch.top_p) & ~has_top_k & (batch.top_p < 1)
-        is_complete = covers_k | covers_p
+        covers_min_p = (values[:, -1] < floor[:, 0]) & ~has_top_k
+        is_complete = covers_k | covers_p | covers_min_p
     return Candidates(values.masked_fill(~kept, float("-inf")), token_ids, is_complete)
 
 
@@ -221,6 +235,9 @@ def _draw(candidates: Candidates, keys: torch.Tensor) -> torch.Tensor:
 
 
 def _sample_unfiltered(scaled: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    if batch.any_min_p:
+        floor = scaled.amax(dim=-1) + batch.log_min_p
+        scaled = scaled.masked_fill(scaled < floor[:, None], float("-inf"))
     token_ids = torch.arange(scaled.shape[-1], device=scaled.device)[None]
     return (scaled - _exponential_noise(batch.keys, token_ids).log()).argmax(dim=-1)
 

@@ -1,0 +1,80 @@
+"""Which token ids a model can read and choose, held against those of its tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from latentwire_service.engine.errors import InvalidParamsError, UnsupportedModelError
+from latentwire_service.engine.prompt import Prompt
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The token ids `0..size-1`, which the embedding and the LM head both have."""
+
+    size: int
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any) -> Vocabulary:
+        """Compare the sizes of model and tokenizer, and log a warning when ids are missing.
+
+        Raises:
+            UnsupportedModelError: the model can choose a token that it cannot read.
+        """
+        num_rows = _num_rows(model.get_input_embeddings())
+        num_logits = _num_rows(model.get_output_embeddings())
+        configured = model.config.get_text_config().vocab_size
+        num_rows = configured if num_rows is None else num_rows
+        num_logits = num_rows if num_logits is None else num_logits
+        if num_logits > num_rows:
+            raise UnsupportedModelError(
+                f"{model.config.model_type} has {num_logits} logits, but its embedding has "
+                f"{num_rows} rows: it can choose tokens that it cannot read"
+            )
+        vocabulary = cls(min(num_rows, num_logits))
+        largest = _largest_id(tokenizer)
+        if largest is not None and largest >= vocabulary.size:
+            logger.warning(
+                "the tokenizer has token ids up to %d, but the model's embedding has %d rows; "
+                "prompts that need a larger id are refused",
+                largest,
+                vocabulary.size,
+            )
+        return vocabulary
+
+    def check(self, prompt: Prompt) -> Prompt:
+        """Return a prompt that the model can read.
+
+        Raises:
+            InvalidParamsError: an id is not one of the embedding's.
+        """
+        for token_id in prompt.token_ids:
+            # A tokenizer without an unknown token may answer None for a character.
+            if not isinstance(token_id, int):
+                raise InvalidParamsError("task", "the tokenizer has no token for part of the text")
+            if not 0 <= token_id < self.size:
+                raise InvalidParamsError(
+                    "task",
+                    f"the tokenizer gives token id {token_id}, but the model's embedding has "
+                    f"{self.size} rows",
+                )
+        return prompt
+
+
+def _num_rows(layer: Any) -> int | None:
+    """Return the number of rows of an embedding or LM head; None when there is no weight."""
+    weight = getattr(layer, "weight", None)
+    return None if weight is None else int(weight.shape[0])
+
+
+def _largest_id(tokenizer: Any) -> int | None:
+    try:
+        return max(tokenizer.get_vocab().values(), default=None)
+    except Exception:
+        # Some tokenizers of remote code have no list of their tokens; each prompt is checked.
+        logger.debug("the tokenizer does not list its tokens", exc_info=True)
+        return None
