@@ -110,6 +110,11 @@ class RunSettings:
         if self.model is None or self.model.generation_defaults is None:
             # An earlier version did not record them.
             compared.get("model", {}).pop("generation_defaults", None)
+        elif wanted.model is not None and wanted.model.generation_defaults is not None:
+            compared["model"]["generation_defaults"] = {
+                **dict.fromkeys(self.model.generation_defaults),
+                **wanted.model.generation_defaults,
+            }
         if self.requested_model is None:
             # This run was given replicas: the model that they serve is compared instead.
             compared.pop("requested_model", None)

@@ -116,11 +116,13 @@ def test_an_option_that_is_not_set_any_more_is_a_difference() -> None:
 
 
 def test_the_models_generation_defaults_are_compared_once_they_are_recorded() -> None:
-    penal, none = ({"repetition_penalty": 1.1}, {})
+    penal = {"repetition_penalty": 1.1}
     recorded = replace(SETTINGS, model=replace(MODEL, generation_defaults=penal))
     assert recorded.to_json()["model"]["generation_defaults"] == penal
     assert RunSettings.from_json(recorded.to_json()) == recorded
     # An output of an earlier version resumes.
     assert SETTINGS.differences(recorded) == []
-    other = replace(SETTINGS, model=replace(MODEL, generation_defaults=none))
-    assert recorded.differences(other) and other.differences(recorded)
+    other = replace(SETTINGS, model=replace(MODEL, generation_defaults={}))
+    name = "model.generation_defaults.repetition_penalty"
+    assert recorded.differences(other) == [f"{name} was 1.1, now None"]
+    assert other.differences(recorded) == [f"{name} was None, now 1.1"]
