@@ -48,7 +48,7 @@ EXPOSE 8000
 
 # Checks that the process lives, because a model may load for minutes. Compose checks /ready instead.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('LATENTWIRE_PORT', '8000') + '/health', timeout=4)"]
+  CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:' + os.environ.get('LATENTWIRE_PORT', '8000') + '/health', timeout=4)"]
 
 # SIGTERM, Docker's default, drains the service.
 ENTRYPOINT ["latentwire"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import yaml
 
 from latentwire_batch.config import CollectSettings
 from latentwire_service.settings import Settings
+from support.batch.stub_replica import StubReplica
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -96,6 +101,28 @@ def test_image_serves_by_default_and_checks_health() -> None:
     (check,) = instructions("HEALTHCHECK")
     assert "/health" in check
     assert '"python"' in check
+
+
+def health_checks() -> list[list[str]]:
+    """The commands that run Python; the other checks are nginx's."""
+    (of_image,) = instructions("HEALTHCHECK")
+    commands = [json.loads(of_image[of_image.index("CMD") + 3 :])]
+    for spec in SERVICES.values():
+        test = spec.get("healthcheck", {}).get("test")
+        if test and test[1] == "python":
+            commands.append(test[1:])
+    return commands
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_health_checks_ignore_proxies(variable: str) -> None:
+    """The service of a container is in the same container, where no proxy can reach it."""
+    with StubReplica() as stub:
+        checks = {" ".join(command): command for command in health_checks()}
+        for command in checks.values():
+            code = command[-1].replace("127.0.0.1:8000", f"127.0.0.1:{stub.port}")
+            proxies = {variable: "http://127.0.0.1:9", "LATENTWIRE_PORT": str(stub.port)}
+            subprocess.run([sys.executable, "-c", code], env=os.environ | proxies, check=True)
 
 
 def test_the_volume_keeps_the_models() -> None:

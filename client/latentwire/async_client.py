@@ -36,13 +36,16 @@ class AsyncClient:
         api_key: sent as ``Authorization: Bearer``.
         wire: preferred form of the answers; "safetensors" is smaller and faster for large latents.
             A service that does not offer it answers with JSON.
+        uses_proxy: False connects directly, whatever HTTP_PROXY and its relatives say. This machine
+            and the hosts of NO_PROXY are always reached directly.
         transport: replaces httpx's own transport.
         rng: source of the retry jitter.
         sleep: awaited; waits for a number of seconds.
         clock: monotonic seconds, for `wait_ready`.
 
     Raises:
-        InvalidArgumentError: when an argument is out of its limits.
+        InvalidArgumentError: when an argument is out of its limits, or the environment holds a
+            proxy or certificates that cannot be used.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class AsyncClient:
         max_retries: int = DEFAULT_MAX_RETRIES,
         api_key: str | None = None,
         wire: Wire = "json",
+        uses_proxy: bool = True,
         transport: httpx.AsyncBaseTransport | None = None,
         rng: random.Random | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -63,8 +67,9 @@ class AsyncClient:
         self._retries = RetryPolicy(exchange.check_max_retries(max_retries), rng or random.Random())
         self._sleep = sleep
         self._clock = clock
+        is_direct = transport is not None or not uses_proxy
         self._http = httpx.AsyncClient(
-            transport=transport, **exchange.http_options(base_url, api_key)
+            transport=transport, **exchange.http_options(base_url, api_key, is_direct=is_direct)
         )
 
     async def plan_latent(

@@ -35,13 +35,16 @@ class Client:
         api_key: sent as ``Authorization: Bearer``.
         wire: preferred form of the answers; "safetensors" is smaller and faster for large latents.
             A service that does not offer it answers with JSON.
+        uses_proxy: False connects directly, whatever HTTP_PROXY and its relatives say. This machine
+            and the hosts of NO_PROXY are always reached directly.
         transport: replaces httpx's own transport.
         rng: source of the retry jitter.
         sleep: waits for a number of seconds.
         clock: monotonic seconds, for `wait_ready`.
 
     Raises:
-        InvalidArgumentError: when an argument is out of its limits.
+        InvalidArgumentError: when an argument is out of its limits, or the environment holds a
+            proxy or certificates that cannot be used.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Client:
         max_retries: int = DEFAULT_MAX_RETRIES,
         api_key: str | None = None,
         wire: Wire = "json",
+        uses_proxy: bool = True,
         transport: httpx.BaseTransport | None = None,
         rng: random.Random | None = None,
         sleep: Callable[[float], None] = time.sleep,
@@ -62,7 +66,10 @@ class Client:
         self._retries = RetryPolicy(exchange.check_max_retries(max_retries), rng or random.Random())
         self._sleep = sleep
         self._clock = clock
-        self._http = httpx.Client(transport=transport, **exchange.http_options(base_url, api_key))
+        is_direct = transport is not None or not uses_proxy
+        self._http = httpx.Client(
+            transport=transport, **exchange.http_options(base_url, api_key, is_direct=is_direct)
+        )
 
     def plan_latent(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from latentwire.errors import (
     TransportTimeoutError,
     api_error,
 )
+from latentwire.http_environment import context_for, proxy_for
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import (
     ErrorBody,
@@ -88,6 +90,9 @@ class HttpOptions(TypedDict):
     base_url: httpx.URL
     headers: dict[str, str]
     limits: httpx.Limits
+    proxy: httpx.Proxy | None
+    verify: ssl.SSLContext
+    trust_env: bool
 
 
 @dataclass(frozen=True)
@@ -118,11 +123,17 @@ READY = Call("GET", "/ready")
 INFO = Call("GET", "/info")
 
 
-def http_options(base_url: str, api_key: str | None) -> HttpOptions:
+def http_options(base_url: str, api_key: str | None, *, is_direct: bool = False) -> HttpOptions:
     """Check the arguments of a client and return those of its httpx client.
 
+    Args:
+        base_url: address of the service.
+        api_key: sent with every request; None for no key.
+        is_direct: whether no proxy is used, whatever the environment says.
+
     Raises:
-        InvalidArgumentError: when the address is not http(s), or the key cannot be a header.
+        InvalidArgumentError: when the address is not http(s), the key cannot be a header, or a
+            variable of the environment has an unusable proxy or certificate.
     """
     try:
         url = httpx.URL(base_url)
@@ -138,7 +149,14 @@ def http_options(base_url: str, api_key: str | None) -> HttpOptions:
         headers["Authorization"] = f"Bearer {api_key}"
     # The caller bounds its concurrency. A second, hidden queue for connections would count its
     # waits against the timeout.
-    return {"base_url": url, "headers": headers, "limits": httpx.Limits(max_connections=None)}
+    return {
+        "base_url": url,
+        "headers": headers,
+        "limits": httpx.Limits(max_connections=None),
+        "proxy": None if is_direct else proxy_for(url),
+        "verify": context_for(url),
+        "trust_env": False,
+    }
 
 
 def check_timeout(timeout_s: float) -> float:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 
 import httpx
 
+from latentwire import InvalidArgumentError
+from latentwire.http_environment import proxy_for
 from latentwire_batch.errors import UsageError
 
 # A platform that scales a service changes the addresses of its name.
@@ -18,18 +20,20 @@ async def resolve_endpoints(addresses: Iterable[str]) -> list[str]:
     """Return one base URL per replica, in order, without duplicates.
 
     A plain-HTTP name with several addresses, as a container platform gives a scaled service, stands
-    for all of them. HTTPS names stay as they are, because a certificate is for a name.
+    for all of them. HTTPS names stay as they are, because a certificate is for a name. So do names
+    that are reached through a proxy, which resolves them itself.
 
     Raises:
         UsageError: when an address is not an HTTP URL.
     """
     resolved: list[str] = []
     for address in addresses:
-        resolved += await _expand(_parse(address))
+        resolved += await _expand(parse_address(address))
     return list(dict.fromkeys(resolved))
 
 
-def _parse(address: str) -> httpx.URL:
+def parse_address(address: str) -> httpx.URL:
+    """Read an address; raises UsageError when it is not an HTTP URL."""
     try:
         url = httpx.URL(address)
     except httpx.InvalidURL as error:
@@ -56,7 +60,7 @@ async def discover(
         add: called with the base URL of each new endpoint.
         interval_s: pause between two rounds, in seconds.
     """
-    urls = [url for url in map(_parse, addresses) if url.scheme == "http"]
+    urls = [url for url in map(parse_address, addresses) if _is_resolved_here(url)]
     known = set(started)
     by_name = {url for url in urls if str(url) in known}
     while True:
@@ -72,8 +76,15 @@ async def discover(
         await asyncio.sleep(interval_s)
 
 
+def _is_resolved_here(url: httpx.URL) -> bool:
+    try:
+        return url.scheme == "http" and proxy_for(url) is None
+    except InvalidArgumentError as error:
+        raise UsageError(str(error)) from error
+
+
 async def _expand(url: httpx.URL) -> list[str]:
-    hosts = await _hosts(url) if url.scheme == "http" else []
+    hosts = await _hosts(url) if _is_resolved_here(url) else []
     if len(hosts) < 2:
         # A name that does not resolve yet is kept: every connection tries it again.
         return [str(url)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import SecretStr
 
 from latentwire import AsyncClient
-from latentwire_batch.replicas.endpoints import discover, resolve_endpoints
+from latentwire_batch.replicas.endpoints import discover, parse_address, resolve_endpoints
 from latentwire_batch.replicas.source import AddAddress, new_client
 
 
@@ -40,8 +40,13 @@ class GivenReplicas:
         return self._started
 
     def connect(self, url: str) -> AsyncClient:
-        """Make the client of one replica; the caller closes it."""
-        return new_client(url, self._timeout_s, self._api_key)
+        """Make the client of one replica; the caller closes it.
+
+        An address that a name was resolved to is reached directly: `resolve_endpoints` resolves no
+        name for which NO_PROXY does not say so.
+        """
+        is_given = url in {str(parse_address(address)) for address in self._addresses}
+        return new_client(url, self._timeout_s, self._api_key, uses_proxy=is_given)
 
     def note_ready(self) -> None:
         """Do nothing: somebody else keeps these replicas running."""

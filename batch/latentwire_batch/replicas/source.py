@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from latentwire import AsyncClient
+from latentwire import AsyncClient, InvalidArgumentError
+from latentwire_batch.errors import UsageError
 
 # Called with the address of a replica that appeared during the run.
 AddAddress = Callable[[str], None]
@@ -60,12 +61,29 @@ class ReplicaSource(Protocol):
         ...
 
 
-def new_client(url: str, timeout_s: float, api_key: str | None = None) -> AsyncClient:
+def new_client(
+    url: str, timeout_s: float, api_key: str | None = None, uses_proxy: bool = True
+) -> AsyncClient:
     """Make a client that sends each row once: the dispatcher retries, perhaps elsewhere.
 
     Args:
         url: of the replica.
         timeout_s: longest wait for one row, in seconds.
         api_key: of the replica; None when it wants none.
+        uses_proxy: see `AsyncClient`.
+
+    Raises:
+        UsageError: when the environment holds a proxy or certificates that cannot be used.
     """
-    return AsyncClient(url, timeout_s=timeout_s, max_retries=0, api_key=api_key, wire="safetensors")
+    try:
+        return AsyncClient(
+            url,
+            timeout_s=timeout_s,
+            max_retries=0,
+            api_key=api_key,
+            wire="safetensors",
+            uses_proxy=uses_proxy,
+        )
+    except InvalidArgumentError as error:
+        # It names an argument of the client, or a variable.
+        raise UsageError(str(error).replace("api_key:", "--api-key:", 1)) from error

@@ -1,0 +1,135 @@
+"""Every command under environments that people have: it works, or names the variable in a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.batch.collecting import write_tasks
+from support.batch.stub_replica import StubReplica
+
+# Runs each command line of the first argument in one process: starting Python takes most of the
+# time. Prints the exit statuses.
+RUN_ALL = """
+import json, sys, traceback
+from latentwire.cli import app
+statuses = {}
+for name, args in json.loads(sys.argv[1]).items():
+    try:
+        app(args, prog_name="latentwire")
+    except SystemExit as ended:
+        statuses[name] = ended.code
+    except BaseException:
+        traceback.print_exc()
+        statuses[name] = "traceback"
+sys.stderr.write(json.dumps(statuses) + "\\n")
+"""
+NOWHERE = "/dev/null/nowhere"
+UNUSED_PROXY = "http://127.0.0.1:9"
+
+ENVIRONMENTS: dict[str, dict[str, str | None]] = {
+    "none of the usual variables": dict.fromkeys(("HOME", "LANG", "LC_ALL", "TMPDIR", "USER")),
+    "HTTP_PROXY": {"HTTP_PROXY": UNUSED_PROXY},
+    "http_proxy without a scheme": {"http_proxy": "127.0.0.1:9"},
+    "HTTPS_PROXY": {"HTTPS_PROXY": UNUSED_PROXY},
+    "ALL_PROXY": {"ALL_PROXY": UNUSED_PROXY},
+    "SOCKS": {"ALL_PROXY": "socks5://127.0.0.1:9"},
+    "SOCKS 4": {"all_proxy": "socks4://127.0.0.1:9"},
+    "all proxies": dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), UNUSED_PROXY),
+    "a proxy that is no URL": {"HTTP_PROXY": "http://[", "ALL_PROXY": "nonsense://"},
+    "an odd NO_PROXY": {"HTTP_PROXY": UNUSED_PROXY, "NO_PROXY": "[::1, 10/8,*.x, ,http://"},
+    "NO_PROXY for other hosts": {"HTTP_PROXY": UNUSED_PROXY, "NO_PROXY": "example.com"},
+    "REQUEST_METHOD of a CGI": {"HTTP_PROXY": UNUSED_PROXY, "REQUEST_METHOD": "GET"},
+    "missing certificates": {"SSL_CERT_FILE": NOWHERE, "SSL_CERT_DIR": NOWHERE},
+    "SSLKEYLOGFILE": {"SSLKEYLOGFILE": NOWHERE},
+    "REQUESTS_CA_BUNDLE": {"REQUESTS_CA_BUNDLE": NOWHERE, "CURL_CA_BUNDLE": NOWHERE},
+    "HOME that cannot be made": {"HOME": NOWHERE, "XDG_CACHE_HOME": NOWHERE, "HF_HOME": NOWHERE},
+    "HOME that is a disk without space": {"HOME": "/proc", "HF_HOME": "/proc"},
+    "TMPDIR that does not exist": {"TMPDIR": NOWHERE},
+    "an empty PATH": {"PATH": ""},
+    "a terminal without colours": {"TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "x"},
+    "an unknown locale": {"LC_ALL": "xx_XX.ISO-8859-1", "LANG": "nonsense"},
+    "ASCII output": {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"},
+    "an unknown time zone": {"TZ": "Nowhere/Nothing"},
+    "tracing and metrics": {"OTEL_EXPORTER_OTLP_ENDPOINT": "nonsense", "PROMETHEUS_DISABLE_X": "1"},
+}
+
+
+@pytest.fixture
+def stub() -> Iterator[StubReplica]:
+    with StubReplica() as replica:
+        yield replica
+
+
+def run_all(
+    commands: dict[str, list[str]], environ: dict[str, str | None]
+) -> tuple[dict[str, object], str]:
+    merged = {**os.environ, "LATENTWIRE_API_KEY": None, **environ}
+    child = {name: value for name, value in merged.items() if value is not None}
+    ended = subprocess.run(
+        [sys.executable, "-c", RUN_ALL, json.dumps(commands)],
+        env=child,
+        capture_output=True,
+        check=False,
+    )
+    shown = (ended.stdout + ended.stderr).decode(errors="replace")
+    return json.loads(ended.stderr.decode(errors="replace").splitlines()[-1]), shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environ", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_each_command_works_with_a_local_service(
+    environ: dict[str, str | None], stub: StubReplica, tmp_path: Path
+) -> None:
+    tasks, output = write_tasks(tmp_path / "tasks.jsonl", 3), str(tmp_path / "out")
+    collect = ["collect", "--dataset", str(tasks), "--output-dir", output, "--max-new-tokens", "4"]
+    statuses, shown = run_all(
+        {
+            "serve": ["serve", "--help"],
+            "plan": ["plan", "Open a window", "--url", stub.base_url, "--seed", "1"],
+            "collect": [*collect, "--replica", stub.base_url],
+            "inspect": ["inspect", output, "--html", str(tmp_path / "report.html")],
+        },
+        environ,
+    )
+    assert statuses == dict.fromkeys(("serve", "plan", "collect", "inspect"), 0), shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environ", "url"),
+    [
+        ({"HTTP_PROXY": "http://["}, "http://service.example"),
+        ({"ALL_PROXY": "socks4://p:1"}, "http://service.example"),
+        ({"all_proxy": "nonsense"}, "https://service.example"),
+        ({"SSL_CERT_FILE": NOWHERE}, "https://service.example"),
+        ({"SSL_CERT_DIR": NOWHERE}, "https://service.example"),
+        ({"SSLKEYLOGFILE": NOWHERE}, "https://service.example"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
+)
+def test_a_variable_that_cannot_be_used_is_named_in_one_line(
+    environ: dict[str, str | None], url: str, tmp_path: Path
+) -> None:
+    (name, value), *_ = environ.items()
+    if value == "nonsense":
+        environ = {name: "nonsense://"}
+    tasks = write_tasks(tmp_path / "tasks.jsonl", 1)
+    commands = {
+        "plan": ["plan", "Open a window", "--url", url],
+        "collect": ["collect", "--dataset", str(tasks), "--output-dir", str(tmp_path / "out")],
+    }
+    commands["collect"] += ["--replica", url]
+    for command, args in commands.items():
+        statuses, shown = run_all({command: args}, environ)
+        assert statuses == {command: 2}, shown
+        (line, _) = shown.splitlines()
+        assert f"{name}: " in line
+    assert not (tmp_path / "out").exists()
