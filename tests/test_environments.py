@@ -18,7 +18,8 @@ from support.batch.stub_replica import StubReplica
 # time. Prints the exit statuses.
 RUN_ALL = """
 import json, sys, traceback
-from latentwire.cli import app
+from latentwire.cli import app, replace_unencodable
+replace_unencodable()
 statuses = {}
 for name, args in json.loads(sys.argv[1]).items():
     try:
@@ -33,31 +34,33 @@ sys.stderr.write(json.dumps(statuses) + "\\n")
 NOWHERE = "/dev/null/nowhere"
 UNUSED_PROXY = "http://127.0.0.1:9"
 
+# Starting a process with all commands takes seconds, so variables that do not meet share one.
 ENVIRONMENTS: dict[str, dict[str, str | None]] = {
     "none of the usual variables": dict.fromkeys(("HOME", "LANG", "LC_ALL", "TMPDIR", "USER")),
-    "HTTP_PROXY": {"HTTP_PROXY": UNUSED_PROXY},
-    "http_proxy without a scheme": {"http_proxy": "127.0.0.1:9"},
-    "HTTPS_PROXY": {"HTTPS_PROXY": UNUSED_PROXY},
-    "ALL_PROXY": {"ALL_PROXY": UNUSED_PROXY},
-    "SOCKS": {"ALL_PROXY": "socks5://127.0.0.1:9"},
+    "a proxy and exceptions": {"HTTP_PROXY": UNUSED_PROXY, "NO_PROXY": "example.com"},
+    "a proxy without a scheme": {"http_proxy": "127.0.0.1:9", "REQUEST_METHOD": "GET"},
+    "SOCKS": {"ALL_PROXY": "socks5://127.0.0.1:9", "HTTPS_PROXY": UNUSED_PROXY},
     "SOCKS 4": {"all_proxy": "socks4://127.0.0.1:9"},
-    "all proxies": dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), UNUSED_PROXY),
-    "a proxy that is no URL": {"HTTP_PROXY": "http://[", "ALL_PROXY": "nonsense://"},
-    "an odd NO_PROXY": {"HTTP_PROXY": UNUSED_PROXY, "NO_PROXY": "[::1, 10/8,*.x, ,http://"},
-    "NO_PROXY for other hosts": {"HTTP_PROXY": UNUSED_PROXY, "NO_PROXY": "example.com"},
-    "REQUEST_METHOD of a CGI": {"HTTP_PROXY": UNUSED_PROXY, "REQUEST_METHOD": "GET"},
-    "missing certificates": {"SSL_CERT_FILE": NOWHERE, "SSL_CERT_DIR": NOWHERE},
-    "SSLKEYLOGFILE": {"SSLKEYLOGFILE": NOWHERE},
-    "REQUESTS_CA_BUNDLE": {"REQUESTS_CA_BUNDLE": NOWHERE, "CURL_CA_BUNDLE": NOWHERE},
-    "HOME that cannot be made": {"HOME": NOWHERE, "XDG_CACHE_HOME": NOWHERE, "HF_HOME": NOWHERE},
-    "HOME that is a disk without space": {"HOME": "/proc", "HF_HOME": "/proc"},
-    "TMPDIR that does not exist": {"TMPDIR": NOWHERE},
-    "an empty PATH": {"PATH": ""},
-    "a terminal without colours": {"TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "x"},
-    "an unknown locale": {"LC_ALL": "xx_XX.ISO-8859-1", "LANG": "nonsense"},
-    "ASCII output": {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"},
-    "an unknown time zone": {"TZ": "Nowhere/Nothing"},
-    "tracing and metrics": {"OTEL_EXPORTER_OTLP_ENDPOINT": "nonsense", "PROMETHEUS_DISABLE_X": "1"},
+    "proxies that are no URL": {
+        **{"HTTP_PROXY": "http://[", "ALL_PROXY": "nonsense://"},
+        "NO_PROXY": "[::1, 10/8,*.x, ,http://",
+    },
+    "missing certificates": dict.fromkeys(
+        ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE", "REQUESTS_CA_BUNDLE"), NOWHERE
+    ),
+    "a home and a PATH that do not exist": {
+        **dict.fromkeys(("HOME", "XDG_CACHE_HOME", "HF_HOME", "TMPDIR"), NOWHERE),
+        "PATH": "",
+    },
+    "a home that cannot be written": {"HOME": "/proc", "HF_HOME": "/proc"},
+    "ASCII and a dumb terminal": {
+        **{"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"},
+        **{"TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "x", "TZ": "Nowhere/Nothing"},
+    },
+    "an unknown locale and tracing": {
+        **{"LC_ALL": "xx_XX.ISO-8859-1", "LANG": "nonsense"},
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "nonsense",
+    },
 }
 
 
@@ -88,11 +91,12 @@ def test_each_command_works_with_a_local_service(
     environ: dict[str, str | None], stub: StubReplica, tmp_path: Path
 ) -> None:
     tasks, output = write_tasks(tmp_path / "tasks.jsonl", 3), str(tmp_path / "out")
-    collect = ["collect", "--dataset", str(tasks), "--output-dir", output, "--max-new-tokens", "4"]
+    short = ["--max-new-tokens", "4", "--seed", "1"]
+    collect = ["collect", "--dataset", str(tasks), "--output-dir", output, *short]
     statuses, shown = run_all(
         {
             "serve": ["serve", "--help"],
-            "plan": ["plan", "Open a window", "--url", stub.base_url, "--seed", "1"],
+            "plan": ["plan", "Open a window", "--url", stub.base_url, *short],
             "collect": [*collect, "--replica", stub.base_url],
             "inspect": ["inspect", output, "--html", str(tmp_path / "report.html")],
         },
@@ -107,10 +111,8 @@ def test_each_command_works_with_a_local_service(
     ("environ", "url"),
     [
         ({"HTTP_PROXY": "http://["}, "http://service.example"),
-        ({"ALL_PROXY": "socks4://p:1"}, "http://service.example"),
-        ({"all_proxy": "nonsense"}, "https://service.example"),
+        ({"all_proxy": "nonsense://"}, "https://service.example"),
         ({"SSL_CERT_FILE": NOWHERE}, "https://service.example"),
-        ({"SSL_CERT_DIR": NOWHERE}, "https://service.example"),
         ({"SSLKEYLOGFILE": NOWHERE}, "https://service.example"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
@@ -118,18 +120,15 @@ def test_each_command_works_with_a_local_service(
 def test_a_variable_that_cannot_be_used_is_named_in_one_line(
     environ: dict[str, str | None], url: str, tmp_path: Path
 ) -> None:
-    (name, value), *_ = environ.items()
-    if value == "nonsense":
-        environ = {name: "nonsense://"}
+    (name,) = environ
     tasks = write_tasks(tmp_path / "tasks.jsonl", 1)
+    collect = ["collect", "--dataset", str(tasks), "--output-dir", str(tmp_path / "out")]
     commands = {
         "plan": ["plan", "Open a window", "--url", url],
-        "collect": ["collect", "--dataset", str(tasks), "--output-dir", str(tmp_path / "out")],
+        "collect": [*collect, "--replica", url],
     }
-    commands["collect"] += ["--replica", url]
-    for command, args in commands.items():
-        statuses, shown = run_all({command: args}, environ)
-        assert statuses == {command: 2}, shown
-        (line, _) = shown.splitlines()
-        assert f"{name}: " in line
+    statuses, shown = run_all(commands, environ)
+    assert statuses == {"plan": 2, "collect": 2}, shown
+    assert len(shown.splitlines()) == 3
+    assert all(f": {name}: " in line for line in shown.splitlines()[:2])
     assert not (tmp_path / "out").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -36,7 +38,15 @@ class ForwardingCommand(TyperCommand):
 
 def main() -> None:
     """Run the command."""
+    replace_unencodable()
     app(prog_name="latentwire")
+
+
+def replace_unencodable() -> None:
+    """Show `?` for what the terminal's encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _print_version(is_given: bool) -> None:

@@ -13,6 +13,8 @@ _LAUNCH_VARIABLES = (
     "MASTER_PORT",
     "TORCHELASTIC_RUN_ID",
     "TORCHELASTIC_RESTART_COUNT",
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
 )
 _LAUNCH_DIGITS = 16
 
@@ -55,16 +57,22 @@ def rank_of(environ: Mapping[str, str], parent_pid: int) -> Rank:
     if count <= 1:
         return ALONE
     index = _number(environ, "RANK", None)
-    local_index = _number(environ, "LOCAL_RANK", index)
+    local_index = _number(environ, "LOCAL_RANK", _number(environ, "SLURM_LOCALID", index))
     local_count = _number(environ, "LOCAL_WORLD_SIZE", count)
     if index >= count or local_index >= local_count:
         raise UsageError("RANK and LOCAL_RANK must be less than WORLD_SIZE and LOCAL_WORLD_SIZE")
     marks = [environ.get(name, "") for name in _LAUNCH_VARIABLES]
-    if local_count == count:
+    is_one_machine = local_count == count and not _has_many_nodes(environ)
+    if is_one_machine:
         # Launchers reuse ports and run ids. On one machine, only their process id is unique.
         marks.append(str(parent_pid))
     launch = hashlib.sha256("\n".join(marks).encode()).hexdigest()[:_LAUNCH_DIGITS]
     return Rank(index, count, local_index, local_count, launch)
+
+
+def _has_many_nodes(environ: Mapping[str, str]) -> bool:
+    """Whether Slurm started the processes on several machines, each by another parent process."""
+    return environ.get("SLURM_STEP_NUM_NODES", environ.get("SLURM_NNODES", "1")) != "1"
 
 
 def _number(environ: Mapping[str, str], name: str, default: int | None) -> int:

@@ -46,14 +46,35 @@ def plan_local_replicas(
     wants_gpus = settings.device in (None, "auto", "cuda")
     gpus: list[str | None] = list(visible_gpus(environ)) if wants_gpus else []
     if rank.count > 1 and gpus:
-        if len(gpus) < rank.local_count:
-            raise UsageError(f"{rank.local_count} processes share this machine's {len(gpus)} GPUs")
-        gpus = [gpus[rank.local_index]]
+        gpus = _gpus_of_rank(gpus, environ, rank)
     elif rank.count > 1 and settings.threads is None:
         num_threads = max(1, _num_cores() // rank.local_count)
         settings = settings.model_copy(update={"threads": num_threads})
     command = serve_command(settings)
     return [LocalReplicaSpec(index, gpu, command) for index, gpu in enumerate(gpus or [None])]
+
+
+def _gpus_of_rank(
+    gpus: list[str | None], environ: Mapping[str, str], rank: Rank
+) -> list[str | None]:
+    """Return the GPUs of one process among several on this machine.
+
+    Raises:
+        UsageError: when the processes would have to share them.
+    """
+    # `torchrun` shows all its processes the same GPUs. Slurm shows each task its own ones.
+    is_restricted = "CUDA_VISIBLE_DEVICES" in environ and "TORCHELASTIC_RUN_ID" not in environ
+    if is_restricted and (len(gpus) == 1 or "SLURM_GPUS_PER_TASK" in environ):
+        return gpus
+    # Without LOCAL_WORLD_SIZE, only this process's own place is known.
+    num_processes = rank.local_count if "LOCAL_WORLD_SIZE" in environ else rank.local_index + 1
+    if len(gpus) < num_processes:
+        raise UsageError(
+            f"there are {num_processes} or more processes on this machine, and each sees "
+            f"{len(gpus)} GPU{'s' * (len(gpus) > 1)}: start no more processes than GPUs, give each "
+            "process its own (srun --gpus-per-task=1), or use --device cpu"
+        )
+    return [gpus[rank.local_index]]
 
 
 def serve_command(settings: CollectSettings) -> tuple[str, ...]:

@@ -86,8 +86,54 @@ def test_each_rank_has_its_own_gpu() -> None:
     rank = Rank(3, 4, local_index=1, local_count=2)
     (spec,) = plan_local_replicas(SETTINGS, {"CUDA_VISIBLE_DEVICES": "2,5"}, rank)
     assert spec.gpu == "5"
-    with pytest.raises(UsageError, match="2 processes share this machine's 1 GPUs"):
-        plan_local_replicas(SETTINGS, {"CUDA_VISIBLE_DEVICES": "2"}, rank)
+
+
+SRUN = {"SLURM_GPUS_PER_TASK": "1", "SLURM_STEP_ID": "0"}
+UNDER_TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "local_index", "gpus"),
+    [
+        # Each task sees one GPU, by its own number or, in a control group, always as number 0.
+        (SRUN | {"CUDA_VISIBLE_DEVICES": "0"}, 1, ["0"]),
+        (SRUN | {"CUDA_VISIBLE_DEVICES": "3"}, 3, ["3"]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-uuid"}, 1, ["GPU-uuid"]),
+        ({"CUDA_VISIBLE_DEVICES": "1", "LOCAL_WORLD_SIZE": "2"}, 1, ["1"]),
+        # Each task sees two.
+        ({"SLURM_GPUS_PER_TASK": "2", "CUDA_VISIBLE_DEVICES": "0,1"}, 3, ["0", "1"]),
+        # All tasks see all.
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 3, ["3"]),
+        (UNDER_TORCHRUN | {"CUDA_VISIBLE_DEVICES": "2,5"}, 1, ["5"]),
+    ],
+)
+def test_a_process_uses_the_gpus_that_are_its_own(
+    environ: dict[str, str], local_index: int, gpus: list[str]
+) -> None:
+    # Without LOCAL_WORLD_SIZE, all processes of the run count as local.
+    rank = Rank(local_index, 8, local_index, local_count=2 if "LOCAL_WORLD_SIZE" in environ else 8)
+    assert [spec.gpu for spec in plan_local_replicas(SETTINGS, environ, rank)] == gpus
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        (UNDER_TORCHRUN | {"CUDA_VISIBLE_DEVICES": "2"}, "2 or more processes .* sees 1 GPU:"),
+        ({"CUDA_VISIBLE_DEVICES": "2,3", "LOCAL_WORLD_SIZE": "4"}, "4 or more .* sees 2 GPUs:"),
+    ],
+)
+def test_processes_that_would_share_a_gpu_are_refused(environ: dict[str, str], words: str) -> None:
+    local_count = int(environ["LOCAL_WORLD_SIZE"])
+    with pytest.raises(UsageError, match=f"{words} .*srun --gpus-per-task=1.* --device cpu"):
+        plan_local_replicas(SETTINGS, environ, Rank(1, 4, 1, local_count))
+
+
+def test_tasks_of_slurm_on_several_machines_are_one_launch() -> None:
+    srun = {"WORLD_SIZE": "4", "RANK": "0", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+    srun |= {"SLURM_NNODES": "2", "SLURM_LOCALID": "1"}
+    assert rank_of(srun, 5).launch == rank_of(srun | {"RANK": "2"}, 6).launch
+    assert rank_of(srun, 5).launch != rank_of(srun | {"SLURM_STEP_ID": "1"}, 5).launch
+    assert rank_of(srun, 5).local_index == 1
 
 
 def test_ranks_share_out_the_cpus_threads(monkeypatch: pytest.MonkeyPatch) -> None:
