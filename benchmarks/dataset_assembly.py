@@ -128,7 +128,9 @@ def fill(directory: Path, count: int) -> None:
     store = RowStore(RecordLog(directory / "rows.log"), count)
     for index, latent in enumerate(latents(count)):
         row = Row(index, str(index), f"task {index}")
-        store.add_finished(FinishedRow(row, f"plan {index}", latent, 5, STEPS, "stop"))
+        store.add_finished(
+            FinishedRow(row, f"plan {index}", latent, 5, STEPS, "stop", (1,) * STEPS, 0)
+        )
     store.sync()
     store.close()
     print("{}")

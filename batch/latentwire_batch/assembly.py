@@ -17,7 +17,12 @@ from typing import Any
 
 from latentwire_batch.dataset.manifest import Counts
 from latentwire_batch.dataset.reader import StoredRow
-from latentwire_batch.dataset.schema import DEFAULT_BATCH_BYTES, BatchBuilder
+from latentwire_batch.dataset.schema import (
+    CLASSIC_SCHEMA,
+    DEFAULT_BATCH_BYTES,
+    BatchBuilder,
+    DatasetSchema,
+)
 from latentwire_batch.dataset.writers import BatchSink, HfDatasetSink, ParquetSink
 from latentwire_batch.journal.row_store import RowStore
 from latentwire_batch.output.layout import DATA_NAME, FAILURES_NAME, HF_DATASET_NAME
@@ -87,18 +92,26 @@ class Assembly:
         directory: exists and is empty.
         width: hidden size of the model.
         max_shard_bytes: largest Arrow file of `hf_dataset/`.
+        schema: of the dataset.
     """
 
-    def __init__(self, directory: Path, width: int, max_shard_bytes: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        width: int,
+        max_shard_bytes: int,
+        schema: DatasetSchema = CLASSIC_SCHEMA,
+    ) -> None:
         self._directory = directory
+        self._extras = schema.extras
         # One is filled while the batch of the other is written.
         self._builders = deque(
-            _Filling(BatchBuilder(width, min(DEFAULT_BATCH_BYTES, max_shard_bytes)))
+            _Filling(BatchBuilder(width, min(DEFAULT_BATCH_BYTES, max_shard_bytes), schema))
             for _ in range(2)
         )
         self._sinks: tuple[BatchSink, ...] = (
-            ParquetSink(directory / DATA_NAME),
-            HfDatasetSink(directory / HF_DATASET_NAME, max_shard_bytes),
+            ParquetSink(directory / DATA_NAME, schema),
+            HfDatasetSink(directory / HF_DATASET_NAME, max_shard_bytes, schema),
         )
         # Encoding Parquet takes as long as reading the rows and writing Arrow together, so each
         # sink has its own thread, which also keeps its batches in order.
@@ -123,7 +136,7 @@ class Assembly:
                 elif state == RowState.KEPT:
                     row = next(previous)
                     builder = self._room_for(row.text, len(row.latent))
-                    builder.add(row.text, len(row.latent))[:] = row.latent
+                    builder.add(row.text, len(row.latent), row.extras)[:] = row.latent
             self._flush()
             # The last batches first: a file must not be closed before its batches are written.
             for job in chain(*(filling.jobs for filling in self._builders)):
@@ -138,7 +151,8 @@ class Assembly:
     def _add_stored(self, store: RowStore, index: int, totals: Totals) -> None:
         row = store.read(index)
         builder = self._room_for(row.text, row.num_steps)
-        store.read_latent_into(index, out=builder.add(row.text, row.num_steps))
+        extras = {name: getattr(row, name) for name in self._extras}
+        store.read_latent_into(index, out=builder.add(row.text, row.num_steps, extras))
         totals.finished += 1
         totals.prompt_tokens += row.prompt_tokens
         totals.completion_tokens += row.completion_tokens
@@ -172,7 +186,7 @@ class Assembly:
         if first is None:
             return 0
         num_failed = 0
-        with (self._directory / FAILURES_NAME).open("w") as file:
+        with (self._directory / FAILURES_NAME).open("w", encoding="utf-8") as file:
             for failed in chain([first], failures):
                 file.write(json.dumps(_failure_line(failed), ensure_ascii=False) + "\n")
                 num_failed += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,8 +12,9 @@ from latentwire_batch.assembly import Assembly, Totals
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.dataset.card import build_card
-from latentwire_batch.dataset.manifest import Manifest, read_manifest
+from latentwire_batch.dataset.manifest import Manifest, declaration, read_manifest
 from latentwire_batch.dataset.previous import previous_rows
+from latentwire_batch.dataset.schema import DatasetSchema
 from latentwire_batch.dispatch.interrupts import run_interruptible
 from latentwire_batch.dispatch.seeds import Seeds, draw_seed
 from latentwire_batch.errors import RunInterrupted, StorageError, UsageError, storage_error
@@ -151,8 +153,12 @@ class Collection:
             totals = Totals.of_finished(self._manifest.counts)
             earlier_s = self._manifest.elapsed_s
         with _staging(self._layout.staging) as staging:
-            Assembly(staging, width, self._run.settings.max_shard_size).run(
-                store, previous_rows(self._layout, width), totals
+            schema = DatasetSchema(
+                self._stored.columns,
+                json.dumps(declaration(self._stored), ensure_ascii=False),
+            )
+            Assembly(staging, width, self._run.settings.max_shard_size, schema).run(
+                store, previous_rows(self._layout, width, schema.extras), totals
             )
         elapsed_s = earlier_s + store.elapsed_s + time.monotonic() - started_s
         counts = totals.counts(self._run.data.num_rows)

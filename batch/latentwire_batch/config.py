@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from latentwire import PlanOptions
 from latentwire.constants import DEFAULT_MAX_RETRIES
 from latentwire.sampling import PromptFields, SamplingFields, Seed
+from latentwire_batch.dataset.schema import EXTRA_COLUMNS, SCHEMA
 from latentwire_batch.tasks.rows import RowFields
 
 # A collection fills all slots of a replica, and rows share its speed: 64 slots of 2048 tokens at
@@ -21,6 +22,7 @@ _ROW_TIMEOUT_S = 3600.0
 AutoInt = Literal["auto"] | Annotated[int, Field(ge=1)]
 _SIZE_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20}
 _SIZE_UNITS["GIB"] = 1 << 30
+_EXTRA_NAMES = tuple(column.name for column in EXTRA_COLUMNS)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
@@ -135,6 +137,11 @@ class CollectSettings(
         description="Seed of the dataset, from which each row's seed follows. Drawn and recorded "
         "if absent.",
     )
+    columns: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Columns to add to task, task_id, plan and hidden_state, separated by commas: "
+        f"{', '.join(_EXTRA_NAMES)}.",
+    )
     overwrite: bool = Field(
         default=False, description="Discard the dataset in --output-dir and start over."
     )
@@ -146,6 +153,19 @@ class CollectSettings(
         ge=1,
         description="Maximum bytes of one Arrow file of hf_dataset, like 500MB or 1GiB.",
     )
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _parse_columns(cls, value: object) -> object:
+        """Split names at commas; leave out those that every dataset has."""
+        parts = [value] if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            return value
+        names = {name.strip() for part in parts for name in str(part).split(",")} - {""}
+        unknown = sorted(names - {*_EXTRA_NAMES, *SCHEMA.names})
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not one of {', '.join(_EXTRA_NAMES)}")
+        return tuple(name for name in _EXTRA_NAMES if name in names)
 
     @field_validator("max_shard_size", mode="before")
     @classmethod

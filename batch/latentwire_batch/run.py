@@ -68,6 +68,8 @@ class Run:
             data=self.data,
             k=settings.k,
             options=settings.plan_options,
+            columns=settings.columns,
+            fields=settings.row_fields,
             seed=seed,
             requested_model=None if settings.replica else _model_name(settings.model),
         )

@@ -16,7 +16,7 @@ from latentwire_batch.dispatch.seeds import EARLIER_ROW_SEED_BITS, Seeds
 from latentwire_batch.errors import StorageError
 from latentwire_batch.output.durable import read_json
 from latentwire_batch.replicas.identity import ModelIdentity
-from latentwire_batch.tasks.rows import DataIdentity
+from latentwire_batch.tasks.rows import DataIdentity, RowFields
 
 _MAX_SHOWN_CHARS = 40
 
@@ -29,6 +29,8 @@ class RunSettings:
         data: number and digest of the input's rows.
         k: hidden rows to keep; None: all.
         options: prompt and sampling options of every row, without a seed.
+        columns: names of the columns that the dataset has besides the classic ones.
+        fields: which fields of the input make a row; None: not recorded.
         seed: of the dataset; None while any seed would do.
         row_seed_bits: see `Seeds`; None while any would do.
         requested_model: name of the model that own replicas serve; None with given replicas.
@@ -38,6 +40,8 @@ class RunSettings:
     data: DataIdentity
     k: int | None
     options: PlanOptions
+    columns: tuple[str, ...] = ()
+    fields: RowFields | None = None
     seed: int | None = None
     row_seed_bits: int | None = None
     requested_model: str | None = None
@@ -51,11 +55,13 @@ class RunSettings:
             StorageError: when a value is missing.
         """
         try:
-            data, model = value["data"], value.get("model")
+            data, model, fields = value["data"], value.get("model"), value.get("input")
             return cls(
                 data=DataIdentity(data["num_rows"], data["sha256"]),
                 k=value["k"],
                 options=cast(PlanOptions, {**value["prompt"], **value["sampling"]}),
+                columns=tuple(value.get("columns", ())),
+                fields=None if fields is None else RowFields.from_json(fields),
                 seed=value.get("seed"),
                 row_seed_bits=value.get(
                     "row_seed_bits", EARLIER_ROW_SEED_BITS if "seed" in value else None
@@ -81,6 +87,7 @@ class RunSettings:
         """Return the settings as JSON values, without those that are not known."""
         options: dict[str, Any] = {**self.options}
         known = {
+            "input": None if self.fields is None else self.fields.to_json(),
             "seed": self.seed,
             "row_seed_bits": self.row_seed_bits,
             "requested_model": self.requested_model,
@@ -91,6 +98,7 @@ class RunSettings:
             "k": self.k,
             "prompt": {name: options.pop(name) for name in PromptFields.model_fields},
             "sampling": options,
+            "columns": list(self.columns),
             **{name: value for name, value in known.items() if value is not None},
         }
 
@@ -115,6 +123,8 @@ class RunSettings:
                 **dict.fromkeys(self.model.generation_defaults),
                 **wanted.model.generation_defaults,
             }
+        # The digest of the rows is compared instead: the same rows may stand elsewhere.
+        compared.pop("input", None)
         if self.requested_model is None:
             # This run was given replicas: the model that they serve is compared instead.
             compared.pop("requested_model", None)

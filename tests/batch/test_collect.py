@@ -80,6 +80,7 @@ def test_the_manifest_describes_the_output(
         "completion_tokens": steps,
         "latent_steps": steps,
         "finish_reasons": {"stop": 40},
+        "cut_plans": 0,
     }
     assert manifest["elapsed_s"] > 0
 

@@ -9,7 +9,7 @@ from latentwire_batch.dispatch.seeds import Seeds, draw_seed, row_seed
 from latentwire_batch.errors import StorageError
 from latentwire_batch.replicas.identity import ModelIdentity
 from latentwire_batch.run_settings import RunSettings
-from latentwire_batch.tasks.rows import DataIdentity
+from latentwire_batch.tasks.rows import DataIdentity, RowFields
 
 MODEL = ModelIdentity("m", "abc", 8, "float32")
 SETTINGS = RunSettings(
@@ -39,7 +39,25 @@ def test_settings_come_back_as_written() -> None:
     assert RunSettings.from_json(SETTINGS.to_json()) == SETTINGS
     unknown = replace(SETTINGS, seed=None, row_seed_bits=None, requested_model=None, model=None)
     assert RunSettings.from_json(unknown.to_json()) == unknown
-    assert set(unknown.to_json()) == {"data", "k", "prompt", "sampling"}
+    assert set(unknown.to_json()) == {"data", "k", "prompt", "sampling", "columns"}
+
+
+@pytest.mark.parametrize(
+    "fields", [RowFields("goal", None, "key"), RowFields("", 0, "id"), RowFields("", 2, "id")]
+)
+def test_the_place_of_the_task_is_recorded_and_not_compared(fields: RowFields) -> None:
+    settings = replace(SETTINGS, columns=("token_ids", "seed"), fields=fields)
+    assert RunSettings.from_json(settings.to_json()) == settings
+    assert settings.differences(replace(settings, fields=RowFields("task", None, "id"))) == []
+    assert replace(settings, fields=None).differences(settings) == []
+
+
+def test_settings_of_an_earlier_version_have_the_classic_columns() -> None:
+    value = SETTINGS.to_json()
+    del value["columns"]
+    assert RunSettings.from_json(value).differences(SETTINGS) == []
+    wanted = replace(SETTINGS, columns=("seed",))
+    assert RunSettings.from_json(value).differences(wanted) == ["columns was [], now ['seed']"]
 
 
 def test_settings_without_row_seed_bits_keep_the_seeds_that_their_rows_have() -> None:

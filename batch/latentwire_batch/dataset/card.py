@@ -6,11 +6,12 @@ Made from the manifest and the dataset's columns alone, so it holds no host name
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from latentwire.protocol import LatentInfo, latent_info
-from latentwire_batch.dataset.schema import COLUMNS
+from latentwire_batch.dataset.manifest import cut_plans
+from latentwire_batch.dataset.schema import Column, DatasetSchema
 from latentwire_batch.output.layout import CARD_MARK, DATA_NAME
 
 _FRONT_MATTER = """\
@@ -41,7 +42,7 @@ Plans and latents of {num_rows} tasks, made by latentwire {version} with the mod
 | --- | --- |
 {columns}
 
-{meaning} {kept}
+{meaning} {kept}{cut}
 
 ```python
 from datasets import load_from_disk
@@ -76,13 +77,15 @@ def build_card(manifest: Mapping[str, Any]) -> str:
     name = str(model["model"])
     title = f"Latents of {name}"
     k = settings["k"]
+    columns = DatasetSchema(tuple(settings["columns"])).columns
     body = _BODY.format(
         mark=CARD_MARK,
         title=_one_line(title),
         num_rows=counts["finished"],
         version=manifest["versions"]["latentwire"],
         model=_code(name),
-        columns=_columns(model["hidden_size"]),
+        columns=_columns(columns, model["hidden_size"]),
+        cut=_cut(counts, settings),
         meaning=_latent(manifest).meaning,
         kept="All rows are kept." if k is None else f"At most the first {k} rows are kept.",
         data_name=DATA_NAME,
@@ -91,7 +94,7 @@ def build_card(manifest: Mapping[str, Any]) -> str:
     )
     # JSON text is YAML text.
     head = _FRONT_MATTER.format(
-        pretty_name=json.dumps(title), data_name=DATA_NAME, features=_features()
+        pretty_name=json.dumps(title), data_name=DATA_NAME, features=_features(columns)
     )
     return head + body
 
@@ -101,9 +104,9 @@ def _latent(manifest: Mapping[str, Any]) -> LatentInfo:
     return latent_info(model["model"], model["revision"]).model_copy(update=manifest["latent"])
 
 
-def _features() -> str:
+def _features(columns: Iterable[Column]) -> str:
     lines: list[str] = []
-    for column in COLUMNS:
+    for column in columns:
         lines += [f"  - name: {column.name}", *_feature_lines(column.feature, "    ")]
     return "\n".join(lines)
 
@@ -118,10 +121,22 @@ def _feature_lines(feature: Mapping[str, Any], indent: str) -> list[str]:
     return [f"{indent}sequence:", *_feature_lines(element, indent + "  ")]
 
 
-def _columns(width: int) -> str:
+def _columns(columns: Iterable[Column], width: int) -> str:
     return "\n".join(
         f"| `{column.name}` | {column.meaning.replace('{width}', str(width))} |"
-        for column in COLUMNS
+        for column in columns
+    )
+
+
+def _cut(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Say how many plans a limit cut; empty for none."""
+    num_cut = cut_plans(counts["finish_reasons"])
+    if not num_cut:
+        return ""
+    limit = settings["sampling"]["max_new_tokens"]
+    return (
+        f"\n\n{num_cut} of {counts['finished']} plans are cut: they reached a limit "
+        f"(`max_new_tokens` is {limit}) before the model ended them."
     )
 
 
@@ -132,6 +147,7 @@ def _settings(model: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
         **settings["sampling"],
         "k": settings["k"],
         "seed": settings["seed"],
+        **settings.get("input", {}),
         "tasks (sha256)": settings["data"]["sha256"],
     }
 

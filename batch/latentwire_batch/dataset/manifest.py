@@ -51,7 +51,8 @@ class Counts:
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as JSON values."""
-        return {**asdict(self), "finish_reasons": dict(sorted(self.finish_reasons.items()))}
+        reasons = dict(sorted(self.finish_reasons.items()))
+        return {**asdict(self), "finish_reasons": reasons, "cut_plans": cut_plans(reasons)}
 
 
 @dataclass(frozen=True)
@@ -88,22 +89,40 @@ class Manifest:
         Args:
             fleet: the replicas that answered last; None when all rows were stored before.
         """
-        model = self.settings.model
-        assert model is not None
-        latent = latent_info(model.model, model.revision)
+        declared = declaration(self.settings)
         return {
-            "format": FORMAT,
-            "model": model.to_json(),
-            "latent": latent.model_dump(include={"layer", "normed", "alignment"}),
-            "settings": replace(self.settings, model=None).to_json(),
+            **{name: declared[name] for name in ("format", "model", "latent", "settings")},
             "counts": self.counts.to_json(),
             "replicas": {} if fleet is None else fleet.to_json(),
             "elapsed_s": round(self.elapsed_s, 3),
-            "versions": {
-                **{package: version(package) for package in _PACKAGES},
-                "python": platform.python_version(),
-            },
+            "versions": declared["versions"],
         }
+
+
+def declaration(settings: RunSettings) -> dict[str, Any]:
+    """Return the part of a manifest that is known before the rows are: what the latents are.
+
+    Args:
+        settings: of a run whose model is known.
+    """
+    model = settings.model
+    assert model is not None
+    latent = latent_info(model.model, model.revision)
+    return {
+        "format": FORMAT,
+        "model": model.to_json(),
+        "latent": latent.model_dump(include={"layer", "normed", "alignment"}),
+        "settings": replace(settings, model=None).to_json(),
+        "versions": {
+            **{package: version(package) for package in _PACKAGES},
+            "python": platform.python_version(),
+        },
+    }
+
+
+def cut_plans(finish_reasons: Mapping[str, int]) -> int:
+    """Count the plans that a limit cut, in finished rows by reason."""
+    return finish_reasons.get("length", 0)
 
 
 def read_manifest(path: Path) -> Manifest | None:

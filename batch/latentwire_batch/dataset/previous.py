@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +28,7 @@ def finished_indices(manifest: Manifest, layout: OutputLayout) -> npt.NDArray[np
     if not manifest.counts.failed:
         return finished
     try:
-        with layout.failures.open() as file:
+        with layout.failures.open(encoding="utf-8") as file:
             for line in file:
                 finished[json.loads(line)["row"]] = False
     except (OSError, ValueError, LookupError) as error:
@@ -36,18 +36,21 @@ def finished_indices(manifest: Manifest, layout: OutputLayout) -> npt.NDArray[np
     return finished
 
 
-def previous_rows(layout: OutputLayout, width: int) -> Iterator[StoredRow]:
+def previous_rows(
+    layout: OutputLayout, width: int, extras: Sequence[str] = ()
+) -> Iterator[StoredRow]:
     """Yield the rows of a finished output in order, with latents of `width` columns.
 
     Args:
         layout: of the output.
         width: the model's hidden size; an empty latent is `[0, width]`.
+        extras: names of the added columns.
 
     Raises:
         StorageError: when its files cannot be read, or hold latents of another width.
     """
     try:
-        for row in stored_rows(layout.hf_dataset):
+        for row in stored_rows(layout.hf_dataset, extras):
             if row.is_ragged or (len(row.latent) and row.latent.shape[1] != width):
                 raise StorageError("the output's hf_dataset holds latents of another width")
             yield replace(row, latent=row.latent.reshape(-1, width))

@@ -1,6 +1,7 @@
 """The dataset's columns, stated once, and record batches in their schema built from flat buffers.
 
-The Arrow schema, the Hugging Face features, the dataset card and the reader all follow `COLUMNS`.
+The Arrow schema, the Hugging Face features, the dataset card and the reader follow `COLUMNS` and
+`EXTRA_COLUMNS`.
 
 No latent ever becomes a Python list: a batch's floats lie in one buffer, which sources fill in
 place, and two arrays of offsets cut it into hidden rows and dataset rows.
@@ -8,7 +9,9 @@ place, and two arrays of offsets cut it into hidden rows and dataset rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,7 +51,51 @@ COLUMNS = (
     ),
 )
 TEXT_COLUMNS = tuple(column.name for column in COLUMNS if column.type == pa.string())
-SCHEMA = pa.schema([pa.field(column.name, column.type) for column in COLUMNS])
+# Added by choice, in this order.
+EXTRA_COLUMNS = (
+    Column("token_ids", pa.list_(pa.int32()), "the generated tokens; token t follows hidden row t"),
+    Column("finish_reason", pa.string(), "`stop`, or `length` where a limit cut the plan"),
+    Column("seed", pa.int64(), "the seed of the row; with it, a request repeats the plan"),
+    Column("prompt_tokens", pa.int32(), "the length of the prompt"),
+    Column("completion_tokens", pa.int32(), "the number of generated tokens"),
+)
+# Key of the JSON object in the files' metadata that says how they were made.
+DECLARATION_KEY = b"latentwire"
+
+
+@dataclass(frozen=True)
+class DatasetSchema:
+    """The columns of one dataset, and its declaration.
+
+    Attributes:
+        extras: names of the added columns, of `EXTRA_COLUMNS`.
+        declaration: JSON text for the files' metadata; None for none.
+    """
+
+    extras: tuple[str, ...] = ()
+    declaration: str | None = None
+
+    @property
+    def extra_columns(self) -> tuple[Column, ...]:
+        """The added columns."""
+        return tuple(column for column in EXTRA_COLUMNS if column.name in self.extras)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """All columns in order."""
+        return COLUMNS + self.extra_columns
+
+    @property
+    def arrow(self) -> pa.Schema:
+        """The schema of the files, with the declaration as metadata."""
+        schema = pa.schema([pa.field(column.name, column.type) for column in self.columns])
+        if self.declaration is None:
+            return schema
+        return schema.with_metadata({DECLARATION_KEY: self.declaration.encode()})
+
+
+CLASSIC_SCHEMA = DatasetSchema()
+SCHEMA = CLASSIC_SCHEMA.arrow
 
 # Offsets of a list array are signed 32-bit: no batch may hold more floats than they can count.
 MAX_BATCH_FLOATS = 2**31 - 1
@@ -56,7 +103,12 @@ MAX_BATCH_FLOATS = 2**31 - 1
 # leaves the per-batch cost unnoticeable and keeps reading one row from a file cheap.
 DEFAULT_BATCH_BYTES = 32 << 20
 _FLOAT_BYTES = 4
-_VALUE_NAMES = {pa.string(): "string", pa.float32(): "float32"}
+_VALUE_NAMES = {
+    pa.string(): "string",
+    pa.float32(): "float32",
+    pa.int32(): "int32",
+    pa.int64(): "int64",
+}
 
 
 class BatchBuilder:
@@ -66,10 +118,19 @@ class BatchBuilder:
         width: the model's hidden size, the length of every hidden row.
         max_bytes: size of floats and texts at which a batch is full. A single larger row makes a
             batch of its own.
+        schema: of the dataset.
     """
 
-    def __init__(self, width: int, max_bytes: int = DEFAULT_BATCH_BYTES) -> None:
+    def __init__(
+        self,
+        width: int,
+        max_bytes: int = DEFAULT_BATCH_BYTES,
+        schema: DatasetSchema = CLASSIC_SCHEMA,
+    ) -> None:
         self._width = width
+        self._schema = schema.arrow
+        self._extra_columns = schema.extra_columns
+        self._extras: list[Mapping[str, Any]] = []
         self._max_bytes = max_bytes
         self._texts: list[RowText] = []
         self._num_text_bytes = 0
@@ -87,12 +148,15 @@ class BatchBuilder:
         num_bytes = num_floats * _FLOAT_BYTES + self._num_text_bytes + _num_bytes(text)
         return self.is_empty or (num_bytes <= self._max_bytes and num_floats <= MAX_BATCH_FLOATS)
 
-    def add(self, text: RowText, num_hidden_rows: int) -> npt.NDArray[np.float32]:
+    def add(
+        self, text: RowText, num_hidden_rows: int, extras: Mapping[str, Any] = MappingProxyType({})
+    ) -> npt.NDArray[np.float32]:
         """Add a row; the caller fills in its floats.
 
         Args:
             text: the row's text columns.
             num_hidden_rows: rows of its latent.
+            extras: its values in the added columns, by name.
 
         Returns:
             `[num_hidden_rows, width]` float32, C order: the place for the latent, to be filled
@@ -109,6 +173,7 @@ class BatchBuilder:
             # Only a row that is alone in its batch comes here.
             self._floats = np.empty(last, dtype=np.float32)
         self._texts.append(text)
+        self._extras.append(extras)
         self._num_text_bytes += _num_bytes(text)
         self._row_offsets.append(self._row_offsets[-1] + num_hidden_rows)
         return self._floats[first:last].reshape(num_hidden_rows, self._width)
@@ -132,8 +197,12 @@ class BatchBuilder:
             pa.array([getattr(text, name) for text in self._texts], type=pa.string())
             for name in TEXT_COLUMNS
         ]
-        batch = pa.RecordBatch.from_arrays([*texts, latents], schema=SCHEMA)
-        self._texts = []
+        extras = [
+            pa.array([row[column.name] for row in self._extras], type=column.type)
+            for column in self._extra_columns
+        ]
+        batch = pa.RecordBatch.from_arrays([*texts, latents, *extras], schema=self._schema)
+        self._texts, self._extras = [], []
         self._num_text_bytes = 0
         self._row_offsets = [0]
         return batch

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentwire_batch.dataset.schema import COLUMNS, LATENT_COLUMN, SCHEMA
+from latentwire_batch.dataset.schema import CLASSIC_SCHEMA, LATENT_COLUMN, DatasetSchema
 from latentwire_batch.tasks.arrow_files import STATE_NAME
 
 # Measured on [128, 576] latents, one core: byte-stream split with zstd level 1 takes 85 % of the
@@ -75,13 +75,18 @@ class _DurableFile:
 
 
 class ParquetSink:
-    """`data.parquet`: each batch becomes one row group."""
+    """`data.parquet`: each batch becomes one row group.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the file.
+        schema: of the dataset.
+    """
+
+    def __init__(self, path: Path, schema: DatasetSchema = CLASSIC_SCHEMA) -> None:
         self._output = _DurableFile(path)
         self._writer = pq.ParquetWriter(
             self._output.file,
-            SCHEMA,
+            schema.arrow,
             compression="zstd",
             compression_level=_COMPRESSION_LEVEL,
             use_dictionary=False,
@@ -107,10 +112,14 @@ class HfDatasetSink:
     Args:
         directory: created by the sink.
         max_shard_bytes: maximum size of one file, unless a single batch is larger.
+        schema: of the dataset.
     """
 
-    def __init__(self, directory: Path, max_shard_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, max_shard_bytes: int, schema: DatasetSchema = CLASSIC_SCHEMA
+    ) -> None:
         self._directory = directory
+        self._schema = schema
         self._max_shard_bytes = max_shard_bytes
         self._digest = hashlib.sha256()
         self._num_shards = 0
@@ -137,7 +146,7 @@ class HfDatasetSink:
         for index, name in enumerate(names):
             self._shard_path(index).rename(self._directory / name)
         self._write_json(STATE_NAME, self._state(names))
-        self._write_json("dataset_info.json", _dataset_info())
+        self._write_json("dataset_info.json", _dataset_info(self._schema))
 
     def _shard_path(self, index: int) -> Path:
         # The final name holds the number of files, which is known only at the end.
@@ -145,7 +154,7 @@ class HfDatasetSink:
 
     def _open_shard(self) -> None:
         self._output = _DurableFile(self._shard_path(self._num_shards))
-        self._writer = pa.ipc.new_stream(self._output.file, SCHEMA)
+        self._writer = pa.ipc.new_stream(self._output.file, self._schema.arrow)
         self._num_shards += 1
         self._shard_bytes = 0
 
@@ -179,11 +188,11 @@ def _add_to_digest(digest: hashlib._Hash, batch: pa.RecordBatch) -> None:
                 digest.update(zlib.crc32(buffer).to_bytes(4, "little"))
 
 
-def _dataset_info() -> dict[str, Any]:
+def _dataset_info(schema: DatasetSchema) -> dict[str, Any]:
     return {
         "citation": "",
         "description": "",
-        "features": {column.name: column.feature for column in COLUMNS},
+        "features": {column.name: column.feature for column in schema.columns},
         "homepage": "",
         "license": "",
     }

@@ -215,6 +215,8 @@ class Dispatcher:
                 prompt_tokens=answer.usage.prompt_tokens,
                 completion_tokens=answer.usage.completion_tokens,
                 finish_reason=answer.finish_reason,
+                token_ids=answer.token_ids,
+                seed=answer.seed,
             )
         )
         self._note_progress()

@@ -12,15 +12,20 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from latentwire_batch.console import Console
-from latentwire_batch.dataset.reader import dataset_bytes, locate, stored_rows
+from latentwire_batch.dataset.reader import (
+    dataset_bytes,
+    locate,
+    stored_declaration,
+    stored_rows,
+)
 from latentwire_batch.errors import BatchError, InputError, StorageError, storage_error
 from latentwire_batch.exit_status import ExitStatus, status_of
 from latentwire_batch.flags import parse_settings
-from latentwire_batch.inspection.findings import facts, length_histogram, problems, thinned
+from latentwire_batch.inspection.findings import Origin, facts, length_histogram, problems, thinned
 from latentwire_batch.inspection.html import Report, build_page
 from latentwire_batch.inspection.statistics import inspect_rows
 from latentwire_batch.inspection.terminal import show
-from latentwire_batch.output.layout import MANIFEST_NAME
+from latentwire_batch.output.layout import DATA_NAME, FAILURES_NAME, HF_DATASET_NAME, MANIFEST_NAME
 
 _MAX_NORM_BARS = 16
 
@@ -70,10 +75,12 @@ def _inspect(path: Path, html: Path | None) -> int:
     try:
         place = locate(path)
         inspection = inspect_rows(stored_rows(place))
+        declared = stored_declaration(place)
     except InputError as error:
         raise InputError(f"PATH: {error}") from error
-    found = facts(inspection, dataset_bytes(place), _manifest(path))
-    found_problems = problems(inspection)
+    origin = Origin(_manifest(path) or declared, _num_failures(path))
+    found = facts(inspection, dataset_bytes(place), origin)
+    found_problems = problems(inspection, origin)
     lengths = length_histogram(inspection)
     norms = thinned(inspection.norms.means, _MAX_NORM_BARS)
     show(rich.console.Console(), found, lengths, norms, found_problems)
@@ -86,11 +93,21 @@ def _inspect(path: Path, html: Path | None) -> int:
 
 def _manifest(path: Path) -> dict[str, Any] | None:
     try:
-        value: dict[str, Any] = json.loads((path / MANIFEST_NAME).read_text())
+        value = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         # A file or directory alone has none.
         return None
-    return value
+    return value if isinstance(value, dict) else None
+
+
+def _num_failures(path: Path) -> int:
+    """Count the rows in the list of failures of an output, or next to one of its files."""
+    directory = path.parent if path.name in (DATA_NAME, HF_DATASET_NAME) else path
+    try:
+        with (directory / FAILURES_NAME).open("rb") as file:
+            return sum(1 for line in file if line.strip())
+    except OSError:
+        return 0
 
 
 def _write(path: Path, page: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from latentwire.protocol import latent_info
+from latentwire_batch.dataset.manifest import cut_plans
 from latentwire_batch.inspection.statistics import Floats, Inspection
 
 _MAX_BINS = 20
@@ -28,15 +30,26 @@ class Bin:
         return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
 
 
-def facts(
-    inspection: Inspection, num_file_bytes: int, manifest: Mapping[str, Any] | None
-) -> dict[str, str]:
+@dataclass(frozen=True)
+class Origin:
+    """What is known about how a dataset was made.
+
+    Attributes:
+        declared: the manifest of its output, or what its files say themselves; None for nothing.
+        num_failures: rows of the input that are missing because they failed.
+    """
+
+    declared: Mapping[str, Any] | None = None
+    num_failures: int = 0
+
+
+def facts(inspection: Inspection, num_file_bytes: int, origin: Origin) -> dict[str, str]:
     """Return the facts to show, in order.
 
     Args:
         inspection: of the dataset.
         num_file_bytes: its size on disk.
-        manifest: of the output that it belongs to; None for a file or directory alone.
+        origin: of the dataset.
     """
     lengths = np.frombuffer(inspection.lengths, dtype=np.int64)
     found = {
@@ -49,20 +62,54 @@ def facts(
         "bytes on disk": _size(num_file_bytes),
         "norm of a hidden row": _norm(inspection),
     }
-    if manifest is not None:
-        counts = manifest["counts"]
+    try:
+        return found | _declared_facts(origin.declared or {})
+    except (LookupError, TypeError, ValueError, AttributeError):
+        # Another program wrote it, or damaged it.
+        return found
+
+
+def _declared_facts(declared: Mapping[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if "model" in declared:
+        model, settings = declared["model"], declared["settings"]
+        revision = f" at {model['revision']}" if model["revision"] else ""
+        latent = latent_info(model["model"], model["revision"])
         found |= {
-            "model": str(manifest["model"]["model"]),
+            "model": f"{model['model']}{revision}",
+            "latent": latent.model_copy(update=declared["latent"]).meaning,
+            "k": "all rows" if settings["k"] is None else str(settings["k"]),
+            "seed": str(settings["seed"]),
+        }
+        found |= {name: str(value) for name, value in settings["sampling"].items() if value != []}
+    if "counts" in declared:
+        counts = declared["counts"]
+        found |= {
             "prompt tokens": f"{counts['prompt_tokens']:,}",
             "completion tokens": f"{counts['completion_tokens']:,}",
+            "plans cut by a limit": f"{cut_plans(counts['finish_reasons']):,} of "
+            f"{counts['finished']:,}",
             "failed rows": f"{counts['failed']:,}",
         }
     return found
 
 
-def problems(inspection: Inspection) -> list[str]:
-    """Name the problems that make a dataset unfit for training; empty for a sound one."""
+def problems(inspection: Inspection, origin: Origin | None = None) -> list[str]:
+    """Name the problems that make a dataset unfit for training; empty for a sound one.
+
+    Args:
+        inspection: of the dataset.
+        origin: of the dataset.
+    """
     found: list[str] = []
+    if not inspection.num_rows:
+        found.append("the dataset holds no rows")
+    if origin is not None and origin.num_failures:
+        num_rows = inspection.num_rows + origin.num_failures
+        found.append(
+            f"{origin.num_failures:,} of {num_rows:,} rows are missing, because they failed: see "
+            "failures.jsonl"
+        )
     if inspection.num_nan or inspection.num_infinite:
         found.append(
             f"{inspection.num_nan:,} values are NaN and {inspection.num_infinite:,} infinite"

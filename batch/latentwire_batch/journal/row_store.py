@@ -36,6 +36,8 @@ class StoredRow:
         prompt_tokens: length of the prompt.
         completion_tokens: tokens generated.
         finish_reason: "stop" or "length".
+        token_ids: the generated tokens; None in a log of an earlier version.
+        seed: that gave them; None in a log of an earlier version.
     """
 
     text: RowText
@@ -43,6 +45,8 @@ class StoredRow:
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str
+    token_ids: Sequence[int] | None = None
+    seed: int | None = None
 
 
 class RowStore:
@@ -137,6 +141,8 @@ class RowStore:
             "prompt_tokens": finished.prompt_tokens,
             "completion_tokens": finished.completion_tokens,
             "finish_reason": finished.finish_reason,
+            "token_ids": finished.token_ids,
+            "seed": finished.seed,
         }
         body = np.ascontiguousarray(latent, dtype="<f4").reshape(-1).view(np.uint8).data
         ref = self._log.append(Record(RecordKind.FINISHED, row.index, meta, body))
@@ -170,6 +176,8 @@ class RowStore:
             prompt_tokens=meta["prompt_tokens"],
             completion_tokens=meta["completion_tokens"],
             finish_reason=meta["finish_reason"],
+            token_ids=meta.get("token_ids"),
+            seed=meta.get("seed"),
         )
 
     def read_latent_into(self, index: int, out: npt.NDArray[np.float32]) -> None:

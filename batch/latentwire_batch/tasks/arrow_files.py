@@ -45,13 +45,22 @@ def record_batches(path: Path, choose: ChooseColumns, max_rows: int) -> Iterator
         for shard in _shards(path):
             yield from _shard_batches(shard, choose, max_rows)
         return
-    with path.open("rb") as head:
-        if not head.read(len(_PARQUET_MAGIC)).startswith(_PARQUET_MAGIC):
-            yield from _shard_batches(path, choose, max_rows)
-            return
+    if not _is_parquet(path):
+        yield from _shard_batches(path, choose, max_rows)
+        return
     # Page by page: other writers make row groups larger than the memory.
     with pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
         yield from file.iter_batches(max_rows, columns=list(choose(file.schema_arrow)))
+
+
+def arrow_schema(path: Path) -> pa.Schema:
+    """Return the schema of what `record_batches` reads, with its metadata; raises like it."""
+    if path.is_dir():
+        path = _shards(path)[0]
+    if _is_parquet(path):
+        return pq.read_schema(path)
+    with pa.memory_map(str(path)) as source, _opened_ipc(source) as reader:
+        return reader.schema
 
 
 def is_split_directory(path: Path) -> bool:
@@ -86,6 +95,11 @@ def split_names(directory: Path) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(NOT_SAVED)
     return names
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
 
 
 def _shards(directory: Path) -> list[Path]:

@@ -43,6 +43,8 @@ class FinishedRow:
         prompt_tokens: length of the prompt.
         completion_tokens: number of generated tokens; at least `num_hidden_rows`.
         finish_reason: "stop" or "length".
+        token_ids: the generated tokens.
+        seed: that gave them.
     """
 
     row: Row
@@ -51,6 +53,8 @@ class FinishedRow:
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str
+    token_ids: tuple[int, ...]
+    seed: int
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,18 @@ class RowFields:
     def columns(self) -> tuple[str, ...]:
         """The top-level fields to read."""
         return (*self.task_columns, self.id_field)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RowFields:
+        """Read what `to_json` returned; raises LookupError when a value is missing."""
+        index = value.get("conversations_index")
+        return cls("" if index is not None else value["task_field"], index, value["id_field"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the place as JSON values."""
+        if self.conversations_index is None:
+            return {"task_field": self.task_field, "id_field": self.id_field}
+        return {"conversations_index": self.conversations_index, "id_field": self.id_field}
 
     @property
     def task_columns(self) -> tuple[str, ...]:

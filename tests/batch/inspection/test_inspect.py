@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +16,8 @@ from latentwire_batch.inspection.findings import length_histogram, problems, thi
 from latentwire_batch.inspection.statistics import MAX_MEANS, Inspection, inspect_rows, project
 from latentwire_batch.tasks.results import RowText
 from support.batch.collecting import Collect
-from support.batch.stub_replica import StubReplica
+from support.batch.dataset_oracle import tasks_of
+from support.batch.stub_replica import Behaviour, StubReplica
 
 RNG = np.random.default_rng(0)
 
@@ -176,7 +178,68 @@ def test_the_smallest_datasets_have_a_report(
     tmp_path: Path, latents: list[list[list[float]]]
 ) -> None:
     path = write(tmp_path / "d.parquet", latents)
-    assert main([str(path), "--html", str(tmp_path / "report.html")]) == 0
+    assert main([str(path), "--html", str(tmp_path / "report.html")]) == (0 if latents else 1)
+
+
+def test_a_dataset_without_rows_is_not_sound(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(write(tmp_path / "d.parquet", []))]) == 1
+    shown = capsys.readouterr().out
+    assert "the dataset holds no rows" in shown
+    assert "all values are finite" not in shown
+
+
+@pytest.mark.parametrize("part", ["", "data.parquet", "hf_dataset"])
+@pytest.mark.parametrize("num_bad", [2, 40])
+def test_a_dataset_with_failures_is_not_sound(
+    collect: Collect,
+    output: Path,
+    tasks: Path,
+    part: str,
+    num_bad: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = [task for _, task in tasks_of(tasks)[:num_bad]]
+    with StubReplica(Behaviour(task_faults={task: [422] for task in bad})) as stub:
+        assert collect(replicas=[stub]).status == 3
+    assert main([str(output / part)]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{num_bad} of 40 rows are missing, because they failed: see failures.jsonl" in shown
+    assert ("the dataset holds no rows" in shown) == (num_bad == 40)
+
+
+def test_plans_that_a_limit_cut_are_counted(
+    collect: Collect, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with StubReplica(Behaviour(finish_reason="length")) as stub:
+        assert collect(replicas=[stub]).status == 0
+    assert json.loads((output / "manifest.json").read_text())["counts"]["cut_plans"] == 40
+    card = (output / "README.md").read_text()
+    assert "40 of 40 plans are cut: they reached a limit (`max_new_tokens` is 12)" in card
+    assert main([str(output), "--html", str(tmp_path / "report.html")]) == 0
+    assert re.search(r"plans cut by a limit +40 of 40", capsys.readouterr().out)
+    report = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<th>plans cut by a limit</th><td>40 of 40</td>" in report
+
+
+@pytest.mark.parametrize("part", ["data.parquet", "hf_dataset"])
+def test_a_lone_file_shows_its_model_and_settings(
+    made: Path, part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (made / part).rename(tmp_path / "lone")
+    assert main([str(tmp_path / "lone")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "model stub" in shown
+    assert "after the final norm" in shown
+    assert "max_new_tokens 12" in shown
+    assert "seed 7" in shown
+
+
+@pytest.mark.parametrize("manifest", ["{", "[]", "{}", '{"model": 3}', '{"counts": {}}'])
+def test_a_damaged_manifest_does_not_stop_the_inspection(made: Path, manifest: str) -> None:
+    (made / "manifest.json").write_text(manifest)
+    assert main([str(made)]) == 0
 
 
 def test_projection_finds_the_directions_of_most_spread() -> None:

@@ -77,6 +77,7 @@ class Behaviour:
         killers: tasks that end the replica with all that it has in flight.
         restart_s: seconds from such an end until it is back; None: it stays away.
         tells_why: such an end is told by an answer, like that of a service whose engine failed.
+        finish_reason: of every answer.
     """
 
     model: str = "stub"
@@ -100,6 +101,7 @@ class Behaviour:
     killers: frozenset[str] = frozenset()
     restart_s: float | None = 0.0
     tells_why: bool = False
+    finish_reason: str = "stop"
 
 
 class StubReplica:
@@ -395,7 +397,7 @@ def _answer(
             "revision": None,
         },
         "token_ids": list(range(count)),
-        "finish_reason": "stop",
+        "finish_reason": behaviour.finish_reason,
         "seed": seed,
         "usage": {"prompt_tokens": 5, "completion_tokens": count, "latent_steps": rows},
         "timings": {"queue_ms": 0.0, "prefill_ms": 0.0, "decode_ms": 0.0},
