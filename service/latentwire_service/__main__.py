@@ -6,13 +6,14 @@ help and error messages appear at once.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
 
 from latentwire.settings_flags import FlagError, parse_settings
-from latentwire_service.api.access_policy import PolicyError, policy_of
+from latentwire_service.api.access_policy import PolicyError, is_open_to_all, policy_of
 from latentwire_service.engine.hf.cpu.cpu_tuning import (
     cpu_name,
     keep_freed_memory,
@@ -23,6 +24,10 @@ from latentwire_service.telemetry.logs import configure_logging
 
 EXIT_BAD_SETTINGS = 2
 _COMMAND = "latentwire serve"
+# prometheus_client writes its metrics to files in this directory, from its import on.
+_IGNORED_VARIABLES = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+
+logger = logging.getLogger(__name__)
 
 
 def main(args: Sequence[str]) -> int:
@@ -41,8 +46,15 @@ def main(args: Sequence[str]) -> int:
         policy = policy_of(settings)
     except PolicyError as error:
         return _refuse(error)
+    if is_open_to_all(settings):
+        logger.warning(
+            "--host %s lets other machines call, and there is no API key: everybody who reaches "
+            "the port may use the model; --api-key-file sets keys",
+            settings.host,
+        )
     # Until the server installs its own handler, there is nothing to drain.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _ignore_variables()
     os.environ.update(thread_environment(os.environ))
     keep_freed_memory()
     if settings.compile:
@@ -52,6 +64,13 @@ def main(args: Sequence[str]) -> int:
     from latentwire_service.server import serve
 
     return serve(settings, policy)
+
+
+def _ignore_variables() -> None:
+    """Drop variables that would change a library below in a way that the service cannot use."""
+    for name in _IGNORED_VARIABLES:
+        if os.environ.pop(name, None):
+            logger.warning("%s is ignored: the service is one process", name)
 
 
 def _refuse(error: FlagError | PolicyError) -> int:

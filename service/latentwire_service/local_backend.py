@@ -100,6 +100,11 @@ class LocalBackend:
         """Whether the engine's thread may be computing."""
         return self._started is not None and self._started.thread.is_alive()
 
+    @property
+    def step_age_s(self) -> float:
+        """Seconds since the current step began; 0 while none runs."""
+        return 0.0 if self._started is None else self._started.thread.step_age_s
+
     def load(self) -> None:
         """Load the model, divide the memory, start the engine. Blocks for seconds to minutes.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -86,6 +87,7 @@ class ModelService:
         create_backend: makes the engine; called on the loader's thread.
         observers: told what happens.
         max_new_tokens_limit: largest `max_new_tokens` allowed; None allows what fits a slot.
+        step_timeout_s: age in seconds from which a step counts as hung.
     """
 
     def __init__(
@@ -93,10 +95,13 @@ class ModelService:
         create_backend: BackendFactory,
         observers: Observers,
         max_new_tokens_limit: int | None = None,
+        step_timeout_s: float = math.inf,
     ) -> None:
         self._create_backend = create_backend
         self._observers = observers
         self._max_new_tokens_limit = max_new_tokens_limit
+        self._step_timeout_s = step_timeout_s
+        self._is_hang_logged = False
         self._backend: Backend | None = None
         self._state = State.LOADING
         self._state_lock = threading.Lock()
@@ -128,6 +133,22 @@ class ModelService:
         """Whether a thread of the model is still loading or computing."""
         is_computing = self._backend is not None and self._backend.is_alive
         return is_computing or self._loader.is_alive()
+
+    def check_progress(self) -> None:
+        """Do nothing unless the engine hangs.
+
+        Raises:
+            EngineUnavailableError: the current step has taken longer than the limit.
+        """
+        age_s = 0.0 if self._backend is None else self._backend.step_age_s
+        if age_s <= self._step_timeout_s:
+            self._is_hang_logged = False
+            return
+        message = f"the engine hangs: its step has taken more than {self._step_timeout_s:g} s"
+        if not self._is_hang_logged:
+            self._is_hang_logged = True
+            logger.error("%s", message)
+        raise EngineUnavailableError(message)
 
     def start_loading(self) -> None:
         """Load the model on a thread of its own; `/health` answers meanwhile."""

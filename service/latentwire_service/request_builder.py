@@ -12,6 +12,9 @@ from latentwire_service.engine.errors import InvalidParamsError, PromptTooLongEr
 from latentwire_service.engine.prompt import fill_template
 from latentwire_service.engine.sampling_params import SamplingParams
 
+# JSON readers that hold numbers as doubles, JavaScript's among them, read these seeds exactly.
+DRAWN_SEED_BITS = 53
+
 
 @dataclass(frozen=True, slots=True)
 class Submission:
@@ -75,7 +78,7 @@ def _sampling_params(body: PlanLatentRequest, vocab_size: int) -> SamplingParams
     _check_token_ids("logit_bias", logit_bias, vocab_size)
     return SamplingParams(
         max_new_tokens=body.max_new_tokens,
-        seed=secrets.randbits(63) if body.seed is None else body.seed,
+        seed=secrets.randbits(DRAWN_SEED_BITS) if body.seed is None else body.seed,
         do_sample=body.do_sample,
         temperature=body.temperature,
         top_p=body.top_p,

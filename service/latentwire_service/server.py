@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from typing import NoReturn
 import uvicorn
 from fastapi import FastAPI
 
-from latentwire_service.api.access_policy import Policy
+from latentwire_service.api.access_policy import Policy, all_keys
 from latentwire_service.api.app import create_app
 from latentwire_service.api.connection import Connection
 from latentwire_service.engine.backend import BackendInfo
 from latentwire_service.engine.errors import ModelError
 from latentwire_service.engine.hf.cpu.cpu_tuning import settle_heap
 from latentwire_service.engine_factory import backend_factory
+from latentwire_service.key_watch import KeyFileWatch
 from latentwire_service.model_service import ModelService, Observers, Plan
 from latentwire_service.service_info import service_info
 from latentwire_service.settings import Settings
@@ -52,10 +54,15 @@ class _DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         """Drain on the first signal; end at once on the second."""
+        name = signal.Signals(sig).name
+        if self._is_draining and name == "SIGHUP":
+            # A terminal that closes may send it twice, by its shell and by the kernel.
+            return
         if self._is_draining:
+            logger.warning("stopped at once by %s", name)
             _end_process(128 + sig)
         self._is_draining = True
-        logger.info("draining")
+        logger.info("draining after %s", name)
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
     def _drain(self) -> None:
@@ -131,6 +138,8 @@ def http_config(app: FastAPI, max_header_bytes: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_config=None,
+        # Stated, because uvicorn would read the variable WEB_CONCURRENCY.
+        workers=1,
         access_log=False,
         server_header=False,
         http=Connection,
@@ -155,20 +164,51 @@ def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
         server.should_exit = True
 
     observers = _observers(metrics, tracing, stop)
-    service = ModelService(backend_factory(settings), observers, settings.max_new_tokens_limit)
+    service = ModelService(
+        backend_factory(settings),
+        observers,
+        settings.max_new_tokens_limit,
+        settings.step_timeout,
+    )
     describe = partial(service_info, settings=settings, version=package_version)
     app = create_app(service, metrics, policy, package_version, describe, tracing)
     config = http_config(app, settings.max_header_bytes)
     server = _DrainingServer(config, service, settings.drain_timeout)
-    logger.info("listening on port %d", listening.getsockname()[1])
+    _drain_on_hangup(server)
+    keys = _watch_keys(settings, policy)
+    logger.info("listening on %s", _url_of(listening))
     server.run([listening])
+    if keys is not None:
+        keys.stop()
     if tracing is not None:
         tracing.close()
     status = _exit_status(server, service)
+    logger.info("stopped with status %d", status)
     if service.is_working:
         # Native code on a daemon thread would crash while the interpreter shuts down.
         _end_process(status)
     return status
+
+
+def _drain_on_hangup(server: _DrainingServer) -> None:
+    """Drain when the terminal closes, as after SIGTERM, which uvicorn handles."""
+    # Windows has no SIGHUP; under nohup it is ignored, and stays so.
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        signal.signal(hangup, server.handle_exit)
+
+
+def _watch_keys(settings: Settings, policy: Policy) -> KeyFileWatch | None:
+    if settings.api_key_file is None:
+        return None
+    watch = KeyFileWatch(settings.api_key_file, lambda: policy.api_keys.replace(all_keys(settings)))
+    watch.start()
+    return watch
+
+
+def _url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _observers(

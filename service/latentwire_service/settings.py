@@ -118,6 +118,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds that requests have to finish after SIGTERM. Later ones fail.",
     )
+    step_timeout: float = Field(
+        default=300.0,
+        gt=0,
+        description="Seconds without the end of an engine step, while requests run, after which "
+        "/health and /ready answer 503.",
+    )
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
         description="API key that clients must send. Repeat the flag for several keys; "
@@ -126,16 +132,16 @@ class Settings(BaseSettings):
     api_key_file: Path | None = Field(
         default=None,
         description="File with more API keys, one per line. Unlike a flag, a file does not show in "
-        "the list of processes.",
+        "the list of processes. The service reads it again when it changes.",
     )
     metrics_public: bool = Field(
         default=False, description="Answer /metrics without a key even if keys are set."
     )
     allowed_host: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="Host header to accept. Repeat the flag for several; LATENTWIRE_ALLOWED_HOST "
-        "separates them by commas. Default: loopback names if --host is a loopback address, else "
-        "any name.",
+        description="Host header to accept, without a port. Repeat the flag for several; "
+        "LATENTWIRE_ALLOWED_HOST separates them by commas. Default: loopback names if --host is a "
+        "loopback address, else any name.",
     )
     cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

@@ -57,7 +57,11 @@ def service(folder: Path) -> Iterator[Client]:
     with Client(child.url, max_retries=0) as client:
         client.wait_ready(TIMEOUT_S)
         yield client
-    child.signal()
+    # As a terminal that closes does, sometimes twice.
+    child.signal(signal.SIGHUP)
+    child.wait_line("draining after SIGHUP")
+    child.signal(signal.SIGHUP)
+    child.wait_line("stopped with status 0")
     try:
         assert child.wait() == 0, child.output
     finally:

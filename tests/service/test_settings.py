@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from latentwire.settings_flags import FlagError, flag_of, parse_settings
 from latentwire_service.__main__ import main
+from latentwire_service.api.access_policy import is_open_to_all
 from latentwire_service.settings import Settings
 
 LISTS = [
@@ -85,6 +86,24 @@ def test_a_key_is_not_repeated_in_an_error(capsys: pytest.CaptureFixture[str]) -
     assert main(["--api-key", "s3cret key", "--port", "x"]) == 2
     assert main(["--api-key", "s3cret key"]) == 2
     assert "s3cret" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "is_open"),
+    [
+        ([], False),
+        (["--host", "0.0.0.0"], True),
+        (["--host", "::"], True),
+        (["--host", "192.0.2.1"], True),
+        (["--host", "0.0.0.0", "--api-key", "k"], False),
+        (["--host", "0.0.0.0", "--api-key-file", "k"], False),
+        (["--host", "::1"], False),
+        (["--host", "localhost"], False),
+        (["--host", "127.0.0.2"], False),
+    ],
+)
+def test_a_service_that_is_open_to_all_is_known(args: list[str], is_open: bool) -> None:
+    assert is_open_to_all(parse(*args)) is is_open
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class Child:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.wait_line('listening on port ').split()[-1]}"
+        return self.wait_line("listening on http").split()[-1]
 
     @property
     def output(self) -> str:

@@ -123,6 +123,7 @@ class FakeBackend:
         self._waiting: list[_Request] = []
         self._running: list[_Request] = []
         self._is_open = True
+        self._step_began_at: float | None = None
         self._abort_error: EngineError | None = None
         self._thread = threading.Thread(target=self._run, name="fake-engine", daemon=True)
 
@@ -149,6 +150,11 @@ class FakeBackend:
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def step_age_s(self) -> float:
+        began_at = self._step_began_at
+        return 0.0 if began_at is None else time.monotonic() - began_at
 
     def load(self) -> None:
         self._thread.start()
@@ -190,7 +196,9 @@ class FakeBackend:
     def _run(self) -> None:
         try:
             while self._schedule():
+                self._step_began_at = time.monotonic()
                 self._step()
+                self._step_began_at = None
         except Exception as error:
             self._fail_all(EngineFailedError("the engine failed"))
             self._on_failure(error)

@@ -46,7 +46,7 @@ class LiveServer:
         )
         limit = settings.max_new_tokens_limit
         create_backend = watched(make_factory(settings, faults), faults, self.watch)
-        self.service = ModelService(create_backend, observers, limit)
+        self.service = ModelService(create_backend, observers, limit, settings.step_timeout)
         describe = partial(service_info, settings=settings, version="0.0.0")
         app = create_app(self.service, metrics, policy_of(settings), "0.0.0", describe)
         self._server = uvicorn.Server(http_config(app, settings.max_header_bytes))

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from latentwire_service.settings import Settings
 
+_HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+|null")
+_MAX_SHOWN_CHARS = 100
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -19,7 +24,7 @@ class PolicyError(Exception):
 
 
 class ApiKeys:
-    """The valid API keys. Holds only their digests.
+    """The valid API keys, which may be replaced at any time. Holds only their digests.
 
     Args:
         keys: printable ASCII without spaces; empty: every client may call.
@@ -29,12 +34,15 @@ class ApiKeys:
     """
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self._digests: list[bytes] = []
-        for key in keys:
-            # The message ends up in logs, so it must not hold the key.
-            if not key or not all("!" <= character <= "~" for character in key):
-                raise PolicyError("an API key must be printable ASCII, without spaces")
-            self._digests.append(hashlib.sha256(key.encode()).digest())
+        self._digests = _digests(keys)
+
+    def replace(self, keys: Iterable[str]) -> None:
+        """Accept these keys instead. May be called on any thread.
+
+        Raises:
+            PolicyError: a key cannot be sent in a header; the present ones stay valid.
+        """
+        self._digests = _digests(keys)
 
     def __len__(self) -> int:
         """Return the number of keys."""
@@ -53,6 +61,16 @@ class ApiKeys:
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         # A part of the digest names the key in logs without revealing it.
         return f"key-{digest.hex()[:8]}" if any(matches) else None
+
+
+def _digests(keys: Iterable[str]) -> list[bytes]:
+    digests = []
+    for key in keys:
+        # The message ends up in logs, so it must not hold the key.
+        if not key or not all("!" <= character <= "~" for character in key):
+            raise PolicyError("an API key must be printable ASCII, without spaces")
+        digests.append(hashlib.sha256(key.encode()).digest())
+    return digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +100,17 @@ def policy_of(settings: Settings) -> Policy:
     """Read the policy from the settings and the key file.
 
     Raises:
-        PolicyError: the file is unreadable or empty, or a key cannot be used.
+        PolicyError: the file is unreadable or empty, or a key, a host name or an origin cannot be
+            used.
     """
-    keys = [key.get_secret_value() for key in settings.api_key]
-    if settings.api_key_file is not None:
-        keys += _read_keys(settings.api_key_file)
+    for origin in settings.cors_origin:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise PolicyError(
+                f"--cors-origin: {_shown(origin)!r} matches no page: an origin is "
+                "scheme://host or scheme://host:port, without a path"
+            )
     return Policy(
-        api_keys=ApiKeys(keys),
+        api_keys=ApiKeys(all_keys(settings)),
         is_metrics_public=settings.metrics_public,
         allowed_hosts=_allowed_hosts(settings),
         cors_origins=settings.cors_origin,
@@ -96,6 +118,24 @@ def policy_of(settings: Settings) -> Policy:
         body_timeout_s=settings.body_timeout,
         request_timeout_s=settings.request_timeout,
     )
+
+
+def all_keys(settings: Settings) -> list[str]:
+    """Return the keys of the settings and of the key file.
+
+    Raises:
+        PolicyError: the file is unreadable or empty.
+    """
+    keys = [key.get_secret_value() for key in settings.api_key]
+    if settings.api_key_file is not None:
+        keys += _read_keys(settings.api_key_file)
+    return keys
+
+
+def is_open_to_all(settings: Settings) -> bool:
+    """Return whether other machines can reach the service, and it has no keys."""
+    has_keys = bool(settings.api_key) or settings.api_key_file is not None
+    return settings.listen_fd is None and not has_keys and not _is_loopback(settings.host)
 
 
 def _read_keys(path: Path) -> list[str]:
@@ -113,9 +153,30 @@ def _read_keys(path: Path) -> list[str]:
 
 def _allowed_hosts(settings: Settings) -> frozenset[str] | None:
     if settings.allowed_host:
-        return frozenset(name.lower() for name in settings.allowed_host)
+        return frozenset(map(_host_name, settings.allowed_host))
     # DNS rebinding: a web page can point its own name at 127.0.0.1 and call with that name.
     return _LOOPBACK_NAMES | {settings.host.lower()} if _is_loopback(settings.host) else None
+
+
+def _host_name(name: str) -> str:
+    """Return a name as a `Host` header holds it, without the port.
+
+    Raises:
+        PolicyError: no `Host` header can match the name.
+    """
+    with suppress(ValueError):
+        address = ipaddress.ip_address(name.strip("[]"))
+        return f"[{address}]" if address.version == 6 else str(address)
+    if not _HOST_NAME.fullmatch(name):
+        raise PolicyError(
+            f"--allowed-host: {_shown(name)!r} matches no Host header: give a name or an address "
+            "without scheme, port, path or wildcard"
+        )
+    return name.lower()
+
+
+def _shown(text: str) -> str:
+    return text[:_MAX_SHOWN_CHARS]
 
 
 def _is_loopback(host: str) -> bool:

@@ -85,7 +85,9 @@ _EXAMPLES: Mapping[ErrorCode, dict[str, object]] = {
     },
     "unauthorized": {"detail": "an API key is required: Authorization: Bearer KEY"},
     "body-timeout": {"detail": "the request body did not arrive within 60 s"},
-    "misdirected": {"detail": "the Host header is not one of the names of this service"},
+    "misdirected": {
+        "detail": "the Host header is 'example.org', which --allowed-host does not list"
+    },
     "not-acceptable": {
         "detail": "Accept allows none of application/json, application/vnd.apache.arrow.stream, "
         "application/x-safetensors; text/event-stream is the answer to a request with stream: true"

@@ -12,6 +12,7 @@ from latentwire_service.api.access_policy import ApiKeys
 from latentwire_service.api.error_handlers import problem_response
 from latentwire_service.api.request_scope import set_caller, set_key_name
 
+_MAX_SHOWN_CHARS = 100
 # Orchestrators probe these without a key and by IP address.
 PROBES = frozenset({"/health", "/ready"})
 
@@ -32,9 +33,7 @@ class AllowedHosts:
         if len(hosts) == 1 and _without_port(hosts[0]).lower() in self._allowed:
             await self._app(scope, receive, send)
         else:
-            refusal = problem_response(
-                421, "the Host header is not one of the names of this service"
-            )
+            refusal = problem_response(421, _misdirected(hosts))
             await refusal(scope, receive, send)
 
 
@@ -104,6 +103,13 @@ class BodyLimit:
             return message
 
         return counted
+
+
+def _misdirected(hosts: list[str]) -> str:
+    if len(hosts) != 1:
+        return f"the request has {len(hosts)} Host headers instead of one"
+    shown = hosts[0][:_MAX_SHOWN_CHARS]
+    return f"the Host header is {shown!r}, which --allowed-host does not list"
 
 
 def _without_port(host: str) -> str:

@@ -172,9 +172,10 @@ def _one_k(params: PlanLatentParams, body: PlanLatentBody) -> int | None:
 def _add_state_routes(
     router: APIRouter, service: ModelService, describe: Callable[[BackendInfo], InfoResponse]
 ) -> None:
-    @router.get("/health")
+    @router.get("/health", responses=documented_responses(503))
     async def health() -> StatusResponse:
-        """Answer 200 while the process lives."""
+        """Answer 200 while the process lives and its engine makes progress, else 503."""
+        service.check_progress()
         return StatusResponse(status="ok")
 
     @router.get("/ready", responses=documented_responses(503))
@@ -182,6 +183,7 @@ def _add_state_routes(
         """Answer 200 if the service accepts requests, else 503 with the reason."""
         if service.state is not State.READY:
             raise EngineUnavailableError(f"the service is {service.state.value}")
+        service.check_progress()
         return StatusResponse(status="ready")
 
     @router.get("/info", responses=documented_responses(401, 421, 503))

@@ -185,6 +185,11 @@ class Backend(Protocol):
         """Whether native code of this engine may be running in this process."""
         ...
 
+    @property
+    def step_age_s(self) -> float:
+        """Seconds since the current step began; 0 while none runs. A step that hangs gets old."""
+        ...
+
     def load(self) -> None:
         """Load the model and start the engine. Blocks for seconds to minutes.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -94,6 +95,8 @@ class EngineThread:
         self._abort_error: EngineError | None = None
         self._is_stopping = False
         self._is_open = True
+        # Written by the thread alone: when its current step began; None while it waits for work.
+        self._step_began_at: float | None = None
         # A daemon: a step that hangs in a driver must not keep a dying process alive.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -108,6 +111,12 @@ class EngineThread:
             num_unfinished = self._num_in_engine + len(self._inbox)
         num_running = min(num_unfinished, self._max_slots)
         return Occupancy(num_running, num_unfinished - num_running)
+
+    @property
+    def step_age_s(self) -> float:
+        """Seconds since the current step began; 0 while none runs."""
+        began_at = self._step_began_at
+        return 0.0 if began_at is None else time.monotonic() - began_at
 
     def is_alive(self) -> bool:
         """Whether the loop runs."""
@@ -171,12 +180,15 @@ class EngineThread:
             if self._on_start is not None:
                 self._on_start()
             while self._take_commands():
+                self._step_began_at = time.monotonic()
                 stats = self._engine.step()
+                self._step_began_at = None
                 if stats is not None:
                     self._on_step(stats)
         except Exception as error:
             # The boundary: whatever broke a step (out of memory, a lost device) has left the KV
             # cache in an unknown state, so every request fails and no more are accepted.
+            self._step_began_at = None
             logger.exception("the engine failed")
             self._fail(error)
 
