@@ -128,7 +128,7 @@ def test_an_allowed_host_that_no_header_matches_is_refused(name: str) -> None:
     ],
 )
 def test_an_allowed_host_is_kept_as_headers_write_it(name: str, host: str) -> None:
-    assert policy_of(Settings(allowed_host=(name,))).allowed_hosts == {host}
+    assert policy_of(Settings(allowed_host=(name,))).allowed_hosts == frozenset({host})
 
 
 @pytest.mark.parametrize(
