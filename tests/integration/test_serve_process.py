@@ -26,7 +26,8 @@ from latentwire import (
     UnauthorizedError,
 )
 from support.child import TIMEOUT_S, Child
-from support.tiny_models import HIDDEN_SIZE, llama_config, save_model
+from support.tiny_models import llama_config, save_model
+from support.tiny_shape import HIDDEN_SIZE
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent
 COLLECT = """
 import sys
 absent = ["fastapi", "starlette", "uvicorn", "pydantic_settings", "prometheus_client", "pyarrow"]
-absent += ["datasets", "ijson", "rich", "opentelemetry", "blockbuster"]
+absent += ["datasets", "rich", "opentelemetry", "blockbuster"]
 sys.modules |= dict.fromkeys(absent)
 import pytest
 sys.exit(pytest.main(["-q", "--collect-only", "tests/service/engine", "-p", "no:cacheprovider"]))

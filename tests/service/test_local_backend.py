@@ -13,7 +13,8 @@ from latentwire_service.engine.hf.loader import load_model
 from latentwire_service.engine.hf.probe import probe
 from latentwire_service.engine.prefix_cache import MAX_PREFIX_TOKENS
 from latentwire_service.settings import Settings
-from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, qwen2_config, save_model
+from support.tiny_models import qwen2_config, save_model
+from support.tiny_shape import HIDDEN_SIZE, VOCAB_SIZE
 
 
 def test_what_is_taken_after_the_plan_is_no_part_of_the_budget(

@@ -21,8 +21,9 @@ from latentwire_service.engine.errors import (
 from latentwire_service.model_service import ModelService, Observers, Plan, State
 from latentwire_service.request_builder import Submission
 from latentwire_service.settings import Settings
-from support.fake_backend import HIDDEN_SIZE, FakeBackend, Rows
+from support.fake_backend import FakeBackend, Rows
 from support.gate import TIMEOUT_S
+from support.tiny_shape import HIDDEN_SIZE
 
 SETTINGS = Settings(model="models/tiny", max_slots=2)
 

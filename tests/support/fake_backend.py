@@ -39,10 +39,8 @@ from latentwire_service.engine.errors import (
 )
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.settings import Settings
+from support.tiny_shape import HIDDEN_SIZE, MAX_MODEL_LEN, VOCAB_SIZE
 
-VOCAB_SIZE = 320
-HIDDEN_SIZE = 48
-MAX_MODEL_LEN = 512
 _CHATML = "<|im_start|>user\n%s<|im_end|>\n<|im_start|>assistant\n"
 
 Rows = npt.NDArray[np.float32]

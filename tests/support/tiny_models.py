@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from support.device import DEVICE, DTYPE
-
-EOS = 1
-VOCAB_SIZE = 320
-HIDDEN_SIZE = 48
+from support.tiny_shape import EOS as EOS
+from support.tiny_shape import HIDDEN_SIZE as HIDDEN_SIZE
+from support.tiny_shape import MAX_MODEL_LEN
+from support.tiny_shape import VOCAB_SIZE as VOCAB_SIZE
 
 _COMMON = {
     "vocab_size": VOCAB_SIZE,
@@ -32,7 +32,7 @@ _COMMON = {
     "num_hidden_layers": 3,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": MAX_MODEL_LEN,
     "pad_token_id": 0,
     "bos_token_id": None,
     "eos_token_id": EOS,

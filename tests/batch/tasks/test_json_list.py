@@ -95,18 +95,37 @@ def test_memory_is_bounded_by_one_element() -> None:
     assert peak_bytes < 2_000_000
 
 
-def test_a_broken_element_does_not_pull_in_the_rest_of_the_file() -> None:
+@pytest.fixture
+def decoded_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Characters held at each attempt to decode an element."""
+    sizes: list[int] = []
+
+    class CountingDecoder(json.JSONDecoder):
+        def raw_decode(self, text: str, idx: int = 0) -> tuple[Any, int]:
+            sizes.append(len(text))
+            return super().raw_decode(text, idx)
+
+    monkeypatch.setattr("latentwire_batch.tasks.json_list.json.JSONDecoder", CountingDecoder)
+    return sizes
+
+
+def test_a_broken_element_is_decoded_once_and_the_rest_of_the_file_is_not_read(
+    decoded_sizes: list[int],
+) -> None:
     file = CountedText('[{"task": ?' + " " * 100_000)
     with pytest.raises(InputError, match="row 0: not JSON"):
         list(list_elements(file, 100, max_token_chars=20))
     assert file.num_chars == 100
+    assert len(decoded_sizes) == 1
 
 
 @pytest.mark.parametrize("element", ['{"task": [' + "1, " * 30_000, '{"task": "' + "a" * 100_000])
-def test_the_work_on_a_long_element_is_linear(element: str) -> None:
+def test_the_work_on_a_long_element_is_linear(element: str, decoded_sizes: list[int]) -> None:
     file = CountedText("[" + element)
     with pytest.raises(InputError, match="row 0: not JSON"):
         list(list_elements(file, 100, max_token_chars=20))
-    # Each read doubles what is held, and only a read is followed by another attempt to decode.
+    # Each read doubles what is held, so that decoding it again stays linear.
     assert file.num_chars == len(element) + 1
     assert file.num_reads <= 13
+    assert len(decoded_sizes) <= 12
+    assert sum(decoded_sizes) <= 4 * len(element)

@@ -19,9 +19,9 @@ from latentwire.tensors import decode_hidden_state
 from latentwire_service.api import rendering, wire_formats
 from latentwire_service.engine.prompt import fill_template
 from latentwire_service.telemetry.logs import PathlessFormatter
-from support.fake_backend import HIDDEN_SIZE
 from support.live_server import LiveServer
 from support.requests import GREEDY, MAX_BODY_BYTES, assert_problem, plan_of, post
+from support.tiny_shape import HIDDEN_SIZE
 
 pytestmark = pytest.mark.backends("fake", "local")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from latentwire.protocol import ErrorBody
-from support.gate import TIMEOUT_S
+from support.backends import Faults
+from support.gate import TIMEOUT_S, Gate
 from support.live_server import LiveServer
 from support.requests import GREEDY, MAX_BODY_BYTES, assert_problem, plan_of, post
 
@@ -141,10 +142,12 @@ def chunks() -> Iterator[bytes]:
 @pytest.mark.parametrize("method", ["POST", "GET"])
 @pytest.mark.parametrize("is_announced", [True, False])
 def test_a_body_beyond_the_limit_is_refused(
-    server: LiveServer, method: str, is_announced: bool
+    start: Callable[..., LiveServer], gate: Gate, method: str, is_announced: bool
 ) -> None:
+    # A GET runs while its body arrives: it must not finish before the body is too long.
+    live = start(Faults(before_decode=gate)).wait_ready()
     content = b"".join(chunks()) if is_announced else chunks()
-    answer = server.http.request(
+    answer = live.http.request(
         method,
         "/plan_latent?task=x&max_new_tokens=400" if method == "GET" else "/plan_latent",
         content=content,
@@ -152,7 +155,8 @@ def test_a_body_beyond_the_limit_is_refused(
     )
     problem = assert_problem(answer, 413, "payload-too-large")
     assert str(MAX_BODY_BYTES) in problem.detail
-    assert plan_of(post(server, GREEDY))
+    gate.may_pass.set()
+    assert plan_of(post(live, GREEDY))
 
 
 def test_a_client_that_sends_all_of_a_too_large_body_sees_the_refusal(server: LiveServer) -> None:

@@ -27,10 +27,10 @@ from latentwire.protocol import StreamDone
 from latentwire.sse import Event, EventDecoder
 from latentwire_service.api import event_stream
 from support.backends import Faults
-from support.fake_backend import HIDDEN_SIZE
 from support.gate import TIMEOUT_S, Gate
 from support.live_server import LiveServer
 from support.requests import GREEDY
+from support.tiny_shape import HIDDEN_SIZE
 
 pytestmark = pytest.mark.backends("fake", "local")
 

@@ -10,7 +10,9 @@ import pytest
 from latentwire import Client
 from support.live_server import LiveServer
 from support.requests import GREEDY, assert_problem, plan_of, post
-from support.tiny_models import VOCAB_SIZE
+from support.tiny_shape import VOCAB_SIZE
+
+pytestmark = pytest.mark.backends("local")
 
 FIELDS: dict[str, Any] = {
     "repetition_penalty": 1.6,

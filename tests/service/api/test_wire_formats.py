@@ -23,7 +23,7 @@ from latentwire_service.api.wire_formats import (
     negotiate,
 )
 from support.live_server import LiveServer
-from support.tiny_models import HIDDEN_SIZE
+from support.tiny_shape import HIDDEN_SIZE
 
 pytestmark = pytest.mark.backends("fake", "local")
 
