@@ -6,14 +6,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from latentwire.constants import REQUEST_ID_HEADER
 from latentwire.protocol import InfoResponse
 from latentwire_service.api import error_handlers
 from latentwire_service.api.access_policy import Policy
-from latentwire_service.api.guards import AllowedHosts, BodyLimit, KeyCheck
+from latentwire_service.api.docs_page import CONTENT_SECURITY_POLICY, docs_page
+from latentwire_service.api.guards import AllowedHosts, BodyLimit, KeyCheck, open_paths
 from latentwire_service.api.head_requests import HeadRequests
+from latentwire_service.api.openapi_examples import DescribedApp
 from latentwire_service.api.request_log import RequestLog
 from latentwire_service.api.routes import create_router
 from latentwire_service.api.trace_middleware import RequestSpans
@@ -47,14 +50,24 @@ def create_app(
         service.start_loading()
         yield
 
-    app = FastAPI(
+    app = DescribedApp(
         title="latentwire",
         summary="A language model's plans, as text and as its own last-layer hidden states.",
         version=version,
         lifespan=lifespan,
+        # The framework's own pages load scripts from another host; see `docs_page`.
+        docs_url=None,
+        redoc_url=None,
         # A redirect would repeat the query, task included, in a response header.
         redirect_slashes=False,
     )
+    app.open_paths, app.has_keys = open_paths(policy.is_metrics_public), len(policy.api_keys) > 0
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
+        return HTMLResponse(docs_page(app.openapi()), headers=headers)
+
     app.include_router(create_router(service, metrics, describe, policy))
     error_handlers.install(app)
     app.add_middleware(HeadRequests)

@@ -17,6 +17,15 @@ _MAX_SHOWN_CHARS = 100
 PROBES = frozenset({"/health", "/ready"})
 
 
+# The description of the API is the same for every service.
+_DESCRIPTIONS = frozenset({"/docs", "/openapi.json"})
+
+
+def open_paths(is_metrics_public: bool) -> frozenset[str]:
+    """Return the paths that need no API key."""
+    return PROBES | _DESCRIPTIONS | ({"/metrics"} if is_metrics_public else set())
+
+
 class AllowedHosts:
     """Answers 421 to a `Host` header that does not name this service."""
 
@@ -43,7 +52,7 @@ class KeyCheck:
     def __init__(self, app: ASGIApp, keys: ApiKeys, is_metrics_public: bool) -> None:
         self._app = app
         self._keys = keys
-        self._open_paths = PROBES | ({"/metrics"} if is_metrics_public else set())
+        self._open_paths = open_paths(is_metrics_public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi import FastAPI
 from fastapi.openapi.models import Example
 
 from latentwire.constants import (
@@ -80,4 +81,36 @@ PLAN_RESPONSE: dict[str, Any] = {
         EVENT_STREAM_MEDIA_TYPE: {"schema": _EVENT_SCHEMA, "example": _EVENTS},
     },
 }
+_KEY_SCHEME = "ApiKey"
+
+
+class DescribedApp(FastAPI):
+    """An app whose OpenAPI document says which paths need an API key.
+
+    Attributes:
+        open_paths: paths that need no key.
+        has_keys: whether the service has keys; without any, every path is open.
+    """
+
+    open_paths: frozenset[str] = frozenset()
+    has_keys: bool = False
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the document."""
+        document = super().openapi()
+        document["components"]["securitySchemes"] = {
+            _KEY_SCHEME: {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "A key of `--api-key` or `--api-key-file`, if the service has any.",
+            }
+        }
+        needed: list[dict[str, list[str]]] = [{_KEY_SCHEME: []}]
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                if path not in self.open_paths:
+                    operation["security"] = needed if self.has_keys else [{}, *needed]
+        return document
+
+
 METRICS_RESPONSE: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}

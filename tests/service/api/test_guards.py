@@ -57,7 +57,7 @@ def code_of(answer: httpx.Response) -> tuple[int, str]:
 # --- keys
 
 
-@pytest.mark.parametrize("path", ["/info", "/metrics", "/docs", "/openapi.json", "/plan_latent"])
+@pytest.mark.parametrize("path", ["/info", "/metrics", "/plan_latent", "/other"])
 @pytest.mark.parametrize(
     "header",
     [
