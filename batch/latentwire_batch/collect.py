@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from latentwire_batch.errors import RunInterrupted, StorageError, UsageError, st
 from latentwire_batch.existing_output import finished_counts, refuse_differences
 from latentwire_batch.exit_status import (
     ExitStatus,
+    Written,
     report_interrupted,
     report_nothing_to_do,
     report_written,
@@ -166,7 +168,14 @@ class Collection:
         write_text(staging / CARD_NAME, build_card(manifest))
         write_json(staging / MANIFEST_NAME, manifest)
         install(self._layout)
-        return report_written(self._run.console, totals.finished, totals.failed)
+        written = Written(
+            num_finished=totals.finished,
+            failures=Counter(failed.code for failed in store.failed_rows()),
+            num_cut=totals.finish_reasons["length"],
+            max_new_tokens=self._stored.options["max_new_tokens"],
+            output_dir=self._run.settings.output_dir,
+        )
+        return report_written(self._run.console, written)
 
 
 @contextmanager

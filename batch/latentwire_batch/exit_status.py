@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
 from latentwire_batch.console import Console
 from latentwire_batch.errors import BatchError, UsageError
+
+_ADVICE = {
+    "prompt-too-long": "serve with a larger --max-model-len and rerun with --retry-failed, or "
+    "collect into another --output-dir with a smaller --max-new-tokens",
+    "invalid-request": "--retry-failed would fail again; the message says what to change",
+    "payload-too-large": "serve with a larger --max-body-bytes and rerun with --retry-failed",
+    "ends-replica": "the log of the replicas says why they ended; --retry-failed tries them again",
+    "timeout": "rerun with --retry-failed and a larger --timeout",
+}
 
 
 class ExitStatus(IntEnum):
@@ -46,13 +57,51 @@ def run_to_exit_status(run: Callable[[], int], console: Console) -> int:
         return int(request.code or 0)
 
 
-def report_written(console: Console, num_finished: int, num_failed: int) -> ExitStatus:
-    """State how many rows this run wrote, and return the exit status."""
-    if not num_failed:
-        console.say(f"all {num_finished} rows are written")
-        return ExitStatus.ALL_ROWS
-    console.say(f"{num_finished} rows are written; {_failed(num_failed)}")
-    return ExitStatus.SOME_ROWS_FAILED
+@dataclass(frozen=True)
+class Written:
+    """A dataset that was written, for the last lines of a run.
+
+    Attributes:
+        num_finished: rows with a latent.
+        failures: rows without one, by code.
+        num_cut: finished rows whose plan reached `max_new_tokens`.
+        max_new_tokens: of the run.
+        output_dir: as the user gave it.
+    """
+
+    num_finished: int
+    failures: Mapping[str, int]
+    num_cut: int
+    max_new_tokens: int
+    output_dir: Path
+
+
+def report_written(console: Console, written: Written) -> ExitStatus:
+    """State what this run wrote and what to do next, and return the exit status."""
+    num_failed = sum(written.failures.values())
+    if num_failed:
+        console.say(f"{written.num_finished} rows are written; {num_failed} failed")
+        for code, count in written.failures.items():
+            console.say(f"{count} failed with {code} (see failures.jsonl): {_advice(code)}")
+    else:
+        console.say(f"all {written.num_finished} rows are written")
+    if written.num_cut:
+        console.say(
+            f"{written.num_cut} of {written.num_finished} plans were cut at --max-new-tokens "
+            f"{written.max_new_tokens}; a larger value gives whole plans"
+        )
+    # Notices hold no absolute path.
+    place = (
+        f".../{written.output_dir.name}"
+        if written.output_dir.is_absolute()
+        else (str(written.output_dir))
+    )
+    console.say(f"the dataset is in {place}; look at it with: latentwire inspect {place}")
+    return ExitStatus.SOME_ROWS_FAILED if num_failed else ExitStatus.ALL_ROWS
+
+
+def _advice(code: str) -> str:
+    return _ADVICE.get(code, "--retry-failed retries them")
 
 
 def report_nothing_to_do(console: Console, num_finished: int, num_failed: int) -> ExitStatus:

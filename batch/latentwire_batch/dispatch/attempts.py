@@ -15,6 +15,14 @@ from latentwire_batch.tasks.rows import Row
 class ResultSink(Protocol):
     """Where settled rows go. Rows are awaited, so slow storage slows the run down."""
 
+    def started(self, index: int) -> None:
+        """Count a row as sent."""
+        ...
+
+    def ended(self, index: int) -> None:
+        """Count a row as no longer in flight."""
+        ...
+
     async def finished(self, row: FinishedRow) -> None:
         """Store a row with its latent."""
         ...

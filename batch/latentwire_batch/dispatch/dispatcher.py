@@ -181,12 +181,14 @@ class Dispatcher:
     def _start(self, attempt: Attempt, replica: Replica) -> None:
         # Counted here, because the next row is placed before the task runs.
         replica.num_in_flight += 1
+        self._sink.started(attempt.row.index)
         task = asyncio.create_task(self._try(attempt, replica))
         self._running.add(task)
-        task.add_done_callback(lambda task: self._end(task, replica))
+        task.add_done_callback(lambda task: self._end(task, attempt, replica))
 
-    def _end(self, task: asyncio.Task[None], replica: Replica) -> None:
+    def _end(self, task: asyncio.Task[None], attempt: Attempt, replica: Replica) -> None:
         replica.num_in_flight -= 1
+        self._sink.ended(attempt.row.index)
         if replica.num_in_flight == 0:
             replica.is_apart = False
         self._running.discard(task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ class Interrupts:
     def __init__(self, notify: Notify) -> None:
         self._notify = notify
         self._dispatcher: Dispatcher | None = None
+        self._in_flight: Callable[[], str] = lambda: ""
         self._session: asyncio.Task[Any] | None = None
         self.count = 0
 
@@ -42,14 +43,22 @@ class Interrupts:
             with suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(number, self._receive)
 
-    def drain_first(self, dispatcher: Dispatcher) -> None:
-        """Let the next first signal stop this dispatcher instead of the session."""
+    def drain_first(self, dispatcher: Dispatcher, in_flight: Callable[[], str]) -> None:
+        """Let the next first signal stop this dispatcher instead of the session.
+
+        Args:
+            dispatcher: finishes its rows in flight.
+            in_flight: describes them.
+        """
         self._dispatcher = dispatcher
+        self._in_flight = in_flight
 
     def _receive(self) -> None:
         self.count += 1
         if self.count == 1 and self._dispatcher is not None:
-            self._notify("finishing in-flight rows; press Ctrl-C again to stop now")
+            self._notify(
+                f"finishing in-flight rows ({self._in_flight()}); press Ctrl-C again to stop now"
+            )
             self._dispatcher.stop()
         elif self._session is not None:
             self._session.cancel()

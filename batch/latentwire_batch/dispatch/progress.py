@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +18,16 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from latentwire_batch.console import Console
+from latentwire_batch.dispatch.failure_report import FailureReport
+from latentwire_batch.dispatch.pace import Pace
 
 _LINE_INTERVAL_S = 5.0
+# While no row settles.
+_IDLE_LINE_INTERVAL_S = 30.0
+_REFRESH_INTERVAL_S = 1.0
 
 
 @dataclass
@@ -68,6 +73,9 @@ class ProgressReport:
         self._console = console
         self._clock = clock
         self._tally = _Tally(total, settled)
+        self._shown_settled = settled
+        self._pace = Pace(clock)
+        self._failures = FailureReport(console.say)
         self._started_s = self._shown_s = clock()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -89,18 +97,44 @@ class ProgressReport:
         if self._bar is not None:
             self._bar.stop()
             self._console.redirect(None)
+        self._failures.close()
         self._console.say(self._line())
 
-    def row_finished(self, completion_tokens: int) -> None:
+    async def keep_showing(self) -> None:
+        """Show that time passes, also while no row settles; runs until cancelled."""
+        while True:
+            await asyncio.sleep(_REFRESH_INTERVAL_S)
+            self._show()
+
+    def in_flight(self) -> str:
+        """Describe the rows in flight, and how long they may take."""
+        count, seconds = self._pace.num_in_flight, self._pace.seconds_in_flight()
+        rows = f"{count} row{'s' * (count != 1)}"
+        if seconds is None:
+            return f"{rows}, at most --timeout"
+        return f"{rows}, about {max(1, round(seconds))} s"
+
+    def row_started(self, index: int) -> None:
+        """Count a row as sent."""
+        self._pace.start(index)
+
+    def row_ended(self, index: int) -> None:
+        """Count a row as no longer in flight."""
+        self._pace.end(index)
+
+    def row_finished(self, completion_tokens: int, index: int | None = None) -> None:
         """Count a finished row."""
+        if index is not None:
+            self._pace.finish(index, completion_tokens)
+            self._pace.end(index)
         self._tally.finished += 1
         self._tally.tokens += completion_tokens
         self._show()
 
-    def row_failed(self, index: int, code: str) -> None:
+    def row_failed(self, index: int, code: str, message: str = "") -> None:
         """Count and show a failed row."""
         self._tally.failed += 1
-        self._console.say(f"row {index} failed: {code}")
+        self._failures.add(index, code, message)
         self._show()
 
     def _draw(self) -> None:
@@ -113,8 +147,7 @@ class ProgressReport:
             TextColumn("{task.fields[rate]}"),
             TextColumn("{task.fields[failed]} failed"),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[time_left]}"),
             console=terminal,
         )
         self._task = self._bar.add_task(
@@ -123,6 +156,7 @@ class ProgressReport:
             completed=self._tally.settled_before,
             rate=self._rate(),
             failed=0,
+            time_left=self._time_left(),
         )
         self._bar.start()
         # Plain text: square brackets in a notice are not markup.
@@ -135,25 +169,40 @@ class ProgressReport:
                 completed=self._tally.settled,
                 rate=self._rate(),
                 failed=self._tally.failed,
+                time_left=self._time_left(),
             )
         elif self._is_line_due():
             self._shown_s = self._clock()
+            self._shown_settled = self._tally.settled
             self._console.say(f"{self._line()}, {self._time_left()}")
 
     def _is_line_due(self) -> bool:
         waited_s = self._clock() - self._shown_s
-        return self._console.shows_progress and waited_s >= _LINE_INTERVAL_S
+        is_idle = self._tally.settled == self._shown_settled
+        interval_s = _IDLE_LINE_INTERVAL_S if is_idle else _LINE_INTERVAL_S
+        return self._console.shows_progress and waited_s >= interval_s
 
     def _line(self) -> str:
         tally = self._tally
-        return f"{tally.settled}/{tally.total} rows, {self._rate()}, {tally.failed} failed"
+        in_flight = self._pace.num_in_flight
+        return f"{tally.settled}/{tally.total} rows, {self._rate()}, {tally.failed} failed" + (
+            f", {in_flight} in flight" if in_flight else ""
+        )
 
     def _rate(self) -> str:
         seconds = self._clock() - self._started_s
-        return f"{self._tally.tokens / seconds:.1f} tokens/s" if seconds > 0 else "0 tokens/s"
+        if self._pace.num_in_flight and not self._tally.finished:
+            return "no row finished yet"
+        tokens = self._tally.tokens + self._pace.tokens_in_flight()
+        return f"{tokens / seconds:.1f} tokens/s" if seconds > 0 else "0 tokens/s"
 
     def _time_left(self) -> str:
         done = self._tally.finished + self._tally.failed
         left = self._tally.total - self._tally.settled
-        seconds = round((self._clock() - self._started_s) * left / max(1, done))
+        estimate_s = self._pace.seconds_left(left)
+        if estimate_s is None and not done:
+            return "ETA unknown"
+        if estimate_s is None:
+            estimate_s = (self._clock() - self._started_s) * left / done
+        seconds = round(estimate_s)
         return f"ETA {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

@@ -20,11 +20,19 @@ SYNC_INTERVAL_S = 1.0
 class Progress(Protocol):
     """Counts settled rows."""
 
-    def row_finished(self, completion_tokens: int) -> None:
+    def row_started(self, index: int) -> None:
+        """Count a row as sent."""
+        ...
+
+    def row_ended(self, index: int) -> None:
+        """Count a row as no longer in flight."""
+        ...
+
+    def row_finished(self, completion_tokens: int, index: int | None = None) -> None:
         """Count a finished row."""
         ...
 
-    def row_failed(self, index: int, code: str) -> None:
+    def row_failed(self, index: int, code: str, message: str = "") -> None:
         """Count and show a failed row."""
         ...
 
@@ -49,15 +57,23 @@ class RowSink:
         self._is_synced = True
         self._counted_until_s = time.monotonic()
 
+    def started(self, index: int) -> None:
+        """Count a row as sent."""
+        self._progress.row_started(index)
+
+    def ended(self, index: int) -> None:
+        """Count a row as no longer in flight."""
+        self._progress.row_ended(index)
+
     async def finished(self, row: FinishedRow) -> None:
         """Store a row; raises StorageError when it cannot be written."""
         await self._append(self._store.add_finished, row)
-        self._progress.row_finished(row.completion_tokens)
+        self._progress.row_finished(row.completion_tokens, row.row.index)
 
     async def failed(self, row: FailedRow) -> None:
         """Store why a row failed; raises like `finished`."""
         await self._append(self._store.add_failed, row)
-        self._progress.row_failed(row.index, row.code)
+        self._progress.row_failed(row.index, row.code, row.message)
 
     async def suspected(self, index: int, suspicion: Suspicion) -> None:
         """Store that a replica ended while it had a row; raises like `finished`."""

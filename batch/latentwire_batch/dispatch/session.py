@@ -149,12 +149,14 @@ class _Session:
                 store.suspicion,
                 plan.source.note_progress,
             )
-            self._interrupts.drain_first(dispatcher)
+            self._interrupts.drain_first(dispatcher, progress.in_flight)
+            showing = asyncio.create_task(progress.keep_showing())
             syncing = asyncio.create_task(sink.keep_synced())
             try:
                 await guarded(dispatcher.run(), self._guard, syncing)
                 await sink.aclose()
             finally:
+                showing.cancel()
                 syncing.cancel()
                 # The store is closed next, so no write may still run.
                 sink.abandon()
