@@ -18,6 +18,7 @@ from latentwire.constants import (
     DEFAULT_TIMEOUT_S,
     PROBE_TIMEOUT_S,
 )
+from latentwire.errors import LatentwireError
 from latentwire.exchange import Call, PlanOptions, Wire
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import InfoResponse
@@ -39,6 +40,7 @@ class AsyncClient:
         uses_proxy: False connects directly, whatever HTTP_PROXY and its relatives say. This machine
             and the hosts of NO_PROXY are always reached directly.
         transport: replaces httpx's own transport.
+        on_retry: called before the pause of each retry, with the error and the pause in seconds.
         rng: source of the retry jitter.
         sleep: awaited; waits for a number of seconds.
         clock: monotonic seconds, for `wait_ready`.
@@ -58,6 +60,7 @@ class AsyncClient:
         wire: Wire = "json",
         uses_proxy: bool = True,
         transport: httpx.AsyncBaseTransport | None = None,
+        on_retry: Callable[[LatentwireError, float], None] = lambda _error, _pause_s: None,
         rng: random.Random | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -65,6 +68,7 @@ class AsyncClient:
         self._timeout_s = exchange.check_timeout(timeout_s)
         self._wire = exchange.check_wire(wire)
         self._retries = RetryPolicy(exchange.check_max_retries(max_retries), rng or random.Random())
+        self._on_retry = on_retry
         self._sleep = sleep
         self._clock = clock
         is_direct = transport is not None or not uses_proxy
@@ -138,6 +142,14 @@ class AsyncClient:
         """Whether the service accepts requests now. Sends one request, without retries."""
         return await self._unready_reason(exchange.READY, PROBE_TIMEOUT_S) is None
 
+    async def unready_reason(self) -> LatentwireError | None:
+        """Return why the service accepts no requests now; None when it does.
+
+        Sends one request, without retries; raises like `wait_ready` for answers that waiting cannot
+        change.
+        """
+        return await self._unready_reason(exchange.READY, PROBE_TIMEOUT_S)
+
     async def wait_ready(self, timeout_s: float = DEFAULT_READY_TIMEOUT_S) -> None:
         """Return as soon as the service accepts requests.
 
@@ -151,7 +163,7 @@ class AsyncClient:
             reason = await self._unready_reason(exchange.READY, wait.probe_timeout_s)
             if reason is None:
                 return
-            await self._sleep(wait.pause_s(reason))
+            await self._sleep(wait.pause_s(str(reason)))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -172,10 +184,11 @@ class AsyncClient:
             pause_s = self._retries.pause_s(outcome, attempt, now_s=time.time())
             if pause_s is None:
                 return outcome
+            self._on_retry(exchange.error_of(outcome), pause_s)
             await self._sleep(pause_s)
             attempt += 1
 
-    async def _unready_reason(self, call: Call, timeout_s: float) -> str | None:
+    async def _unready_reason(self, call: Call, timeout_s: float) -> LatentwireError | None:
         return exchange.unready_reason(await self._attempt(call, min(timeout_s, self._timeout_s)))
 
     async def _attempt(self, call: Call, timeout_s: float, *, is_stream: bool = False) -> Outcome:

@@ -6,7 +6,9 @@ Everything here is a pure function of its arguments; the clients send and wait.
 from __future__ import annotations
 
 import math
+import os
 import re
+import socket
 import ssl
 import time
 from collections.abc import Mapping
@@ -279,7 +281,7 @@ def read_info(outcome: Outcome) -> InfoResponse:
     return _parse(outcome, InfoResponse)
 
 
-def unready_reason(outcome: Outcome) -> str | None:
+def unready_reason(outcome: Outcome) -> LatentwireError | None:
     """Read the outcome of ``GET /ready`` or ``GET /health``.
 
     Returns:
@@ -289,7 +291,7 @@ def unready_reason(outcome: Outcome) -> str | None:
         LatentwireError: for an answer that waiting cannot change, such as 401 or 404.
     """
     if isinstance(outcome, httpx.RequestError) or outcome.status_code in _UNREADY_STATUSES:
-        return str(error_of(outcome))
+        return error_of(outcome)
     _parse(outcome, StatusResponse)
     return None
 
@@ -310,7 +312,25 @@ def error_of(outcome: Outcome) -> LatentwireError:
         return TransportTimeoutError(f"{where}: no answer in time ({type(outcome).__name__})")
     if isinstance(outcome, httpx.DecodingError):
         return ProtocolError(f"{where}: {outcome}")
-    return ConnectionFailedError(f"{where}: {outcome or type(outcome).__name__}")
+    return ConnectionFailedError(f"{where}: {_connection_fault(outcome)}")
+
+
+def _connection_fault(error: httpx.RequestError) -> str:
+    """Say in words why there is no connection, without the system's numbers."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return "the host name is unknown"
+        if isinstance(cause, ConnectionRefusedError):
+            return "nothing listens there"
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno).lower()
+        # httpx and anyio chain the system's error, or a group of one per address.
+        if isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        else:
+            cause = cause.__cause__ or cause.__context__
+    return str(error) or type(error).__name__
 
 
 def _answer_error(response: httpx.Response) -> ApiError | ProtocolError:

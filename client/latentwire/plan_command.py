@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from latentwire.client import Client
 from latentwire.constants import DEFAULT_BASE_URL, DEFAULT_TIMEOUT_S
-from latentwire.errors import InvalidArgumentError, LatentwireError
+from latentwire.errors import ConnectionFailedError, InvalidArgumentError, LatentwireError
 from latentwire.exchange import PlanOptions
 from latentwire.plan_latent import PlanLatent
 from latentwire.sampling import PromptFields, SamplingFields, Seed
@@ -83,6 +83,9 @@ def main(args: list[str]) -> int:
         _plan(settings)
     except (FlagError, InvalidArgumentError) as error:
         return _fail(error, EXIT_USAGE)
+    except ConnectionFailedError as error:
+        advice = "start a service with `latentwire serve`, or name another one by --url"
+        return _fail(LatentwireError(f"{error}; {advice}"), EXIT_FAILED)
     except (LatentwireError, OSError) as error:
         return _fail(error, EXIT_FAILED)
     return 0
@@ -90,11 +93,17 @@ def main(args: list[str]) -> int:
 
 def _plan(settings: PlanSettings) -> None:
     api_key = settings.api_key.get_secret_value() if settings.api_key else None
-    with Client(settings.url, timeout_s=settings.timeout, api_key=api_key) as client:
+    with Client(
+        settings.url, timeout_s=settings.timeout, api_key=api_key, on_retry=_report_retry
+    ) as client:
         plan = client.plan_latent(settings.task, k=settings.k, **settings.plan_options)
     _print_plan(plan)
     if settings.output is not None:
         _save(plan.hidden_state, settings.output)
+
+
+def _report_retry(error: LatentwireError, pause_s: float) -> None:
+    typer.echo(f"latentwire: {_one_line(error)}; retrying in {pause_s:.1f} s", err=True)
 
 
 def _print_plan(plan: PlanLatent) -> None:
@@ -135,5 +144,9 @@ def _save(hidden_state: npt.NDArray[np.float32], path: Path) -> None:
 
 def _fail(error: Exception, status: int) -> int:
     """Report an error in one line on stderr and return the exit status."""
-    typer.echo(f"latentwire: {' '.join(str(error).split())}", err=True)
+    typer.echo(f"latentwire: {_one_line(error)}", err=True)
     return status
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

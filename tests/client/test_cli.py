@@ -149,11 +149,18 @@ def test_checking_the_output_changes_no_file(server: Any, wire: Any, tmp_path: P
 
 
 @pytest.mark.usefixtures("impatient")
-def test_plan_without_a_service_is_one_line_and_status_1(refused_url: str) -> None:
+def test_plan_without_a_service_shows_its_retries_and_advice_with_status_1(
+    refused_url: str,
+) -> None:
     result = run("plan", "t", "--url", refused_url)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith(f"latentwire: POST {refused_url}/plan_latent: ")
-    assert result.stderr.count("\n") == 1
+    *retries, last = result.stderr.splitlines()
+    fault = f"latentwire: POST {refused_url}/plan_latent: nothing listens there"
+    assert [line.rpartition(" in ")[0] for line in retries] == [f"{fault}; retrying"] * 4
+    assert last == (
+        f"{fault}; start a service with `latentwire serve`, or name another one by --url"
+    )
 
 
 def test_service_error_is_one_line_and_status_1(server: Any, wire: Any) -> None:

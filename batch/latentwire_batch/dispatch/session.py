@@ -19,7 +19,7 @@ from latentwire_batch.dispatch.row_sink import RowSink
 from latentwire_batch.dispatch.seeds import Seeds
 from latentwire_batch.dispatch.store import Store
 from latentwire_batch.dispatch.watchdog import Guard, guarded
-from latentwire_batch.errors import InputError, RunInterrupted
+from latentwire_batch.errors import InputError, RunInterrupted, UsageError
 from latentwire_batch.replicas.fleet import Fleet, FleetSummary
 from latentwire_batch.replicas.identity import ModelIdentity
 from latentwire_batch.replicas.replica import Replica
@@ -108,6 +108,7 @@ class _Session:
         async with self._replicas() as fleet:
             identity = await guarded(fleet.connect(source.patience_s), guard)
             source.note_ready()
+            _check_limits(self._plan.request, fleet)
             store = await guarded(self._plan.open_store(identity), guard)
             await self._send_rows(store, fleet)
             if store.count(RowState.PENDING):
@@ -160,6 +161,26 @@ class _Session:
                 syncing.cancel()
                 # The store is closed next, so no write may still run.
                 sink.abandon()
+
+
+def _check_limits(request: RowRequest, fleet: Fleet) -> None:
+    """Refuse a run in which every row would be refused.
+
+    Raises:
+        UsageError: when the replicas' limit leaves no room for a prompt.
+    """
+    wanted = request.options.get("max_new_tokens", 0)
+    infos = [replica.info for replica in fleet.replicas if replica.info is not None]
+    most = min((info.limits.max_new_tokens or wanted for info in infos), default=wanted)
+    if wanted > most:
+        raise UsageError(f"--max-new-tokens: {wanted} exceeds the replicas' limit, {most}")
+    limit = min(info.limits.max_model_len for info in infos)
+    if wanted >= limit:
+        raise UsageError(
+            f"--max-new-tokens: {wanted} leaves no room for a prompt, because the replicas allow "
+            f"{limit} tokens for prompt and plan together; give fewer, or serve with a larger "
+            "--max-model-len"
+        )
 
 
 def _pending(rows: Iterator[Row], store: Store) -> Iterator[Row]:

@@ -10,10 +10,12 @@ from typing import Any
 
 from latentwire import (
     AsyncClient,
+    ConnectionFailedError,
     InfoResponse,
     LatentwireError,
     NotReadyError,
     TransportError,
+    TransportTimeoutError,
     UnauthorizedError,
 )
 from latentwire_batch.console import Notify
@@ -23,6 +25,7 @@ from latentwire_batch.replicas.replica import Replica
 
 # Wait for the other replicas once one can take work; later ones join during the run.
 _GRACE_S = 3.0
+_REPORT_INTERVAL_S = 5.0
 _MIN_PROBE_PAUSE_S = 0.25
 _MAX_PROBE_PAUSE_S = 2.0
 
@@ -88,6 +91,7 @@ class Fleet:
             UsageError: when one is no latentwire service, rejects the key, or serves a different
                 model than the first.
         """
+        waiting = asyncio.create_task(self._report_waiting())
         greetings = {
             replica.index: asyncio.create_task(self._greet(replica)) for replica in self.replicas
         }
@@ -96,11 +100,15 @@ class Fleet:
                 greetings.values(), timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
             )
             if not done:
-                raise ReplicasLostError(f"no replica was ready within {patience_s:g} s")
+                raise ReplicasLostError(
+                    f"no replica was ready within {patience_s:g} s ({self._states()}); "
+                    "--replica-timeout waits longer"
+                )
             if late:
                 await asyncio.wait(late, timeout=_GRACE_S)
             answers = {index: task.result() for index, task in greetings.items() if task.done()}
         finally:
+            waiting.cancel()
             for task in greetings.values():
                 task.cancel()
         self._identity = _common_identity(answers)
@@ -112,6 +120,23 @@ class Fleet:
                 self._notify(f"{replica.name} is not ready; the run continues without it")
                 self._start(self._rejoin(replica))
         return self._identity
+
+    async def _report_waiting(self) -> None:
+        started_s = time.monotonic()
+        while True:
+            await asyncio.sleep(_REPORT_INTERVAL_S)
+            seconds = round(time.monotonic() - started_s)
+            self._notify(f"waiting for replicas since {seconds} s: {self._states()}")
+
+    def _states(self) -> str:
+        """Describe the replicas that are not up; equal ones together."""
+        by_state: dict[str, list[str]] = {}
+        for replica in self.replicas:
+            by_state.setdefault(replica.state, []).append(str(replica.index))
+        return "; ".join(
+            f"replica{'s' * (len(names) > 1)} {', '.join(names)} {state}"
+            for state, names in by_state.items()
+        )
 
     def add(self, client: AsyncClient) -> None:
         """Add a replica, which gets rows as soon as it is ready."""
@@ -217,8 +242,10 @@ class Fleet:
         pause_s = _MIN_PROBE_PAUSE_S
         while True:
             try:
-                if await replica.client.ready():
+                reason = await replica.client.unready_reason()
+                if reason is None:
                     return await replica.client.info()
+                replica.state = _state_of(reason)
             except UnauthorizedError as error:
                 raise UsageError(f"--api-key: {replica.name} rejected the key") from error
             except (TransportError, NotReadyError):
@@ -231,6 +258,19 @@ class Fleet:
                     ) from error
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _MAX_PROBE_PAUSE_S)
+
+
+def _state_of(reason: LatentwireError) -> str:
+    """Say why a replica is not ready, in words that hold no address."""
+    match reason:
+        case NotReadyError():
+            return f"answers: {reason.body.detail}"
+        case ConnectionFailedError():
+            return f"does not answer: {str(reason).rpartition(': ')[2]}"
+        case TransportTimeoutError():
+            return "does not answer in time"
+        case _:
+            return "is not reached: a gateway or proxy answers instead"
 
 
 def _common_identity(answers: dict[int, InfoResponse]) -> ModelIdentity:

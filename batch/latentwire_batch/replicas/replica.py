@@ -12,6 +12,7 @@ class Replica:
         index: position among the run's replicas; its name in notices.
         client: sends each request once.
         info: its last answer to `/info`; None before it was first up.
+        state: why no rows are sent to it, in words without its address.
         is_up: whether rows are sent to it.
         num_in_flight: rows sent and not answered.
         window: most rows in flight; shrinks when the replica is overloaded.
@@ -25,6 +26,7 @@ class Replica:
         self.index = index
         self.client = client
         self.info: InfoResponse | None = None
+        self.state = "does not answer yet"
         self.is_up = False
         self.num_in_flight = 0
         self.window = 1

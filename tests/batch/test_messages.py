@@ -1,0 +1,98 @@
+"""What a run tells: why it waits or refuses, what was cut, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latentwire_batch.console import Console
+from latentwire_batch.exit_status import ExitStatus, Written, report_written
+from support.batch.collecting import Collect, WatchedStream
+from support.batch.dataset_oracle import tasks_of
+from support.batch.stub_replica import StubReplica
+
+
+@pytest.fixture
+def short_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentwire_batch.replicas.fleet._REPORT_INTERVAL_S", 0.05)
+
+
+@pytest.mark.usefixtures("short_reports")
+def test_the_reason_why_no_replica_is_ready_is_told(
+    collect: Collect, stub: StubReplica, output: Path
+) -> None:
+    stub.behaviour.is_ready = False
+    flags = ["--replica", "http://127.0.0.1:9", "--replica-timeout", "0.4"]
+    ended = collect(*flags, replicas=[stub])
+    assert ended.status == 1
+    states = (
+        "replica 0 answers: scripted not-ready; replica 1 does not answer: nothing listens there"
+    )
+    assert f"no replica was ready within 0.4 s ({states})" in ended.stderr
+    assert "waiting for replicas since 0 s: replica 0" in ended.stderr
+    assert "127.0.0.1" not in ended.stderr
+    assert "Errno" not in ended.stderr
+    assert not output.exists()
+
+
+def test_a_limit_that_leaves_no_room_for_prompts_is_told_before_a_row_is_sent(
+    collect: Collect, stub: StubReplica, output: Path
+) -> None:
+    ended = collect("--max-new-tokens", "4096", replicas=[stub])
+    assert ended.status == 2
+    assert "--max-new-tokens: 4096 leaves no room for a prompt" in ended.stderr
+    assert "serve with a larger --max-model-len" in ended.stderr
+    assert not stub.received
+    assert not output.exists()
+
+
+def test_failures_come_with_their_numbers_and_advice(
+    collect: Collect, stub: StubReplica, tasks: Path
+) -> None:
+    stub.behaviour.task_faults = {task: [422] for _, task in tasks_of(tasks)[:9]}
+    ended = collect(replicas=[stub])
+    assert ended.status == 3
+    assert ended.stderr.count("failed: prompt-too-long: scripted prompt-too-long") == 3
+    assert "31 rows are written; 9 failed" in ended.stderr
+    assert "9 failed with prompt-too-long (see failures.jsonl): serve with a larger" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("failures", "num_cut", "lines", "status"),
+    [
+        ({}, 0, ["all 8 rows are written"], ExitStatus.ALL_ROWS),
+        (
+            {},
+            3,
+            [
+                "all 8 rows are written",
+                "3 of 8 plans were cut at --max-new-tokens 96; a larger value gives whole plans",
+            ],
+            ExitStatus.ALL_ROWS,
+        ),
+        (
+            {"internal": 1},
+            0,
+            [
+                "8 rows are written; 1 failed",
+                "1 failed with internal (see failures.jsonl): --retry-failed retries them",
+            ],
+            ExitStatus.SOME_ROWS_FAILED,
+        ),
+    ],
+)
+@pytest.mark.parametrize(("given", "shown"), [("outputs/demo", "outputs/demo"), ("/a/b", ".../b")])
+def test_the_end_says_what_is_there_and_what_to_do_next(
+    failures: dict[str, int],
+    num_cut: int,
+    lines: list[str],
+    status: ExitStatus,
+    given: str,
+    shown: str,
+) -> None:
+    stream = WatchedStream()
+    written = Written(8, failures, num_cut, 96, Path(given))
+    assert report_written(Console(stream, "c"), written) == status
+    last = f"the dataset is in {shown}; look at it with: latentwire inspect {shown}"
+    assert stream.getvalue().splitlines() == [f"c: {line}" for line in [*lines, last]]
