@@ -61,7 +61,8 @@ class Probe:
         return sum(shape.num_values for shape in self.shapes)
 
 
-@torch.inference_mode()
+# Not inference mode: `watch_linears` needs tensors that count in-place writes.
+@torch.no_grad()
 def probe(model: Any) -> Probe:
     """Run a few tokens through the model's own attention and cache.
 

@@ -1,11 +1,10 @@
-"""Faster products for the same weights: siblings fused, and packed for the CPU.
+"""Faster linear layers with the same weights: siblings are fused, and weights packed for the CPU.
 
-Nothing here knows a model by name. Linear layers of one module are fused when a watched forward
-pass gives them the very same tensor (query, key and value; gate and up). Fusion changes the speed,
-never the result: see `SiblingLinear`.
+Nothing here knows a model by name. Siblings are linear layers of one module that a watched forward
+pass calls with the same tensor, such as query, key and value, or gate and up. One product computes
+all of them. `SharedProduct` states the invariant that keeps fusion exact.
 
-Measured for SmolLM2-135M on two AVX-512 cores: packing takes 20-50 % off a product, fusing another
-5-10 %.
+Packing makes a product 20-50 % faster, and fusion another 5-10 % (SmolLM2-135M, two AVX-512 cores).
 """
 
 from __future__ import annotations
@@ -22,18 +21,19 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-# Rows of the product that oneDNN lays the weights out for. One layout serves prefill and decode:
-# measured with 1 to 512 rows, no other hint was faster by more than the noise.
+# The number of rows that oneDNN optimises the layout of the weights for. One layout serves prefill
+# and decode, because no other number was faster by more than the noise, with 1 to 512 rows.
 _PACKING_ROWS = 64
 
 
 class Product(nn.Module):
     """``x @ weight.T + bias`` for one or more sibling linear layers.
 
-    On the CPU the weights are kept in oneDNN's blocked layout, when this build of torch has it.
+    On the CPU the weights are in oneDNN's blocked layout, if this build of torch has oneDNN.
 
     Args:
-        layers: siblings with one input; their weights are joined and may be freed afterwards.
+        layers: siblings with one input. This module joins and copies their weights, so the caller
+            may free the layers.
     """
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
@@ -43,7 +43,7 @@ class Product(nn.Module):
         weight = layers[0].weight.detach() if weight is None else weight
         self.is_packed = can_pack(weight)
         if self.is_packed:
-            # A plain attribute: a blocked layout has no strides, which buffers must have.
+            # Not a buffer, because buffers need strides and a blocked layout has none.
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKING_ROWS)
         else:
             self.register_buffer("weight", weight, persistent=False)
@@ -62,21 +62,24 @@ class Product(nn.Module):
         return self.multiply(x)
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `[..., sum(out_features)]`, by packed weights."""
+        """Return `[..., sum(out_features)]`, computed with the packed weights."""
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self.weight, self.bias, "none", [], ""
         )
         return product
 
 
-# A compiler can trace no tensor in a blocked layout: its graph has the number of the product.
+# torch.compile cannot trace a tensor in a blocked layout, so a compiled graph holds the number of a
+# product, and `packed_product` finds the product here. The dictionary owns nothing: an entry goes
+# when the model that contains the product is freed. The runner owns both the model and the compiled
+# graph, so a graph never outlives its products. Numbers are not reused.
 _handles = itertools.count()
 _products: weakref.WeakValueDictionary[int, Product] = weakref.WeakValueDictionary()
 
 
 @torch.library.custom_op("latentwire::packed_product", mutates_args=(), device_types="cpu")
 def packed_product(x: torch.Tensor, handle: int, _out_features: int) -> torch.Tensor:
-    """`Product.multiply` as an operator of a traced graph."""
+    """Run `Product.multiply` as one operator of a traced graph."""
     return _products[handle].multiply(x)
 
 
@@ -86,15 +89,9 @@ def _shape_of(x: torch.Tensor, _handle: int, out_features: int) -> torch.Tensor:
 
 
 class SiblingLinear(nn.Module):
-    """Replaces one linear layer; the first of its siblings computes for all of them.
+    """Replaces one linear layer by its part of a `SharedProduct`."""
 
-    Invariant: a part is given out only for the tensor object that the product was computed from.
-    A sibling that is called with another tensor computes the product of that one, so the order of
-    the calls decides the speed alone. A model that overwrites its input between two siblings would
-    break the invariant; the check of `build_runner` compares every model with its own pass.
-    """
-
-    def __init__(self, shared: _Shared, index: int) -> None:
+    def __init__(self, shared: SharedProduct, index: int) -> None:
         super().__init__()
         self.shared = shared
         self.index = index
@@ -106,35 +103,77 @@ class SiblingLinear(nn.Module):
 
 
 @dataclass(slots=True)
-class _Shared:
-    """A product and, between the first sibling's call and the last one's, its parts."""
+class SharedProduct:
+    """Computes all siblings when the first is called, and keeps the parts for the others.
+
+    Invariant: a kept part is returned only to the next sibling in order, only for the tensor object
+    that it was computed from, and only once. Every other call computes the product of its own
+    input. So the order of calls affects the speed, never the result:
+
+    - The input is referenced while parts are kept, so its identity cannot pass to another tensor.
+    - A part that is returned once cannot reach a later pass, even if no sibling takes the rest.
+    - A sibling must not see parts of an input that was overwritten in place. `watch_linears` does
+      not fuse layers between which a model overwrites their input. Tensors outside of inference
+      mode have a version, which `take` compares, too; inference tensors and traced ones have none.
+
+    One forward pass runs at a time; the engine has one thread.
+    """
 
     product: Product
     _input: torch.Tensor | None = field(default=None, init=False)
+    _version: int | None = field(default=None, init=False)
     _parts: Sequence[torch.Tensor] = field(default=(), init=False)
+    _next_index: int = field(default=0, init=False)
 
     def take(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        if self._input is not x:
-            self._input = x
+        """Return the part of one sibling, `[..., out_features[index]]`.
+
+        Args:
+            index: the sibling, in the order of the watched pass.
+            x: its input, `[..., in_features]`.
+        """
+        version = _version(x)
+        if index != self._next_index or self._input is not x or self._version != version:
+            self._input, self._version = x, version
             self._parts = self.product(x).split(self.product.out_features, dim=-1)
         part = self._parts[index]
-        if index == len(self._parts) - 1:
-            self._input, self._parts = None, ()
+        self._next_index = index + 1
+        if self._next_index == len(self._parts):
+            self._input, self._parts, self._next_index = None, (), 0
         return part
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """Return how often a tensor was written in place; None if torch does not count it."""
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return None
+    return tensor._version
 
 
 @dataclass(frozen=True, slots=True)
 class LinearCall:
-    """One call of a linear layer: the path of its parent, its name there, and its input."""
+    """One call of a linear layer.
+
+    Attributes:
+        parent: the path of the module that contains the layer.
+        name: the layer's name there.
+        input: the tensor, referenced so that no other tensor can have its identity.
+        version: how often the tensor had been written in place; None in inference mode.
+    """
 
     parent: str
     name: str
     input: torch.Tensor
+    version: int | None
 
 
 @contextmanager
 def watch_linears(model: nn.Module) -> Iterator[list[LinearCall]]:
-    """Note, while the block runs, which linear layer was called with which tensor."""
+    """Record which linear layer is called with which tensor while the block runs.
+
+    Use it outside of inference mode, where tensors count in-place writes: layers whose inputs have
+    no version are not fused.
+    """
     calls: list[LinearCall] = []
     hooks = []
     for path, module in model.named_modules():
@@ -142,7 +181,7 @@ def watch_linears(model: nn.Module) -> Iterator[list[LinearCall]]:
             parent, _, name = path.rpartition(".")
 
             def note(_module: nn.Module, args: Any, parent: str = parent, name: str = name) -> None:
-                calls.append(LinearCall(parent, name, args[0]))
+                calls.append(LinearCall(parent, name, args[0], _version(args[0])))
 
             hooks.append(module.register_forward_pre_hook(note))
     try:
@@ -157,7 +196,7 @@ def optimise_linears(model: nn.Module, calls: Sequence[LinearCall]) -> None:
 
     Args:
         model: in eval mode, on its device, in its dtype.
-        calls: of one forward pass, from `watch_linears`.
+        calls: the calls of one forward pass, from `watch_linears`.
     """
     for parent_path, names in _siblings(calls):
         parent = model.get_submodule(parent_path)
@@ -167,17 +206,19 @@ def optimise_linears(model: nn.Module, calls: Sequence[LinearCall]) -> None:
             if product.is_packed:
                 setattr(parent, names[0], product)
             continue
-        shared = _Shared(product)
+        shared = SharedProduct(product)
         for index, name in enumerate(names):
             setattr(parent, name, SiblingLinear(shared, index))
 
 
 def bytes_kept_twice(model: nn.Module, calls: Sequence[LinearCall]) -> int:
-    """Return the bytes of packed copies whose originals stay: an LM head tied to the embeddings.
+    """Return the bytes of weights that packing copies while the original stays in memory.
+
+    An example is the LM head of a model that ties it to the embeddings.
 
     Args:
-        model: before `optimise_linears`.
-        calls: as there.
+        model: the model before `optimise_linears`.
+        calls: the calls of one forward pass, from `watch_linears`.
     """
     others = {
         id(parameter)
@@ -194,7 +235,7 @@ def bytes_kept_twice(model: nn.Module, calls: Sequence[LinearCall]) -> int:
 
 
 def can_pack(weight: torch.Tensor) -> bool:
-    """Whether oneDNN takes this weight in its own layout."""
+    """Whether oneDNN can pack this weight."""
     return (
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
@@ -203,15 +244,21 @@ def can_pack(weight: torch.Tensor) -> bool:
 
 
 def _siblings(calls: Sequence[LinearCall]) -> Iterator[tuple[str, list[str]]]:
-    """Group the layers that were called exactly once, by parent and input tensor, in call order."""
+    """Group the layers that were called exactly once, by parent and input, in call order.
+
+    An input that was written in place between two calls counts as two inputs.
+    """
     num_calls: dict[tuple[str, str], int] = defaultdict(int)
-    groups: dict[tuple[str, int], list[str]] = defaultdict(list)
+    groups: dict[tuple[str, int, int | str], list[str]] = defaultdict(list)
     for call in calls:
         num_calls[call.parent, call.name] += 1
-        groups[call.parent, id(call.input)].append(call.name)
-    for (parent, _), names in groups.items():
-        if all(num_calls[parent, name] == 1 for name in names):
-            yield parent, names
+        # Without a version, nothing shows that two layers had the same input.
+        version = call.name if call.version is None else call.version
+        groups[call.parent, id(call.input), version].append(call.name)
+    for (parent, *_), names in groups.items():
+        called_once = [name for name in names if num_calls[parent, name] == 1]
+        if called_once:
+            yield parent, called_once
 
 
 def _joined_bias(layers: Sequence[nn.Linear]) -> torch.Tensor | None:
