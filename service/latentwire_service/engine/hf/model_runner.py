@@ -1,11 +1,13 @@
-"""Forward passes over slots. Only this module calls the model.
+"""Forward passes over slots. After loading, only this module calls the model.
 
-Hidden rows come from the base model's output, before the LM head: no tuples of all layers.
+Hidden rows are the output of the base model, before the LM head. So the model need not return the
+hidden states of all layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,24 @@ from latentwire_service.engine.hf.decode_step import Step, compiled
 from latentwire_service.engine.hf.kv_cache import CacheView, LayerShape, SlotCache
 from latentwire_service.engine.runner import PromptPart, StepOutput
 
-# Attention reads whole buckets of this many positions: few distinct shapes, little waste.
+# Attention reads whole buckets of this many positions, which gives few shapes and little waste.
 KV_BUCKET = 64
-# Prompt chunks are padded to whole buckets, too: oneDNN makes and keeps a kernel for each number of
-# rows, so prompts of every length would fill its cache with hundreds of megabytes.
+# Prompt chunks are padded to whole buckets, because oneDNN builds and caches a kernel for each
+# number of rows: prompts of every length would fill that cache with hundreds of megabytes.
 PREFILL_BUCKET = 16
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeShape:
+    """The sizes of a decode step.
+
+    Attributes:
+        num_rows: slots of the step.
+        length: positions that attention reads.
+    """
+
+    num_rows: int
+    length: int
 
 
 class HfModelRunner:
@@ -31,10 +46,11 @@ class HfModelRunner:
         model: a causal LM in eval mode on its device, set to `SLOT_ATTENTION`.
         shapes: keys and values of each layer.
         hidden_size: width H of a hidden row.
-        max_slots, max_model_len: size of the KV cache allocated here.
+        max_slots: sequences in the KV cache, which is allocated here.
+        max_model_len: positions of one sequence.
         compile_decode: compile the decode step, and record it as CUDA graphs on a GPU.
-        has_few_shapes: decode with a power of two of rows and of buckets of the KV cache, so that
-            there are few shapes to record; None: when each shape is recorded.
+        has_few_shapes: round rows and KV cache buckets of a decode step up to powers of two, so
+            that there are few shapes to record. None means True if shapes are recorded.
     """
 
     def __init__(
@@ -55,9 +71,9 @@ class HfModelRunner:
         self._hidden_size = hidden_size
         self._slots = torch.arange(max_slots, device=self._device)
         self._prefixes: dict[int, Sequence[torch.Tensor]] = {}
-        # The LM classes return logits only, so hooks read the output of the models inside them.
-        # Which of those holds the final rows differs (`base_model` may be a shell around it, or the
-        # LM class itself), but it is always the last to return.
+        # The LM classes return logits only, so hooks read the outputs of the models inside them.
+        # The one with the final rows is always the last to return. `base_model` does not identify
+        # it: that may be a wrapper of it, or the LM class itself.
         self._last_hidden: torch.Tensor | None = None
         for module in model.modules():
             if module is not model and isinstance(module, PreTrainedModel):
@@ -74,7 +90,7 @@ class HfModelRunner:
 
     @property
     def device(self) -> torch.device:
-        """Where the model and its outputs live."""
+        """The device of the model and its outputs."""
         return self._device
 
     @property
@@ -96,7 +112,7 @@ class HfModelRunner:
     def prefill(self, parts: Sequence[PromptPart]) -> StepOutput:
         """Run prompt chunks together, padded on the left so that each row ends at the last column.
 
-        Padding writes to the scratch position, which nothing reads.
+        Padding writes to the scratch position, which no attention reads.
         """
         width = _round_up(max(len(part.prompt) for part in parts), PREFILL_BUCKET)
         token_ids = np.zeros((len(parts), width), dtype=np.int64)
@@ -123,11 +139,12 @@ class HfModelRunner:
         """Run one token of each slot ``0..B-1``.
 
         Args:
-            token_ids: `[B]`, the tokens to feed.
-            positions: `[B]`, where they go; `max_model_len` idles the row (it writes to scratch).
+            token_ids: `[B]`, the input tokens.
+            positions: `[B]`, their positions. A row at position `max_model_len` is idle: it writes
+                to the scratch position.
 
         Returns:
-            one row per slot; on a GPU a compiled step overwrites them in the next call.
+            one row per slot. On a GPU, the next call of a compiled step overwrites them.
         """
         num_rows = len(positions)
         num_idle = self._padded_rows(num_rows) - num_rows
@@ -146,21 +163,32 @@ class HfModelRunner:
         return StepOutput(output.logits[:num_rows], output.hidden[:num_rows])
 
     def warm_up(self) -> None:
-        """Run the decode shapes that a compiler treats differently, on slots that are empty.
+        """Run all `warm_up_shapes`, on slots that are empty."""
+        for shape in self.warm_up_shapes():
+            self.run_shape(shape)
 
-        With few shapes, run them all, the largest first: the recordings of the smaller ones then
-        find memory to share. Without, run one row, which is a shape of its own, and some others:
-        rows and lengths become dynamic once they vary.
+    def run_shape(self, shape: DecodeShape) -> None:
+        """Run a decode step of one shape, on slots that are empty."""
+        position = min(shape.length, self._max_model_len) - 1
+        token_ids = np.zeros(shape.num_rows, dtype=np.int64)
+        self.decode(token_ids, np.full(shape.num_rows, position, dtype=np.int64))
+
+    def warm_up_shapes(self) -> list[DecodeShape]:
+        """Return the decode shapes for which a compiler does work.
+
+        With few shapes, these are all of them. The largest come first, so that the recordings of
+        smaller ones share their memory. Without, these are one row, which is compiled separately,
+        and some others, because rows and lengths become dynamic when they vary.
         """
         rows, lengths = {1, min(2, self._max_slots), self._max_slots}, {KV_BUCKET, 3 * KV_BUCKET}
         if self._has_few_shapes:
             rows = {self._padded_rows(n) for n in range(1, self._max_slots + 1)}
             lengths = {self._decode_length(n) for n in range(1, self._max_model_len + 1)}
-        for num_rows in sorted(rows, reverse=True):
-            for length in sorted(lengths, reverse=True):
-                position = min(length, self._max_model_len) - 1
-                token_ids = np.zeros(num_rows, dtype=np.int64)
-                self.decode(token_ids, np.full(num_rows, position, dtype=np.int64))
+        return [
+            DecodeShape(num_rows, length)
+            for num_rows in sorted(rows, reverse=True)
+            for length in sorted(lengths, reverse=True)
+        ]
 
     @torch.inference_mode()
     def move_slot(self, source: int, target: int, num_tokens: int) -> None:
@@ -169,12 +197,12 @@ class HfModelRunner:
 
     @torch.inference_mode()
     def clear_slot(self, slot: int) -> None:
-        """Zero a slot whose content is not to be trusted."""
+        """Zero a slot whose content may be damaged."""
         self._cache.clear(slot)
 
     @torch.inference_mode()
     def keep_prefix(self, prefix_id: int, slot: int, num_tokens: int) -> None:
-        """Keep a copy of the first `num_tokens` positions of a slot under a number."""
+        """Keep a copy of the first `num_tokens` positions of a slot as a prefix."""
         self._prefixes[prefix_id] = self._cache.read(slot, num_tokens)
 
     @torch.inference_mode()
@@ -217,7 +245,7 @@ class HfModelRunner:
 
 
 def _power_of_two(number: int) -> int:
-    """Return the smallest one that is not below a number of at least 1."""
+    """Return the smallest power of two that is at least `number`, which is positive."""
     return 1 << (number - 1).bit_length()
 
 
