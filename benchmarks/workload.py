@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from latentwire_service.engine.hf.loader import LoadedModel, load_model, pick_device, pick_dtype
-from latentwire_service.engine.prompt import encode_prompt, fill_template
+from latentwire_service.engine.hf.prompt_encoder import PromptEncoder
+from latentwire_service.engine.prompt import fill_template
 
 TEMPLATE = "Please provide a general plan to solve this task.\nThe task is: {task}"
 TASKS = Path(__file__).parent.parent / "examples" / "tasks.jsonl"
@@ -82,8 +83,8 @@ def build_workload(
     lines = TASKS.read_text(encoding="utf-8").splitlines()
     tasks = [json.loads(line)["task"] for line in lines if line]
     chosen = [f"{tasks[i % len(tasks)]} (list {i + 1})" for i in range(count)]
+    encoder = PromptEncoder(tokenizer, ())
     prompts = [
-        list(encode_prompt(tokenizer, fill_template(TEMPLATE, task), "auto").token_ids)
-        for task in chosen
+        list(encoder.encode(fill_template(TEMPLATE, task), "auto").token_ids) for task in chosen
     ]
     return Workload(chosen, prompts, new_tokens, concurrency or count)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from latentwire import PlanOptions
 from latentwire_batch.assembly import Assembly, Totals
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
@@ -17,7 +18,7 @@ from latentwire_batch.dataset.manifest import Manifest, declaration, read_manife
 from latentwire_batch.dataset.previous import previous_rows
 from latentwire_batch.dataset.schema import DatasetSchema
 from latentwire_batch.dispatch.interrupts import run_interruptible
-from latentwire_batch.dispatch.seeds import Seeds, draw_seed
+from latentwire_batch.dispatch.seeds import Seeds, draw_seed, today
 from latentwire_batch.errors import RunInterrupted, StorageError, UsageError, storage_error
 from latentwire_batch.existing_output import finished_counts, refuse_differences
 from latentwire_batch.exit_status import (
@@ -111,7 +112,9 @@ class Collection:
             refuse_differences(self._stored, wanted)
             seeds = self._stored.seeds
         else:
-            seeds = Seeds(draw_seed() if wanted.seed is None else wanted.seed)
+            seeds = Seeds(
+                draw_seed() if wanted.seed is None else wanted.seed, date=_date_of(wanted.options)
+            )
         assert seeds is not None
         watch = self._rendezvous.watch if self._run.rank.count > 1 else None
         with (
@@ -176,6 +179,13 @@ class Collection:
             output_dir=self._run.settings.output_dir,
         )
         return report_written(self._run.console, written)
+
+
+def _date_of(options: PlanOptions) -> str | None:
+    """Return the date that the model's own chat template is to write; None if it is not used."""
+    if options["chat_template"] != "auto":
+        return None
+    return options.get("date") or today()
 
 
 @contextmanager

@@ -77,11 +77,17 @@ class RunSettings:
         """The seeds of the dataset; None while they are not chosen."""
         if self.seed is None or self.row_seed_bits is None:
             return None
-        return Seeds(self.seed, self.row_seed_bits)
+        return Seeds(self.seed, self.row_seed_bits, self.options.get("date"))
 
     def with_seeds(self, seeds: Seeds) -> RunSettings:
         """Return these settings with the seeds that were chosen."""
-        return replace(self, seed=seeds.dataset_seed, row_seed_bits=seeds.row_seed_bits)
+        options = self.options if seeds.date is None else {**self.options, "date": seeds.date}
+        return replace(
+            self,
+            options=options,
+            seed=seeds.dataset_seed,
+            row_seed_bits=seeds.row_seed_bits,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values, without those that are not known."""
@@ -96,7 +102,9 @@ class RunSettings:
         return {
             "data": asdict(self.data),
             "k": self.k,
-            "prompt": {name: options.pop(name) for name in PromptFields.model_fields},
+            "prompt": {
+                name: options.pop(name) for name in PromptFields.model_fields if name in options
+            },
             "sampling": options,
             "columns": list(self.columns),
             **{name: value for name, value in known.items() if value is not None},
@@ -115,6 +123,9 @@ class RunSettings:
         for part in ("prompt", "sampling"):
             # An option that this run sets and the other leaves to the service is a difference.
             compared[part] = {**dict.fromkeys(own[part]), **compared[part]}
+        if "date" not in wanted.options:
+            # A run that names no date takes that of the output.
+            compared["prompt"].pop("date", None)
         if self.model is None or self.model.generation_defaults is None:
             # An earlier version did not record them.
             compared.get("model", {}).pop("generation_defaults", None)

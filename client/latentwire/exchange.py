@@ -71,6 +71,7 @@ class PlanOptions(TypedDict, total=False):
 
     prompt_template: str
     chat_template: ChatTemplate
+    date: str | None
     max_new_tokens: int
     do_sample: bool
     temperature: float

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from latentwire.constants import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -38,6 +39,17 @@ def _must_be_unicode(text: str) -> str:
 def _integral(value: object) -> object:
     """Read 2.0 as 2: JSON and JSON Schema treat them as the same number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _iso_date(text: str) -> str:
+    """Check a date like 2025-01-31."""
+    if len(text) != len("2025-01-31"):
+        raise ValueError("must be a date like 2025-01-31")
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        raise ValueError("must be a date like 2025-01-31") from None
+    return text
 
 
 def _json_object(value: object) -> object:
@@ -73,6 +85,9 @@ LogitBias = Annotated[
     BeforeValidator(_token_keys),
     BeforeValidator(_json_object),
 ]
+IsoDate = Annotated[
+    str, AfterValidator(_iso_date), WithJsonSchema({"type": "string", "format": "date"})
+]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
@@ -87,6 +102,11 @@ class PromptFields(BaseModel):
         default="auto",
         description="Chat markup. auto: the tokenizer's own template if it has one, else none. "
         "none: the bare prompt. qwen: ChatML with one user turn and an open assistant turn.",
+    )
+    date: IsoDate | None = Field(
+        default=None,
+        description="Date that the model's own chat template writes, if it writes today's, like "
+        "2025-01-31; absent: today, in UTC.",
     )
 
 

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
@@ -33,9 +34,10 @@ from latentwire_service.engine.hf.generation import GenerationDefaults
 from latentwire_service.engine.hf.loader import LoadedModel, load_model, pick_device, pick_dtype
 from latentwire_service.engine.hf.memory import Capacity, available_bytes, plan_capacity
 from latentwire_service.engine.hf.probe import Probe, probe
+from latentwire_service.engine.hf.prompt_encoder import PromptEncoder
 from latentwire_service.engine.hf.vocabulary import Vocabulary
 from latentwire_service.engine.prefix_cache import MAX_PREFIX_TOKENS
-from latentwire_service.engine.prompt import Prompt, encode_prompt
+from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.runner import ModelRunner
 from latentwire_service.settings import Settings
 
@@ -53,6 +55,7 @@ class _Started:
     """What there is once the model is loaded."""
 
     loaded: LoadedModel
+    encoder: PromptEncoder
     vocabulary: Vocabulary
     info: BackendInfo
     thread: EngineThread
@@ -128,11 +131,10 @@ class LocalBackend:
         capacity = plan_slots(settings, loaded, probed)
         self._started = self._start(loaded, probed, capacity)
 
-    def encode_prompt(self, text: str, chat_template: str) -> Prompt:
+    def encode_prompt(self, text: str, chat_template: str, day: date | None = None) -> Prompt:
         """Tokenize a filled template, as `Backend.encode_prompt`."""
         started = self._require()
-        prompt = encode_prompt(started.loaded.tokenizer, text, chat_template)
-        return started.vocabulary.check(prompt)
+        return started.vocabulary.check(started.encoder.encode(text, chat_template, day))
 
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> SubmittedRequest:
         """Queue a request, as `Backend.submit`."""
@@ -156,6 +158,11 @@ class LocalBackend:
 
     def _start(self, loaded: LoadedModel, probed: Probe, capacity: Capacity) -> _Started:
         settings, model = self._settings, loaded.model
+        encoder = PromptEncoder(
+            loaded.tokenizer,
+            loaded.eos_token_ids,
+            ignores_template=settings.ignore_chat_template,
+        )
         vocabulary = Vocabulary.of(model, loaded.tokenizer)
         defaults = GenerationDefaults(model, loaded.eos_token_ids)
         runner = self._wrap_runner(
@@ -197,7 +204,7 @@ class LocalBackend:
         )
         if defaults.applied:
             logger.info("generation_config.json sets %s", dict(defaults.applied))
-        return _Started(loaded, vocabulary, info, thread, defaults.stop)
+        return _Started(loaded, encoder, vocabulary, info, thread, defaults.stop)
 
 
 def plan_slots(settings: Settings, loaded: LoadedModel, probed: Probe) -> Capacity:

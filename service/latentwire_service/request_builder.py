@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
 
 from latentwire.protocol import PlanLatentRequest
 from latentwire_service.engine.backend import Backend, GenerationSpec
@@ -58,7 +59,9 @@ def build_spec(
             "max_new_tokens", f"must not exceed {max_new_tokens_limit} on this service"
         )
     text = fill_template(body.prompt_template, body.task)
-    prompt = backend.encode_prompt(text, body.chat_template)
+    prompt = backend.encode_prompt(
+        text, body.chat_template, None if body.date is None else date.fromisoformat(body.date)
+    )
     if not len(prompt):
         raise InvalidParamsError("prompt_template", "the prompt has no tokens")
     if len(prompt) + body.max_new_tokens > info.max_model_len:

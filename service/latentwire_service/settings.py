@@ -52,6 +52,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         default="auto", description="Compute dtype. auto: bf16 on a GPU, fp32 on the CPU."
     )
+    ignore_chat_template: bool = Field(
+        default=False,
+        description="Do not use the model's own chat template: requests with chat_template auto "
+        "get the bare prompt. A model whose template does not work needs it.",
+    )
     max_slots: AutoInt = Field(
         default="auto",
         description="Sequences decoded together. auto: as many as fit in memory, at most 64.",

@@ -184,11 +184,13 @@ def test_the_settings_file_has_the_earlier_fields_and_the_newer_ones(
     collect: Collect, stub: StubReplica, output: Path, tasks: Path
 ) -> None:
     stub.behaviour.die_after = 5
-    assert collect("--replica-timeout", "0.2", replicas=[stub]).status == 1
+    flags = ("--replica-timeout", "0.2", "--date", "2031-12-09")
+    assert collect(*flags, replicas=[stub]).status == 1
     written = (output / ".partial" / "settings.json").read_text()
     expected = json.loads(SETTINGS % digest_of(tasks_of(tasks)))
     expected |= {"columns": [], "input": {"task_field": "task", "id_field": "id"}}
     expected["model"]["generation_defaults"] = {}
+    expected["prompt"]["date"] = "2031-12-09"
     assert json.loads(written) == expected | {"row_seed_bits": 53}
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from typing import Any, Protocol
 
@@ -146,9 +147,9 @@ class _WatchedBackend:
         self._faults.before_load()
         self._backend.load()
 
-    def encode_prompt(self, text: str, chat_template: str) -> Prompt:
+    def encode_prompt(self, text: str, chat_template: str, day: date | None = None) -> Prompt:
         self._watch.encoding_threads.append(threading.get_ident())
-        return self._backend.encode_prompt(text, chat_template)
+        return self._backend.encode_prompt(text, chat_template, day)
 
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> GenerationHandle:
         handle = self._backend.submit(spec, on_step)

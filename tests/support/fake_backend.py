@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,8 @@ class FakeBackend:
     def load(self) -> None:
         self._thread.start()
 
-    def encode_prompt(self, text: str, chat_template: str) -> Prompt:
+    def encode_prompt(self, text: str, chat_template: str, day: date | None = None) -> Prompt:
+        del day
         return Prompt(tuple((_CHATML % text if chat_template == "qwen" else text).encode()))
 
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> _Request:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from latentwire.constants import MAX_SEED
 
@@ -16,15 +17,18 @@ EARLIER_ROW_SEED_BITS = 63
 
 @dataclass(frozen=True)
 class Seeds:
-    """The seeds of one dataset.
+    """What is chosen once for a dataset: its seed, and its date.
 
     Attributes:
         dataset_seed: `0..MAX_SEED`.
         row_seed_bits: each row's seed is below two to this power.
+        date: that chat templates write, as ISO 8601; None where none does, and in outputs of
+            earlier versions.
     """
 
     dataset_seed: int
     row_seed_bits: int = ROW_SEED_BITS
+    date: str | None = None
 
     def of_row(self, index: int) -> int:
         """Return the sampling seed of one row; see `row_seed`."""
@@ -34,6 +38,11 @@ class Seeds:
 def draw_seed() -> int:
     """Draw a dataset seed from the system's randomness, below 2^53."""
     return secrets.randbelow(1 << ROW_SEED_BITS)
+
+
+def today() -> str:
+    """Return the date in UTC, as ISO 8601: ranks in different time zones have the same."""
+    return datetime.now(UTC).date().isoformat()
 
 
 def row_seed(dataset_seed: int, index: int, bits: int = ROW_SEED_BITS) -> int:

@@ -68,7 +68,7 @@ class Rendezvous:
                 while True:
                     note = self._of_this_launch(read_json(self._layout.launch))
                     if note is not None:
-                        return Seeds(note["dataset_seed"], note["row_seed_bits"])
+                        return Seeds(note["dataset_seed"], note["row_seed_bits"], note["date"])
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
             raise RankLostError("rank 0 did not start") from error

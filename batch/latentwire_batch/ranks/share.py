@@ -81,7 +81,7 @@ class Share:
         assert seeds is not None
         plan = SessionPlan(
             rows=run.source.rows,
-            request=RowRequest(settings.k, settings.plan_options, seeds),
+            request=RowRequest(settings.k, self._wanted.options, seeds),
             source=select_source(settings, os.environ, run.rank, run.console.say),
             open_store=self._store_for,
             concurrency=settings.concurrency,

@@ -92,6 +92,9 @@ def serve_command(settings: CollectSettings) -> tuple[str, ...]:
     flags = [part for pair in given for part in pair]
     if settings.trust_remote_code:
         flags.append("--trust-remote-code")
+    if settings.chat_template != "auto":
+        # The rows do not use the model's own template, so it need not work.
+        flags.append("--ignore-chat-template")
     # JSON, because this process reads the log.
     return ("latentwire", "serve", "--host", LOOPBACK, "--log-format", "json", *flags)
 

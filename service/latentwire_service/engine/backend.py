@@ -10,6 +10,7 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Literal, Protocol
 
 import numpy as np
@@ -198,12 +199,16 @@ class Backend(Protocol):
         """
         ...
 
-    def encode_prompt(self, text: str, chat_template: str) -> Prompt:
+    def encode_prompt(self, text: str, chat_template: str, day: date | None = None) -> Prompt:
         """Tokenize a filled template with the model's tokenizer.
 
         Args:
             text: the filled template.
             chat_template: `auto`, `none` or `qwen`, as in a request.
+            day: the date that the model's own template writes; None: today, in UTC.
+
+        Raises:
+            InvalidParamsError: the model cannot read the text.
         """
         ...
 

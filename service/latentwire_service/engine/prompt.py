@@ -7,9 +7,8 @@ never look inside, so that a prompt can hold more than token ids.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-_CHATML = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+CHATML = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +43,3 @@ def fill_template(template: str, task: str) -> str:
     Not `str.format`: the template comes from a stranger, and attribute access would leak.
     """
     return template.replace("{task}", task)
-
-
-def encode_prompt(tokenizer: Any, text: str, chat_template: str) -> Prompt:
-    """Tokenize a prompt.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        text: the filled template.
-        chat_template: `auto` (the tokenizer's own template if it has one, else the bare text),
-            `none`, or `qwen` (ChatML: one user turn, an opened assistant turn).
-    """
-    if chat_template == "auto" and tokenizer.chat_template:
-        messages = [{"role": "user", "content": text}]
-        chat = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        # The template writes its own special tokens; adding them again would double the first.
-        return Prompt(tuple(tokenizer.encode(chat, add_special_tokens=False)))
-    if chat_template == "qwen":
-        text = _CHATML.replace("{prompt}", text)
-    return Prompt(tuple(tokenizer.encode(text)))

@@ -130,6 +130,7 @@ def test_health_ready_and_info_answer(server: LiveServer) -> None:
         },
         "version": "0.0.0",
         "compressors": [],
+        "generation_defaults": {},
     }
     assert info.device in {"cpu", "cuda", "mps"}
     assert socket.gethostname() not in server.http.get("/info").text

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from latentwire_service.engine.prompt import Prompt, encode_prompt, fill_template
+from latentwire_service.engine.hf.prompt_encoder import PromptEncoder
+from latentwire_service.engine.prompt import Prompt, fill_template
 from support.tiny_models import build_tokenizer
 
 
@@ -35,7 +36,9 @@ def tokenizer() -> Any:
 
 
 def text_of(tokenizer: Any, prompt: str, chat_template: str) -> str:
-    return str(tokenizer.decode(list(encode_prompt(tokenizer, prompt, chat_template).token_ids)))
+    return str(
+        tokenizer.decode(list(PromptEncoder(tokenizer, ()).encode(prompt, chat_template).token_ids))
+    )
 
 
 def test_auto_is_the_bare_prompt_without_a_template_of_the_tokenizer(tokenizer: Any) -> None:

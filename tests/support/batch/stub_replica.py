@@ -110,6 +110,7 @@ class StubReplica:
     Attributes:
         behaviour: what it does.
         received: (task_id, seed) of every plan request, in order of arrival.
+        dates: the `date` of each of them; None where it has none.
         answered: task ids answered with a plan.
         sent_media_types: of the answers with a plan.
         arrived: set at every plan request.
@@ -120,6 +121,7 @@ class StubReplica:
     ) -> None:
         self.behaviour = behaviour or Behaviour()
         self.received: list[tuple[str | None, int]] = []
+        self.dates: list[str | None] = []
         self.answered: list[str | None] = []
         self.sent_media_types: set[str] = set()
         self.arrived = threading.Event()
@@ -244,6 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
             stub.num_in_flight += 1
             stub.most_in_flight = max(stub.most_in_flight, stub.num_in_flight)
             stub.received.append((body["task_id"], body["seed"]))
+            stub.dates.append(body.get("date"))
             status = self._fault(body["task"])
             stub.lock.notify_all()
         stub.arrived.set()
