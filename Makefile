@@ -38,7 +38,7 @@ test-oldest: $(VENV_OLDEST)/.installed
 	PYTHONPATH=service $(VENV_OLDEST)/bin/python -m pytest -W default tests/service/engine
 
 # The engine's tests on a GPU, in fp32 and in bf16; LATENTWIRE_TEST_DEVICE=cpu runs them on the CPU.
-# They need torch, transformers, numpy and pytest: .venv's, or else those of $(PYTHON).
+# They need torch, transformers, numpy and pytest: those of .venv, or else of $(PYTHON).
 GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 LATENTWIRE_TEST_DEVICE ?= cuda
 GPU_DTYPES ?= fp32 bf16

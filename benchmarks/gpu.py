@@ -129,12 +129,16 @@ class Bench:
                 fitting.append(slots)
         if not fitting:
             return
-        runner: ModelRunner = build_runner(self.model, self.probed, max(fitting), self.length)
+        runner = build_runner(self.model, self.probed, max(fitting), self.length)
         for slots in fitting:
             yield self._attempt("generate", slots, "none", None)
             yield self._attempt("engine", slots, "all", runner)
             yield self._attempt("engine", slots, str(ROWS_KEPT), runner)
+        # The compiled runner needs the memory of this one's KV cache.
+        runner.close()
         del runner
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         yield from self._compiled(fitting)
 
     def _compiled(self, fitting: Sequence[int]) -> Iterator[Cell]:

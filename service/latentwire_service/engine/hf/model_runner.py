@@ -75,13 +75,20 @@ class HfModelRunner:
         # The one with the final rows is always the last to return. `base_model` does not identify
         # it: that may be a wrapper of it, or the LM class itself.
         self._last_hidden: torch.Tensor | None = None
-        for module in model.modules():
-            if module is not model and isinstance(module, PreTrainedModel):
-                module.register_forward_hook(self._keep_last_hidden)
+        self._hooks = [
+            module.register_forward_hook(self._keep_last_hidden)
+            for module in model.modules()
+            if module is not model and isinstance(module, PreTrainedModel)
+        ]
         if has_few_shapes is None:
             has_few_shapes = compile_decode and self._device.type == "cuda"
         self._has_few_shapes = has_few_shapes
         self._decode_step: Step = compiled(self._run, self._device) if compile_decode else self._run
+
+    def close(self) -> None:
+        """Detach from the model, which keeps this runner and its KV cache alive until then."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _keep_last_hidden(self, _module: object, _args: object, output: Any) -> None:
         hidden = getattr(output, "last_hidden_state", None)
