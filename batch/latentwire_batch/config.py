@@ -66,6 +66,11 @@ class ReplicaFields(BaseModel):
     api_key: SecretStr | None = Field(
         default=None, description="API key, when the replicas require one."
     )
+    api_key_file: Path | None = Field(
+        default=None,
+        description="File with the API key in its first line. Unlike a flag, a file does not show "
+        "in the list of processes.",
+    )
     concurrency: int | None = Field(
         default=None,
         ge=1,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -87,11 +91,134 @@ def configured(folder: Path, port: int, addresses: list[str]) -> list[str]:
     # Some distributions have an nginx that cannot resolve a name repeatedly: list the addresses.
     line = next(line for line in shipped.splitlines() if "server replicas" in line)
     own = [line.replace("replicas:8000 resolve", address) for address in addresses]
-    shipped = shipped.replace(line, "\n".join(own)).replace("resolver 127.0.0.11 valid=5s;", "")
+    resolver = "include /tmp/resolver.conf;"
+    assert resolver in shipped
+    shipped = shipped.replace(line, "\n".join(own)).replace(resolver, "")
     (folder / "nginx.conf").write_text(text)
     (folder / "upstream.conf").write_text(shipped)
     assert NGINX is not None
     return [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
+
+
+class FakeReplica:
+    """Answers every request with one status and counts them."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.num_requests = 0
+        replica = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                replica.num_requests += 1
+                self.send_response(replica.status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def gateway_for(
+    folder: Path,
+    addresses: list[str],
+    change: Callable[[str], str] = str,
+    change_upstream: Callable[[str], str] = str,
+) -> Iterator[str]:
+    """Run nginx before these addresses; the functions edit the shipped files."""
+    port = free_port()
+    command = configured(folder, port, addresses)
+    for name, edit in (("nginx.conf", change), ("upstream.conf", change_upstream)):
+        file = folder / name
+        file.write_text(edit(file.read_text()))
+    with (folder / "error.log").open("wb") as errors:
+        nginx = subprocess.Popen(command, stderr=errors)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as client:
+            assert client.get(f"{url}/gateway/health").status_code == 200
+        yield url
+    finally:
+        nginx.terminate()
+        nginx.wait(TIMEOUT_S)
+
+
+@pytest.mark.parametrize("loading", [1, 3, 7])
+def test_a_request_tries_three_replicas_and_its_retries_find_the_loaded_one(
+    tmp_path: Path, loading: int
+) -> None:
+    shipped = (GATEWAY / "upstream.conf").read_text() + (GATEWAY / "nginx.conf").read_text()
+    (fail_timeout_s,) = map(int, re.findall(r"fail_timeout=(\d+)s", shipped))
+    (retry_after_s,) = map(int, re.findall(r"Retry-After (\d+) always;\n\s+return 503", shipped))
+    # The third attempt comes before the first refusals are forgotten.
+    assert fail_timeout_s > 2 * retry_after_s
+    replicas = [FakeReplica(503) for _ in range(loading)] + [FakeReplica(200)]
+    try:
+        addresses = [replica.address for replica in replicas]
+        # A slow machine must not outlast it.
+        never = partial(re.sub, r"fail_timeout=\d+s", "fail_timeout=600s")
+        with gateway_for(tmp_path, addresses, change_upstream=never) as url:
+            statuses, tried = [], []
+            for _ in range(6):
+                before = sum(replica.num_requests for replica in replicas)
+                statuses.append(httpx.get(f"{url}/info", timeout=TIMEOUT_S).status_code)
+                tried.append(sum(replica.num_requests for replica in replicas) - before)
+    finally:
+        for replica in replicas:
+            replica.close()
+    assert max(tried) <= 3
+    # Two attempts cover six loading replicas.
+    assert statuses[2:] == [200] * 4
+    # A loading replica is left alone after its refusal. nginx does not count that of a last try.
+    assert max(replica.num_requests for replica in replicas[:-1]) <= 2
+
+
+def test_over_the_connection_limit_a_caller_gets_429_and_the_reason(tmp_path: Path) -> None:
+    def limit_one(text: str) -> str:
+        assert "limit_conn callers 1024;" in text
+        return text.replace("limit_conn callers 1024;", "limit_conn callers 1;")
+
+    replica = FakeReplica(200)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> Iterator[bytes]:
+        yield b"x"
+        entered.set()
+        leave.wait(TIMEOUT_S)
+        yield b"x"
+
+    try:
+        with (
+            gateway_for(tmp_path, [replica.address], limit_one) as url,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            held = pool.submit(httpx.post, f"{url}/plan_latent", content=hold(), timeout=TIMEOUT_S)
+            assert entered.wait(TIMEOUT_S)
+            # nginx counts a connection once it has read the request's head.
+            for _ in range(200):
+                refused = httpx.get(f"{url}/info", timeout=TIMEOUT_S)
+                if refused.status_code != 200:
+                    break
+            leave.set()
+            held.result(TIMEOUT_S)
+    finally:
+        leave.set()
+        replica.close()
+    body = ErrorBody.model_validate_json(refused.content)
+    assert (refused.status_code, body.status, body.code) == (429, 429, "queue-full")
+    assert "connections from one address" in body.detail
+    assert "no replica" not in body.detail
+    assert refused.headers["retry-after"] == "1"
+    assert len(refused.headers.get_list("x-request-id")) == 1
 
 
 def test_a_replica_killed_under_load_fails_no_request(site: Site) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pydantic import SecretStr
+
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Notify
+from latentwire_batch.errors import UsageError
 from latentwire_batch.ranks.rank import Rank
 from latentwire_batch.replicas.given import GivenReplicas
 from latentwire_batch.replicas.local import LocalReplicas
@@ -14,10 +17,32 @@ from latentwire_batch.replicas.source import ReplicaSource
 
 
 def given_replicas(settings: CollectSettings) -> GivenReplicas:
-    """Return the replicas at the addresses of `--replica`."""
+    """Return the replicas at the addresses of `--replica`.
+
+    Raises:
+        UsageError: `--api-key-file` cannot be used.
+    """
     return GivenReplicas(
-        settings.replica, settings.api_key, settings.timeout, settings.replica_timeout
+        settings.replica, _api_key(settings), settings.timeout, settings.replica_timeout
     )
+
+
+def _api_key(settings: CollectSettings) -> SecretStr | None:
+    path = settings.api_key_file
+    if path is None:
+        return settings.api_key
+    if settings.api_key is not None:
+        raise UsageError("--api-key and --api-key-file: give one of them")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise UsageError(f"--api-key-file cannot be read: {reason}") from error
+    # The same file may list the service's keys, one per line.
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise UsageError("--api-key-file contains no key")
+    return SecretStr(keys[0])
 
 
 def select_source(
