@@ -26,9 +26,7 @@ def test_the_reason_why_no_replica_is_ready_is_told(
     flags = ["--replica", "http://127.0.0.1:9", "--replica-timeout", "0.4"]
     ended = collect(*flags, replicas=[stub])
     assert ended.status == 1
-    states = (
-        "replica 0 answers: scripted not-ready; replica 1 does not answer: nothing listens there"
-    )
+    states = "replica 0 says: scripted not-ready; replica 1 does not answer: nothing listens there"
     assert f"no replica was ready within 0.4 s ({states})" in ended.stderr
     assert "waiting for replicas since 0 s: replica 0" in ended.stderr
     assert "127.0.0.1" not in ended.stderr

@@ -264,7 +264,7 @@ def _state_of(reason: LatentwireError) -> str:
     """Say why a replica is not ready, in words that hold no address."""
     match reason:
         case NotReadyError():
-            return f"answers: {reason.body.detail}"
+            return f"says: {reason.body.detail}"
         case ConnectionFailedError():
             return f"does not answer: {str(reason).rpartition(': ')[2]}"
         case TransportTimeoutError():

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from latentwire_batch.config import CollectSettings
@@ -213,6 +214,31 @@ def test_own_replicas_are_restarted_until_the_rows_are_known(
     monkeypatch.setattr("latentwire_batch.replicas.local_plan.serve_command", command)
     assert collect("--concurrency", str(concurrency)).status == 3
     assert_complete(output, tasks_of(tasks), without=KILLERS)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fast_probes")
+def test_the_real_service_is_restarted_until_the_rows_are_known(
+    collect: Collect, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support" / "batch"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("latentwire_batch.replicas.local._RESTART_PAUSE_S", 0.01)
+
+    def command(_: CollectSettings) -> tuple[str, ...]:
+        return ("killer_service", "--host", "127.0.0.1", "--max-slots", "4")
+
+    monkeypatch.setattr("latentwire_batch.replicas.local_plan.serve_command", command)
+    tasks = [f"KILL {i}" if i in (3, 17) else f"Open window {i}" for i in range(24)]
+    lines = [json.dumps({"id": f"t{i}", "task": task}) for i, task in enumerate(tasks)]
+    dataset = tmp_path / "fragile.jsonl"
+    dataset.write_text("\n".join(lines))
+    ended = collect("--dataset", str(dataset))
+    assert ended.status == 3
+    failures = (output / "failures.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in failures] == [3, 17]
+    assert {json.loads(line)["code"] for line in failures} == {"ends-replica"}
+    assert pq.read_table(output / "data.parquet").num_rows == 22
 
 
 def _attempts(count: int) -> list[Attempt]:

@@ -87,6 +87,21 @@ def test_own_replicas_are_started_and_stopped(
     assert_complete(output, tasks_of(tasks))
 
 
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "nonsense://"])
+def test_own_replicas_are_reached_directly_whatever_the_proxies(
+    as_children: Callable[..., None],
+    collect: Collect,
+    proxy: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, proxy)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    as_children()
+    assert collect("--limit", "2").status == 0
+
+
 def test_an_own_replica_that_dies_is_restarted(
     as_children: Callable[..., None], collect: Collect, output: Path, tasks: Path
 ) -> None:
