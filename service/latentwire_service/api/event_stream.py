@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import Response
@@ -13,8 +14,16 @@ from latentwire.protocol import ErrorBody
 from latentwire_service.api.disconnect import until_disconnect
 from latentwire_service.api.error_handlers import error_body
 from latentwire_service.api.rendering import AnswerContext, render_done, render_error, render_steps
+from latentwire_service.api.request_scope import set_outcome
 from latentwire_service.engine.backend import Step
 from latentwire_service.model_service import Plan
+
+# A request that is refused is refused sooner; one that waits longer gets its headers.
+FIRST_ITEM_S = 5.0
+# Gateways and clients give up connections on which nothing arrives for a minute or so.
+KEEP_ALIVE_S = 15.0
+# Clients ignore a comment. Callers see that the request waits, and that the connection works.
+_COMMENT = b": waiting\n\n"
 
 
 class PlanEvents:
@@ -38,22 +47,38 @@ class PlanEvents:
         self._context = context
         self._on_plan = on_plan
         self._on_error = on_error
-        self._first: list[Step] | Plan = []
+        self._pending: asyncio.Task[list[Step] | Plan | None] | None = None
 
     async def start(self) -> None:
         """Wait for the first item, so that a request that never runs gets an error status.
 
+        Returns after `FIRST_ITEM_S` seconds in any case: a later error is an event.
+
         Raises:
             EngineError: as `ModelService.stream`.
         """
-        self._first = await anext(self._items)
+        item = await self._next(FIRST_ITEM_S)
+        if item.done():
+            item.result()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the bytes of the events. An error becomes the last event."""
+        """Yield the bytes of the events, and comments while there is none.
+
+        An error becomes the last event.
+        """
         texts: list[str] = []
+        timeout_s = 0.0
         try:
-            yield self._render(self._first, texts)
-            async for item in self._items:
+            while True:
+                pending = await self._next(timeout_s)
+                timeout_s = KEEP_ALIVE_S
+                if not pending.done():
+                    yield _COMMENT
+                    continue
+                self._pending = None
+                item = pending.result()
+                if item is None:
+                    return
                 yield self._render(item, texts)
         except Exception as error:
             # The boundary: the status is already sent, so the stream itself reports the error.
@@ -63,9 +88,25 @@ class PlanEvents:
 
     async def aclose(self) -> None:
         """Cancel the request unless it is finished."""
+        if self._pending is not None:
+            self._pending.cancel()
+            await asyncio.wait({self._pending})
         aclose = getattr(self._items, "aclose", None)
         if aclose is not None:
             await aclose()
+
+    async def _next(self, timeout_s: float) -> asyncio.Task[list[Step] | Plan | None]:
+        """Return the task of the next item, after `timeout_s` seconds even if it is not done.
+
+        Its result is None after the last item.
+        """
+        if self._pending is None:
+            self._pending = asyncio.create_task(self._take())
+        await asyncio.wait({self._pending}, timeout=timeout_s)
+        return self._pending
+
+    async def _take(self) -> list[Step] | Plan | None:
+        return await anext(self._items, None)
 
     def _render(self, item: list[Step] | Plan, texts: list[str]) -> bytes:
         if isinstance(item, Plan):
@@ -78,7 +119,8 @@ class PlanEvents:
 class EventStream(Response):
     """Sends the events of a plan.
 
-    An error before the first event is raised before anything is sent, and gets its own status.
+    An error within `FIRST_ITEM_S` and before the first event is raised before anything is sent, and
+    gets its own status.
     """
 
     media_type = EVENT_STREAM_MEDIA_TYPE
@@ -95,14 +137,19 @@ class EventStream(Response):
         """Send events until the last one, or until the reader leaves."""
         try:
             refusal = await until_disconnect(receive, self._send(send))
-        except HTTPException:
+        except HTTPException as error:
             if not self._is_begun:
                 raise
+            set_outcome(scope, error.status_code)
             # The client exceeded the body limit during the stream: only the connection can end.
             return
         finally:
             await self._events.aclose()
-        if refusal is not None and not self._is_begun:
+        if refusal is None:
+            return
+        if self._is_begun:
+            set_outcome(scope, refusal.status_code)
+        else:
             await refusal(scope, receive, send)
 
     async def _send(self, send: Send) -> None:

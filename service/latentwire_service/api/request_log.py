@@ -15,6 +15,7 @@ from latentwire.constants import REQUEST_ID_HEADER, REQUEST_ID_PATTERN
 from latentwire_service.api.request_scope import (
     key_name_of,
     method_of,
+    outcome_of,
     plan_id_of,
     route_of,
 )
@@ -59,6 +60,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, noted)
         finally:
+            status = outcome_of(scope, status)
             self._observe(route_of(scope), status)
             _log(scope, status, round((time.monotonic() - started) * 1e3, 1))
             request_id.reset(token)

@@ -6,6 +6,7 @@ from starlette.types import Scope
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CALLER, _KEY_NAME, _PLAN_ID = "latentwire.caller", "latentwire.key", "latentwire.plan_id"
+_OUTCOME = "latentwire.outcome"
 
 
 def method_of(scope: Scope) -> str:
@@ -49,3 +50,14 @@ def plan_id_of(scope: Scope) -> str:
     """Return the answer id; empty for an answer without a plan."""
     plan_id: str = scope.get(_PLAN_ID, "")
     return plan_id
+
+
+def set_outcome(scope: Scope, status: int) -> None:
+    """Note the status that a broken stream would have if its headers had not been sent."""
+    scope[_OUTCOME] = status
+
+
+def outcome_of(scope: Scope, sent_status: int) -> int:
+    """Return how the request ended: the status that was sent, unless its stream broke later."""
+    status: int = scope.get(_OUTCOME, sent_status)
+    return status

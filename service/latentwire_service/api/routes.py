@@ -10,6 +10,7 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from latentwire.protocol import (
+    ErrorBody,
     InfoResponse,
     PlanLatentBody,
     PlanLatentParams,
@@ -28,7 +29,7 @@ from latentwire_service.api.openapi_examples import (
 )
 from latentwire_service.api.rendering import AnswerContext
 from latentwire_service.api.request_form import plan_route
-from latentwire_service.api.request_scope import caller_of, set_plan_id
+from latentwire_service.api.request_scope import caller_of, set_outcome, set_plan_id
 from latentwire_service.api.wire_formats import WireFormat, negotiate, render
 from latentwire_service.engine.backend import BackendInfo
 from latentwire_service.engine.errors import EngineUnavailableError, InvalidParamsError
@@ -106,7 +107,11 @@ class _PlanAnswers:
 
         if body.stream:
             items = self._service.stream(submission)
-            on_error = self._metrics.observe_stream_error
+
+            def on_error(body: ErrorBody) -> None:
+                self._metrics.observe_stream_error(body)
+                set_outcome(request.scope, body.status)
+
             return EventStream(PlanEvents(items, context, note, on_error))
         wire = negotiate(",".join(request.headers.getlist("accept")))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from latentwire_service.api.request_scope import method_of, plan_id_of, route_of
+from latentwire_service.api.request_scope import method_of, outcome_of, plan_id_of, route_of
 from latentwire_service.telemetry.logs import request_id
 from latentwire_service.telemetry.tracing import Tracing
 
@@ -41,6 +41,7 @@ class RequestSpans:
             try:
                 await self._app(scope, receive, noted)
             finally:
+                outcome.status = outcome_of(scope, outcome.status)
                 outcome.route = route_of(scope)
                 outcome.request_id = request_id.get() or ""
                 outcome.plan_id = plan_id_of(scope)
