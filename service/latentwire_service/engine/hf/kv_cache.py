@@ -1,9 +1,10 @@
-"""The slot-indexed KV cache, in the form that Hugging Face models write to.
+"""The slot-indexed KV cache, as a Hugging Face cache that models write to.
 
-Per layer, keys and values are preallocated ``[num_slots, num_kv_heads, max_model_len + 1,
-head_dim]``. The last position is scratch: padding writes there, and nothing reads it. A forward
-pass first says which slots and positions its tokens have (`CacheView`); the layers then write in
-place and return what attention reads: the slots of the pass, up to the length that covers them.
+Each layer preallocates keys and values of ``[num_slots, num_kv_heads, max_model_len + 1,
+head_dim]``. The last position is scratch: padding writes there, and attention never reads it. A
+forward pass first sets the slots and positions of its tokens (`CacheView`). The layers then write
+in place and return the keys and values that attention reads: the slots of the pass, up to the
+length that covers them.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class CacheView:
-    """What one forward pass writes and reads.
+    """The part of the cache that one forward pass writes and reads.
 
     Attributes:
         slots: `[B]` int64.
-        is_dense: the slots are ``0..B-1``, so that attention reads them without a copy.
-        write_positions: `[B, Q]` int64, where each token's keys and values go.
+        is_dense: the slots are ``0..B-1``, so attention reads them without a copy.
+        write_positions: `[B, Q]` int64, the position to which each token's keys and values go.
         query_positions: `[B, Q]` int64, each token's position in its sequence, for the mask.
         kv_length: positions that attention reads.
     """
@@ -53,12 +54,12 @@ class CacheView:
 
 @dataclass(slots=True)
 class CurrentView:
-    """The view of the forward pass under way, shared by all layers."""
+    """The view of the current forward pass, shared by all layers."""
 
     view: CacheView | None = None
 
     def get(self) -> CacheView:
-        """Return it."""
+        """Return the view."""
         assert self.view is not None
         return self.view
 
@@ -76,17 +77,17 @@ class SlotLayer(CacheLayerMixin):
         self.current = current
 
     def allocate(self, shape: LayerShape, dtype: torch.dtype, device: torch.device) -> None:
-        """Take the memory, zeroed: what is masked out must still be finite."""
+        """Allocate zeroed memory, because masked-out positions must be finite, too."""
         sizes = (self.num_slots, shape.num_kv_heads, self.num_positions)
         self.keys = _zeros((*sizes, shape.key_dim), dtype, device)
         self.values = _zeros((*sizes, shape.value_dim), dtype, device)
         for cache in (self.keys, self.values):
-            # CUDA graphs are only made of steps whose changed inputs stay where they are.
+            # CUDA graphs require that the tensors they change keep their address.
             torch._dynamo.mark_static_address(cache)
         self.is_initialized = True
 
     def lazy_initialization(self, _key_states: torch.Tensor, _value_states: torch.Tensor) -> None:
-        """Hugging Face's hook for allocation on first use; slots are allocated at start."""
+        """Refuse to allocate on first use, as Hugging Face offers: slots are allocated at start."""
         raise AssertionError("SlotLayer is allocated before its first update")
 
     def update(
@@ -96,10 +97,10 @@ class SlotLayer(CacheLayerMixin):
         *_args: object,
         **_kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write `[B, num_kv_heads, Q, head_dim]` in place; return what attention reads.
+        """Write `[B, num_kv_heads, Q, head_dim]` in place.
 
         Returns:
-            keys and values, `[B, num_kv_heads, kv_length, head_dim]`.
+            the keys and values that attention reads, `[B, num_kv_heads, kv_length, head_dim]`.
         """
         view = self.current.get()
         assert self.keys is not None
@@ -114,12 +115,12 @@ class SlotLayer(CacheLayerMixin):
         return self.current.get().kv_length, 0
 
     def get_seq_length(self) -> int:
-        """Positions before the queries, as far as all rows of a pass share one number."""
+        """Return the positions before the queries, as one number for all rows."""
         view = self.current.get()
         return view.kv_length - view.write_positions.shape[1]
 
     def get_max_length(self) -> int:
-        """Positions a slot holds."""
+        """Return the number of positions of a slot."""
         return self.num_positions - 1
 
 
@@ -132,10 +133,10 @@ def _write_and_read(cache: torch.Tensor, states: torch.Tensor, view: CacheView) 
 
 
 def _zeros(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return zeros; on the CPU as pages that take memory only once they are written to.
+    """Return zeros. On the CPU, a page takes memory only after the first write to it.
 
-    torch would write them all at once, and a cache of many long slots is rarely full. Huge pages
-    are declined where the system has them: a short sequence would take as many as a long one.
+    torch would write all pages at once, but a cache of many long slots is rarely full. Huge pages
+    are declined, because a short sequence would take as many of them as a long one.
     """
     if device.type != "cpu":
         return torch.zeros(sizes, dtype=dtype, device=device)
@@ -165,14 +166,14 @@ class SlotCache(Cache):
         super().__init__(layers=list(slot_layers))
 
     def use(self, view: CacheView) -> None:
-        """Say which slots and positions the next forward pass is about."""
+        """Set the slots and positions of the next forward pass."""
         self._current.view = view
 
     def get_query_offset(self, _layer_idx: int = 0) -> Any:
-        """Positions of the queries, `[B, Q]` int64: `slot_mask` takes them for its `q_offset`.
+        """Return the positions of the queries, `[B, Q]` int64, the `q_offset` of `slot_mask`.
 
-        Typed Any because Hugging Face says int; it hands the value on unread, and one number could
-        not stand for rows of different lengths.
+        The type is Any because Hugging Face declares int. It passes the value on without reading
+        it, and one number cannot represent rows of different lengths.
         """
         return self._current.get().query_positions
 
@@ -182,19 +183,20 @@ class SlotCache(Cache):
             cache[target, :, :num_tokens] = cache[source, :, :num_tokens]
 
     def read(self, slot: int, num_tokens: int) -> list[torch.Tensor]:
-        """Return a copy of the first positions of a slot: `[num_kv_heads, num_tokens, head_dim]`.
+        """Copy the first `num_tokens` positions of a slot.
 
-        Keys and values of each layer in turn.
+        Returns:
+            keys and values of each layer in turn, `[num_kv_heads, num_tokens, head_dim]` each.
         """
         return [cache[slot, :, :num_tokens].clone() for cache in self._tensors()]
 
     def write(self, slot: int, num_tokens: int, states: Sequence[torch.Tensor]) -> None:
-        """Write the first `num_tokens` positions of what `read` returned to a slot."""
+        """Write the first `num_tokens` positions of states that `read` returned to a slot."""
         for cache, state in zip(self._tensors(), states, strict=True):
             cache[slot, :, :num_tokens] = state[:, :num_tokens]
 
     def clear(self, slot: int) -> None:
-        """Zero a slot: NaN left in it would reach the next request through masked-out positions."""
+        """Zero a slot, because a NaN in it would reach the next request at masked-out positions."""
         for cache in self._tensors():
             cache[slot] = 0
 

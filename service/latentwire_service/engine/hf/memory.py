@@ -1,8 +1,9 @@
-"""How many slots of what length fit into the memory that is there."""
+"""How many slots of which length fit into the available memory."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,21 +11,21 @@ import torch
 
 from latentwire_service.engine.errors import ModelError
 
-# More slots than this gain no throughput on the devices measured, but cost memory.
+# On the measured devices, more slots cost memory and gain no throughput.
 DEFAULT_MAX_SLOTS = 64
-# Plans are short: with every position of a long-context model reserved, few slots would fit.
+# Plans are short, and few slots would fit if each reserved all positions of a long-context model.
 DEFAULT_MAX_MODEL_LEN = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Slots and their length, and what they take.
+    """The number of slots, their length, and their memory.
 
     Attributes:
-        max_slots: sequences at once.
+        max_slots: sequences that run together.
         max_model_len: positions of one sequence.
-        cache_bytes: the KV cache's size.
-        budget_bytes: what it could have taken.
+        cache_bytes: the size of the KV cache.
+        budget_bytes: the memory that the KV cache may use.
     """
 
     max_slots: int
@@ -34,9 +35,10 @@ class Capacity:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Free memory of the device; on the CPU, what the system and the control group leave.
+    """Return the free memory of a device, in bytes.
 
-    The CUDA branch is reached on a GPU only.
+    On the CPU, this is the smaller of the system's free memory and the rest of the control group's
+    limit. The CUDA branch runs on a GPU only.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -56,45 +58,54 @@ def plan_capacity(
     memory_fraction: float,
     host_available: int | None = None,
 ) -> Capacity:
-    """Decide slots and length from settings (None: automatic) and memory.
+    """Choose the number of slots and their length.
 
     Args:
-        max_slots: slots asked for.
-        max_model_len: positions asked for.
-        model_max_len: positions the model was made for; None when it does not say.
+        max_slots: the configured slots; None to choose them.
+        max_model_len: the configured positions of a sequence; None to choose them.
+        model_max_len: the longest sequence of the model; None if its config does not state it.
         bytes_per_position: keys and values of one position, all layers.
-        row_bytes: one hidden row in float32, kept per generated token.
+        row_bytes: one hidden row in float32; one is kept per generated token.
         available: free bytes on the device.
-        memory_fraction: the part of them that may be used.
-        host_available: free bytes of the host's memory, where hidden rows wait for their request to
-            finish; None when the device's memory is the host's, as on the CPU.
+        memory_fraction: the part of the free bytes that may be used.
+        host_available: free bytes on the host, which keeps the hidden rows of unfinished requests;
+            None if the device uses the host's memory, as the CPU does.
 
     Raises:
-        ModelError: the settings cannot be met; the message has the numbers.
+        ModelError: the settings need more than the model or the memory has; the message has the
+            numbers.
     """
     if max_model_len is not None and model_max_len is not None and max_model_len > model_max_len:
         raise ModelError(
             f"max_model_len {max_model_len} exceeds the {model_max_len} positions of the model"
         )
-    budget = int(available * memory_fraction)
     pools = [_Pool(bytes_per_position + row_bytes, available, memory_fraction)]
     if host_available is not None:
         pools = [
             _Pool(bytes_per_position, available, memory_fraction),
             _Pool(row_bytes, host_available, memory_fraction),
         ]
-    length = max_model_len or min(model_max_len or DEFAULT_MAX_MODEL_LEN, DEFAULT_MAX_MODEL_LEN)
+    slots, length = _fit(pools, max_slots, max_model_len, model_max_len or DEFAULT_MAX_MODEL_LEN)
+    cache_bytes = slots * (length + 1) * bytes_per_position
+    return Capacity(slots, length, cache_bytes, budget_bytes=pools[0].budget)
+
+
+def _fit(
+    pools: Sequence[_Pool], max_slots: int | None, max_model_len: int | None, model_max_len: int
+) -> tuple[int, int]:
+    """Return slots and length that fit into each pool; choose those that are None."""
+    length = max_model_len or min(model_max_len, DEFAULT_MAX_MODEL_LEN)
     if max_model_len is None:
         length = min(length, *(pool.max_length(max_slots or 1) for pool in pools))
     slots = max_slots or min(DEFAULT_MAX_SLOTS, *(pool.max_slots(length) for pool in pools))
     for pool in pools:
         pool.check(max(slots, 1), max(length, 1))
-    return Capacity(slots, length, slots * (length + 1) * bytes_per_position, budget)
+    return slots, length
 
 
 @dataclass(frozen=True, slots=True)
 class _Pool:
-    """One memory that every position of every slot takes a part of."""
+    """A memory in which every position of every slot takes `position_bytes`."""
 
     position_bytes: int
     available: int
@@ -105,7 +116,7 @@ class _Pool:
         return int(self.available * self.fraction)
 
     def slot_bytes(self, length: int) -> int:
-        # One position more than a sequence has: the scratch position of the KV cache.
+        # The KV cache has one more position than a sequence, for scratch.
         return (length + 1) * self.position_bytes
 
     def max_length(self, slots: int) -> int:
@@ -125,7 +136,7 @@ class _Pool:
 
 
 def _physical_bytes() -> int:
-    """All of the memory: macOS has no portable word for the free part."""
+    """Return all of the memory, because macOS has no portable interface for the free part."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -141,7 +152,7 @@ def _meminfo_available() -> int | None:
 
 
 def _cgroup_available() -> list[int]:
-    """Bytes a memory-limited container has left; nothing where there is no limit (cgroup v2)."""
+    """Return the bytes left below the control group's limit (cgroup v2); empty without a limit."""
     root = Path("/sys/fs/cgroup")
     try:
         limit, used = (root / "memory.max").read_text(), (root / "memory.current").read_text()
@@ -150,6 +161,6 @@ def _cgroup_available() -> list[int]:
         return []
     if limit.strip() == "max":
         return []
-    # Weights read from disk stay in the page cache and count as used; the kernel gives them up.
+    # Weights read from disk stay in the page cache and count as used, but the kernel can free them.
     cached = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
     return [max(int(limit) - int(used) + cached, 0)]

@@ -1,4 +1,4 @@
-"""What one short pass of the model's own code shows: its cache, its limits, a reference.
+"""One short pass of the model's own code: it shows the cache, the limits, and a reference.
 
 Nothing here knows a model by name. A model that the engine cannot serve is refused with the reason.
 """
@@ -21,8 +21,8 @@ from latentwire_service.engine.hf.rope import varying_ropes
 
 PROBE_TOKENS = 16
 
-# A lost device or full memory says nothing about the model. AcceleratorError is newer than
-# the oldest supported torch, which raises a plain RuntimeError when it loses a device.
+# A lost device or full memory says nothing about the model. AcceleratorError is newer than the
+# oldest supported torch, which raises a plain RuntimeError when it loses a device.
 _PASSED_ON: tuple[type[Exception], ...] = (
     EngineError,
     torch.OutOfMemoryError,
@@ -35,11 +35,11 @@ class Probe:
     """The result of the pass.
 
     Attributes:
-        token_ids: the `PROBE_TOKENS` tokens that the model was given.
+        token_ids: the `PROBE_TOKENS` input tokens.
         hidden: `[PROBE_TOKENS, hidden_size]` float32 on the model's device, the reference for the
             slots.
         shapes: keys and values of each layer.
-        linear_calls: which linear layer was called with which tensor.
+        linear_calls: the calls of the model's linear layers.
         max_positions: the longest sequence that does not change the rotary frequencies of its
             neighbours; None when no length changes them.
     """
@@ -57,7 +57,7 @@ class Probe:
 
     @property
     def values_per_position(self) -> int:
-        """Numbers that the KV cache stores per position, all layers."""
+        """Numbers that the KV cache stores per position, in all layers."""
         return sum(shape.num_values for shape in self.shapes)
 
 
@@ -67,7 +67,7 @@ def probe(model: Any) -> Probe:
     """Run a few tokens through the model's own attention and cache.
 
     The attention is the model's eager one, because a fused one may leave out a part: up to
-    transformers 5.19, Gemma 2 runs on `sdpa` by default, which drops its soft cap silently.
+    transformers 5.19, Gemma 2 uses `sdpa` by default, which silently drops the soft cap.
 
     Raises:
         UnsupportedModelError: a layer's cache is not keys and values per position (state-space,
@@ -78,10 +78,10 @@ def probe(model: Any) -> Probe:
         cache = DynamicCache(config=model.config)
     _check_layers(cache.layers, name)
     if getattr(model.config, "alibi", False):
-        # Such a model biases its scores in code of its own. Its attention implementations can
-        # disagree by less than 16-bit rounding over a short check.
+        # Such a model biases its scores in code of its own. The check of `build_runner` is too
+        # short to detect a missing bias in 16 bits.
         raise UnsupportedModelError(f"{name} is configured with linear position biases (alibi)")
-    # Distinct small ids: every vocabulary has them, and a wrong order of positions shows.
+    # Every vocabulary has these small ids. They differ, so a wrong order of positions shows.
     token_ids = list(range(3, 3 + PROBE_TOKENS))
     with (
         refusing(name),

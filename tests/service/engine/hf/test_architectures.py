@@ -239,7 +239,7 @@ REFUSED: dict[str, tuple[ConfigBuilder, str]] = {
     ),
     "bidirectional": (
         llama_like(hf.LlamaConfig, is_causal=False),
-        "LlamaAttention asks for attention that is not causal",
+        "LlamaAttention needs attention that is not causal",
     ),
     "encoder": (
         partial(

@@ -1,4 +1,4 @@
-"""Attention over slots against torch's own, and what it refuses to pass over."""
+"""Attention over slots equals torch's attention, and refuses options that it does not support."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_grouped_attention_equals_repeated_keys_and_values(
 def test_a_sink_takes_its_share_of_each_head(num_queries: int) -> None:
     query, key, value, mask = attention_inputs(num_queries)
     sinks = torch.linspace(-2, 3, 6, device=DEVICE)
-    # The same as one more position, seen by all, with that score and no value.
+    # A sink equals one more position that every query sees, with that score and a value of zero.
     scores = query @ key.repeat_interleave(3, dim=1).transpose(-1, -2) * 8**-0.5 + mask
     scores = torch.cat([scores, sinks.view(1, 6, 1, 1).expand(2, 6, num_queries, 1)], dim=-1)
     values = value.repeat_interleave(3, dim=1)
@@ -62,9 +62,9 @@ def test_a_sink_takes_its_share_of_each_head(num_queries: int) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"position_bias": torch.zeros(1, 6, 1, 12)}, "Module asks for position_bias"),
-        ({"is_causal": False}, "Module asks for attention that is not causal"),
-        ({"of_the_future": 1.0}, "Module asks for of_the_future"),
+        ({"position_bias": torch.zeros(1, 6, 1, 12)}, "Module needs position_bias"),
+        ({"is_causal": False}, "Module needs attention that is not causal"),
+        ({"of_the_future": 1.0}, "Module needs of_the_future"),
     ],
 )
 def test_an_option_that_changes_the_result_is_refused(options: dict[str, Any], reason: str) -> None:
@@ -74,11 +74,11 @@ def test_an_option_that_changes_the_result_is_refused(options: dict[str, Any], r
 
 def test_attention_without_a_mask_is_refused() -> None:
     query, key, value, _ = attention_inputs(1)
-    with pytest.raises(UnsupportedModelError, match="asks for attention without a mask"):
+    with pytest.raises(UnsupportedModelError, match="needs attention without a mask"):
         slot_attention(torch.nn.Module(), query, key, value, None)
 
 
-def test_options_without_effect_are_passed_over() -> None:
+def test_options_without_effect_are_ignored() -> None:
     inputs = attention_inputs(1)
     expected, _ = slot_attention(torch.nn.Module(), *inputs)
     actual, _ = slot_attention(

@@ -1,4 +1,4 @@
-"""Slots and their length from settings and memory."""
+"""Slots and their length, from settings and memory."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ BASE: dict[str, Any] = {
         ({"model_max_len": None}, 64, 4096),
         ({"model_max_len": None, "max_model_len": 10_000}, 51, 10_000),
         ({"available": 42 * MIB}, 10, 2048),
-        # Not one slot of the usual length fits: one shorter slot.
+        # Not even one slot of the usual length fits, so there is one shorter slot.
         ({"available": 2_048_000}, 1, 999),
         ({"max_slots": 1, "max_model_len": 1}, 1, 1),
-        # So many slots only fit when they are shorter.
+        # This many slots fit only if they are shorter.
         ({"max_slots": 1000}, 1000, 511),
-        # Hidden rows in the host's memory: the scarcer of the two decides.
+        # With hidden rows in the host's memory, the scarcer memory decides.
         ({"host_available": 1000 * MIB}, 64, 2048),
         ({"host_available": 2 * MIB}, 21, 2048),
     ],
@@ -74,12 +74,12 @@ def test_capacity(changes: dict[str, Any], slots: int, length: int) -> None:
         ({"available": -5 * MIB}, "may be used"),
     ],
 )
-def test_what_cannot_be_met_is_refused_with_the_numbers(
+def test_settings_that_do_not_fit_are_refused_with_the_numbers(
     changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
         plan_capacity(**(BASE | changes))
 
 
-def test_the_cpu_has_memory_available() -> None:
+def test_the_cpu_has_available_memory() -> None:
     assert available_bytes(torch.device("cpu")) > 0

@@ -1,1 +1,1 @@
-"""What makes the runner fast on CPUs: packed products, attention in C, process settings."""
+"""Speed on CPUs: packed products, attention in C, and process settings."""

@@ -1,8 +1,8 @@
-"""C code of this package, compiled for the CPU it runs on when it is first needed.
+"""C code of this package, compiled on first use for the CPU that runs it.
 
-Owns the compiler and the loading; what a function computes is the business of the module that calls
-it. Without GCC, or where temporary files may not be executed, nothing is loaded, and callers do
-without. (Clang's OpenMP is not the one that torch's Linux wheels carry.)
+This module compiles and loads; the modules that call a function know what it computes. Without GCC,
+or if temporary files cannot be executed, nothing is loaded, and callers use torch. Clang does not
+serve, because its OpenMP library differs from the one in torch's Linux wheels.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# Sums may be taken in any order, so that loops become vector instructions; NaN and infinity keep
-# their meaning. OpenMP's functions are not linked: they are those of torch's own library, which is
-# loaded already, so that both use one pool of threads.
+# Sums may be reordered, so that loops become vector instructions; NaN and infinity keep their
+# meaning. OpenMP is not linked, because torch has loaded its own copy: both share its thread pool.
 _COMPILE = (
     *("-c", "-O3", "-march=native", "-fPIC", "-fopenmp", "-std=gnu11"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
@@ -30,15 +29,15 @@ _WIDE_VECTORS = "-mprefer-vector-width=512"
 
 @cache
 def load(source: str) -> ctypes.CDLL | None:
-    """Compile and load a C file of this folder, once per process; takes about a second.
+    """Compile and load a C file of this folder, once per process. This takes about a second.
 
-    Nothing is kept on disk: what is compiled for one machine may not run on another that shares it.
+    Nothing stays on disk, because machines that share a disk may have different CPUs.
 
     Args:
-        source: the file's name.
+        source: the name of the file.
 
     Returns:
-        the library; None when there is no C compiler or its product does not load.
+        the library; None if there is no C compiler, or if its output does not load.
     """
     path = Path(__file__).with_name(source)
     compiler = shlex.split(os.environ.get("CC", "cc"))
@@ -49,22 +48,22 @@ def load(source: str) -> ctypes.CDLL | None:
             _run(*compiler, "-shared", str(unit), "-o", str(library), "-lm")
             return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("%s is not compiled, torch does its work: %s", source, _reason(error))
+        logger.warning("cannot compile %s, using torch instead: %s", source, _reason(error))
         return None
 
 
 def _reason(error: OSError | subprocess.SubprocessError) -> str:
-    """Say in one line why: the loader's or the compiler's own last words."""
+    """Return the reason in one line: the last line of the compiler, or the loader's message."""
     if isinstance(error, subprocess.CalledProcessError):
         lines = str(error.stderr).strip().splitlines()
-        return lines[-1] if lines else f"the compiler ended with status {error.returncode}"
+        return lines[-1] if lines else f"the compiler exited with status {error.returncode}"
     if isinstance(error, FileNotFoundError):
         return "there is no C compiler"
     return str(error)
 
 
 def _vector_flags(compiler: list[str]) -> list[str]:
-    """Ask for 512-bit vectors where the compiler knows them: some use half of an AVX-512 unit."""
+    """Return the flag for 512-bit vectors if the compiler has it; GCC prefers 256 bits itself."""
     try:
         _run(*compiler, _WIDE_VECTORS, "-x", "c", "-fsyntax-only", os.devnull)
     except subprocess.SubprocessError:

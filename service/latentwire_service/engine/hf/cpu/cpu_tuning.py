@@ -1,6 +1,6 @@
-"""What a process that runs the engine on a CPU sets once: threads, malloc, garbage collection.
+"""Settings of a process that runs the engine on a CPU: threads, malloc, garbage collection.
 
-Imports nothing heavy: the first half has to be in the environment before torch is loaded.
+This module does not import torch, because the variables of `thread_environment` must be set first.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-# Times that a thread looks for work at the end of a parallel region before it sleeps; a decode step
-# of a small model has some 900 regions. On two cores, for 64 slots of SmolLM2-135M: 90 ms a step
-# when threads sleep at once, 54 ms with 2000, 51 ms with 3000. But where something else wants one
-# of the cores, a thread that looks takes the other from the thread it waits for: then 88, 169 and
-# 197 ms, and 355 ms with 10,000. libgomp's own number is 300,000.
+# How often a thread checks for work at the end of a parallel region before it sleeps. A decode step
+# of a small model has some 900 regions. On two idle cores, a step of 64 slots of SmolLM2-135M takes
+# 90 ms if threads sleep at once, 54 ms with 2000 checks and 51 ms with 3000. If another program
+# uses one of the cores, a spinning thread takes the other core from the thread that it waits for:
+# the step then takes 88, 169 and 197 ms, and 355 ms with 10,000. libgomp's default is 300,000.
 _SPIN_COUNT = 2000
-# The same for LLVM's and Intel's OpenMP, which other builds of torch use: milliseconds, not 200.
+# The same for the OpenMP of LLVM and Intel, which other builds of torch use. Their default is 200.
 _BLOCK_TIME_MS = 1
-# A third of the time of a thread of niceness 0, where both want a core.
+# On a contended core, such a thread gets a third of the time of a thread of niceness 0.
 _NICENESS = 5
 
 # <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-# The most that glibc takes: what is larger is mapped and unmapped each time.
+# The maximum of glibc, which maps and unmaps every larger block.
 _MMAP_THRESHOLD_BYTES = 32 * 2**20
 _TRIM_THRESHOLD_BYTES = 512 * 2**20
 
 
 def thread_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables to add before torch is imported; nothing that the operator decided."""
+    """Return the variables to set before torch is imported, without those that the operator set."""
     own = {"GOMP_SPINCOUNT": str(_SPIN_COUNT), "KMP_BLOCKTIME": str(_BLOCK_TIME_MS)}
     if "OMP_WAIT_POLICY" in environ:
         return {}
@@ -43,13 +43,13 @@ def thread_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep what a step frees for the next one (glibc; elsewhere nothing changes).
+    """Make malloc keep the memory that a step frees for the next step (glibc only).
 
-    To be called before there are other threads: they share one arena then, as those of their own
-    hold 64 MB and are given back whatever is set here.
+    Call it before other threads start, because it makes all threads share one arena. Arenas of
+    other threads would hold 64 MB each and return memory regardless of these settings.
 
-    Logits of 64 slots take 12 MB in float32. Given back and asked for again in every step, their
-    pages alone cost 13 ms of an 80 ms step.
+    The logits of 64 slots take 12 MB in float32. Returning and requesting their pages in every step
+    takes 13 ms of an 80 ms step.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -61,33 +61,33 @@ def keep_freed_memory() -> None:
 
 
 def give_way() -> None:
-    """Let the process's other threads run first, where this one and its team leave no core free.
+    """Lower the priority of the calling thread below that of the process's other threads (Linux).
 
-    To be called on the engine's thread before it computes: OpenMP's threads inherit it (Linux;
-    elsewhere nothing changes). On two cores, both decoding, the reader of a stream got its first
-    event 1 ms earlier. Where the operator chose a niceness, it stays.
+    Call it on the engine's thread before it computes, so that the threads of OpenMP inherit the
+    priority. On two cores that both decode, a client got the first event of a stream 1 ms earlier.
+    A niceness that the operator set stays.
     """
-    # Elsewhere niceness is the whole process's.
+    # On other systems, niceness belongs to the whole process.
     if sys.platform == "linux":
         thread_id = threading.get_native_id()
-        # What is forbidden in a container is no reason not to serve.
+        # A container may forbid it, and the engine works without it.
         with suppress(OSError):
             if os.getpriority(os.PRIO_PROCESS, thread_id) == 0:
                 os.setpriority(os.PRIO_PROCESS, thread_id, _NICENESS)
 
 
 def settle_heap() -> None:
-    """Take what is loaded by now out of garbage collection: it stays to the end.
+    """Exclude all current objects from garbage collection, because they live until the end.
 
-    torch, transformers and a model are 400,000 objects; each full collection stood still for 180 ms
-    to look through them.
+    torch, transformers and a model are 400,000 objects, and each full collection paused the process
+    for 180 ms to traverse them.
     """
     gc.collect()
     gc.freeze()
 
 
 def cpu_name() -> str:
-    """Return a name for what this CPU can do: code compiled for one need not run on another."""
+    """Return a name for this CPU's features, because code compiled for others may not run on it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
 /* Attention of one query position per slot over that slot's keys and values.
  *
- * With one query, and few query heads to a KV head, the products are too small for a matrix library:
- * the time goes into calling it. Here each (slot, KV head) is one task that reads its keys and values
- * once, only where the mask lets it, while the next ones are fetched. Sums are in float32.
+ * With one query, and few query heads per KV head, the products are too small for a matrix library,
+ * because its calls take most of the time. Here each (slot, KV head) is one task. It reads its keys
+ * and values once, only where the mask allows it, and prefetches the next ones. Sums are in float32.
  */
 #include <math.h>
 #include <stdint.h>
@@ -11,22 +11,22 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* decode_attention.py has the same structure. Strides are in elements. */
+/* decode_attention.py declares the same struct. Strides are in elements. */
 typedef struct {
     int64_t batch, kv_heads, group, kv_length, key_dim, value_dim;
-    int64_t key_strides[3];   /* slot, head, position; a position's numbers are contiguous */
-    int64_t value_strides[3]; /* likewise */
-    int64_t mask_stride;      /* slot; 0 where all share one */
+    int64_t key_strides[3];   /* slot, head, position; the values of a position are contiguous */
+    int64_t value_strides[3]; /* as key_strides */
+    int64_t mask_stride;      /* of a slot; 0 if all slots share one mask */
     float scale;
-    float softcap; /* 0: none */
+    float softcap; /* 0 if there is none */
     int32_t is_bf16;
     int32_t num_threads;
 } Call;
 
-/* One (slot, KV head): where it begins in each tensor. */
+/* One (slot, KV head): its first element in each tensor. */
 typedef struct {
     const void *query, *key, *value, *mask;
-    const void *next_key; /* the following task's, to be fetched; may be null */
+    const void *next_key; /* keys of the next task, to prefetch; may be null */
     const float *sinks;   /* [group]; may be null */
     void *out;
 } Task;
@@ -39,7 +39,7 @@ INLINE float load(const void *data, int64_t index, int is_bf16) {
     return value;
 }
 
-/* To bfloat16 as torch rounds: to nearest, ties to even, and a NaN stays one. */
+/* Rounds to bfloat16 as torch does: to nearest, ties to even; NaN stays NaN. */
 INLINE void store(void *data, int64_t index, float value, int is_bf16) {
     if (!is_bf16) {
         ((float *)data)[index] = value;
@@ -57,8 +57,8 @@ INLINE void fetch(const void *data, int64_t index, int64_t count, int is_bf16) {
     for (int64_t byte = 0; byte < count * size; byte += 64) __builtin_prefetch(begin + byte);
 }
 
-/* exp(x) for x <= 0 (or NaN), which a compiler can vectorise; 0 below -87. The polynomial is that of
- * Cephes' expf (Moshier 1992). */
+/* exp(x) for x <= 0 or NaN, in a form that a compiler can vectorise; 0 below -87. The polynomial is
+ * from expf of Cephes (Moshier 1992). */
 INLINE float exp_of_negative(float x) {
     const float clamped = x < -87.0f ? -87.0f : x;
     const float n = __builtin_rintf(clamped * 1.44269504f);
@@ -76,7 +76,7 @@ INLINE float exp_of_negative(float x) {
     return x < -87.0f ? 0.0f : p * power;
 }
 
-/* softcap * tanh(score / softcap); near 0 by the polynomial of Cephes' tanhf. */
+/* softcap * tanh(score / softcap); near 0, the polynomial is from tanhf of Cephes. */
 INLINE float cap(float score, float softcap) {
     const float x = score / softcap, square = x * x;
     float p = -5.70498872745e-3f;
@@ -89,7 +89,7 @@ INLINE float cap(float score, float softcap) {
     return fabsf(x) < 0.625f ? p * square * score + score : far;
 }
 
-/* Scores to weights, in place. */
+/* Turns scores into weights, in place. */
 INLINE void softmax(float *scores, const float *bias, int64_t count, float softcap, const float *sink) {
     float largest = sink ? *sink : -INFINITY, total = 0.0f;
     if (softcap > 0.0f) {
@@ -111,7 +111,7 @@ INLINE void softmax(float *scores, const float *bias, int64_t count, float softc
     for (int64_t j = 0; j < count; j++) scores[j] /= total;
 }
 
-/* The dimensions and the dtype are arguments so that a caller can make them constants. */
+/* The dimensions and the dtype are arguments, so that a caller can pass constants. */
 INLINE void attend(const Call *call, const Task *task, float *scratch, int64_t key_dim,
                    int64_t value_dim, int is_bf16) {
     const int64_t group = call->group;
@@ -155,7 +155,7 @@ INLINE void attend(const Call *call, const Task *task, float *scratch, int64_t k
     for (int64_t i = 0; i < group * value_dim; i++) store(task->out, i, sums[i], is_bf16);
 }
 
-/* Widths that most models have get loops of constant length. */
+/* Gives the most common widths loops of constant length. */
 INLINE void attend_by_width(const Call *call, const Task *task, float *scratch, int is_bf16) {
     if (call->key_dim == 64 && call->value_dim == 64)
         attend(call, task, scratch, 64, 64, is_bf16);
@@ -165,18 +165,18 @@ INLINE void attend_by_width(const Call *call, const Task *task, float *scratch, 
         attend(call, task, scratch, call->key_dim, call->value_dim, is_bf16);
 }
 
-/* query [batch, kv_heads * group, key_dim] and out [.., value_dim] are contiguous; key and value are
- * [batch, kv_heads, kv_length, dim] by their strides; mask [batch, kv_length] is added to the scores;
- * sinks [kv_heads * group] is float32 or null. Returns 1 when memory runs out, else 0. */
+/* query [batch, kv_heads * group, key_dim] and out [.., value_dim] are contiguous. key and value are
+ * [batch, kv_heads, kv_length, dim] with their strides. mask [batch, kv_length] is added to the scores.
+ * sinks [kv_heads * group] is float32 or null. Returns 1 if memory runs out, else 0. */
 int decode_attention(const Call *call, const char *query, const char *key, const char *value,
                      const char *mask, const float *sinks, char *out) {
     const int64_t size = call->is_bf16 ? 2 : 4, num_tasks = call->batch * call->kv_heads;
     const int64_t widest = call->key_dim > call->value_dim ? call->key_dim : call->value_dim;
     const int64_t num_floats = widest + call->group * (call->key_dim + call->value_dim) +
                                (call->group + 1) * call->kv_length;
-    /* Below this, waking the other threads takes longer than the work. */
+    /* With less work than this, waking the other threads takes longer than the work itself. */
     const int is_worth_threads = num_tasks * num_floats > 32768;
-    /* Some tasks at a time, but never so many that a thread is left without. */
+    /* A thread takes several tasks at a time, but few enough to leave some for every thread. */
     const int64_t share = num_tasks / (2 * call->num_threads);
     const int chunk = share < 1 ? 1 : share > 4 ? 4 : (int)share;
     int has_failed = 0;

@@ -25,13 +25,13 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 @pytest.fixture
 def without_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     c_extension.load.cache_clear()
-    monkeypatch.setenv("CC", "a-compiler-that-is-not-there")
+    monkeypatch.setenv("CC", "a-missing-compiler")
     yield
     c_extension.load.cache_clear()
 
 
 class Case:
-    """Slots of a cache longer than what is read, each of its own length."""
+    """Slots of different lengths in a cache that is longer than the part that attention reads."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Case:
             self.mask[row, :, :, max(0, length - (window or length)) : length] = 0
 
     def expected(self, scale: float, softcap: float, sinks: torch.Tensor | None) -> torch.Tensor:
-        """The formula, as each function's documentation states it, in float64."""
+        """Compute the documented formula in float64."""
         scores = self.query.double() @ self.key.double().transpose(-1, -2) * scale
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
@@ -78,7 +78,7 @@ class Case:
 
 
 @needs_compiler
-def test_the_compiler_at_hand_compiles_it() -> None:
+def test_the_installed_compiler_compiles_the_source() -> None:
     assert c_extension.load("decode_attention.c") is not None
 
 
@@ -118,7 +118,7 @@ def test_scores_of_hundreds_do_not_overflow() -> None:
 
 
 @needs_compiler
-def test_what_the_mask_hides_at_the_ends_is_not_read() -> None:
+def test_positions_masked_at_the_ends_are_not_read() -> None:
     case = Case([5, 9])
     case.key[0, :, 5:] = math.nan
     case.value[0, :, 5:] = math.nan
@@ -126,7 +126,7 @@ def test_what_the_mask_hides_at_the_ends_is_not_read() -> None:
     assert actual.isfinite().all()
 
 
-def test_a_nan_reaches_its_own_slot_only() -> None:
+def test_a_nan_stays_in_its_own_slot() -> None:
     case = Case([5, 9])
     case.value[1, 0, 2] = math.nan
     actual = decode_attention(case.query, case.key, case.value, case.mask, 0.1, 0.0, None)
@@ -134,20 +134,20 @@ def test_a_nan_reaches_its_own_slot_only() -> None:
     assert actual[0].isfinite().all()
 
 
-def test_one_mask_may_serve_all_slots() -> None:
+def test_all_slots_can_share_one_mask() -> None:
     case = Case([20, 20, 20])
     case.mask = case.mask[:1]
     case.check()
 
 
-def test_a_query_need_not_be_contiguous() -> None:
+def test_a_query_can_be_non_contiguous() -> None:
     case = Case([20, 5])
     case.query = case.query.transpose(1, 2).contiguous().transpose(1, 2)
     assert not case.query.is_contiguous()
     case.check()
 
 
-def test_what_the_c_code_does_not_read_right_is_left_to_torch() -> None:
+def test_torch_computes_shapes_that_the_c_code_cannot_read() -> None:
     case = Case([20, 5])
     per_head = torch.zeros(2, 2, 1, case.key.shape[2])
     per_head[:, 1, :, 3:] = -torch.inf
@@ -171,7 +171,7 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("lengths", [[4000], [200] * 40, [3000, 1, 900, 50, 7]])
-def test_threads_share_the_work_and_change_nothing(lengths: list[int]) -> None:
+def test_the_number_of_threads_does_not_change_the_result(lengths: list[int]) -> None:
     case = Case(lengths)
     arguments = (case.query, case.key, case.value, case.mask, 0.1, 0.0, None)
     together = decode_attention(*arguments)
@@ -181,7 +181,7 @@ def test_threads_share_the_work_and_change_nothing(lengths: list[int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_operator_keeps_torchs_rules(dtype: torch.dtype) -> None:
+def test_decode_attention_is_a_valid_torch_operator(dtype: torch.dtype) -> None:
     case = Case([20, 5], dtype, value_dim=32)
     sinks = torch.zeros(2, 3, 1)
     for softcap, extra in ((0.0, None), (2.0, sinks)):
@@ -190,7 +190,7 @@ def test_the_operator_keeps_torchs_rules(dtype: torch.dtype) -> None:
 
 
 @needs_compiler
-def test_a_slot_is_computed_alike_in_any_company() -> None:
+def test_a_slots_result_does_not_depend_on_other_slots() -> None:
     alone, together = Case([33]), Case([33] * 70)
     for name in ("query", "key", "value"):
         getattr(together, name)[41] = getattr(alone, name)[0]
@@ -202,7 +202,7 @@ def test_a_slot_is_computed_alike_in_any_company() -> None:
 
 
 @pytest.mark.usefixtures("without_compiler")
-def test_without_a_compiler_torch_does_the_work() -> None:
+def test_without_a_compiler_torch_computes_the_attention() -> None:
     assert c_extension.load("decode_attention.c") is None
     case = Case([40, 3], torch.bfloat16)
     arguments = (case.query, case.key, case.value, case.mask, 0.1, 0.0, None)
@@ -210,20 +210,20 @@ def test_without_a_compiler_torch_does_the_work() -> None:
     case.check(softcap=2.0)
 
 
-def test_a_library_that_does_not_load_is_done_without(
+def test_torch_replaces_a_library_that_does_not_load(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     c_extension.load.cache_clear()
-    # It succeeds, and writes nothing.
+    # `true` succeeds and writes no file.
     monkeypatch.setenv("CC", "true")
     assert c_extension.load("decode_attention.c") is None
-    assert "decode_attention.c is not compiled, torch does its work:" in caplog.text
+    assert "cannot compile decode_attention.c, using torch instead:" in caplog.text
     c_extension.load.cache_clear()
 
 
 @pytest.mark.slow
 @needs_compiler
-def test_compiled_code_says_nothing_on_its_output_and_leaves_nothing(tmp_path: Path) -> None:
+def test_compilation_prints_nothing_and_leaves_no_files(tmp_path: Path) -> None:
     script = (
         "import torch; from latentwire_service.engine.hf.cpu import c_extension; "
         "assert c_extension.load('decode_attention.c') is not None"

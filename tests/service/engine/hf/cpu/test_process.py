@@ -1,4 +1,4 @@
-"""Settings of the process: what the operator decided stays."""
+"""Process settings: those of the operator take precedence."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 
 from latentwire_service.engine.hf.cpu.cpu_tuning import give_way, thread_environment
 
-# What glibc's malloc does with 16 MiB on a thread: whether it maps them, and what is kept once they
-# are freed. From <malloc.h>: hblks is the fourth number of mallinfo2, keepcost the tenth.
+# Prints how many blocks glibc's malloc maps for 16 MiB on a thread, and how many bytes it keeps
+# when they are freed. In <malloc.h>, hblks is the fourth number of mallinfo2, keepcost the tenth.
 ALLOCATE = """
 import ctypes, sys, threading
 from latentwire_service.engine.hf.cpu.cpu_tuning import keep_freed_memory
@@ -37,7 +37,7 @@ thread.start()
 thread.join()
 """
 
-# Whether a full collection looks at what was there before, and still finds what is garbage now.
+# Prints whether a full collection traverses an earlier object, and whether it frees later garbage.
 COLLECT = """
 import gc, sys, weakref
 from latentwire_service.engine.hf.cpu.cpu_tuning import settle_heap
@@ -66,7 +66,7 @@ def allocated(argument: str) -> tuple[int, int]:
     return num_mapped, num_kept_bytes
 
 
-def test_threads_look_for_work_before_they_sleep() -> None:
+def test_threads_spin_before_they_sleep() -> None:
     assert int(thread_environment({})["GOMP_SPINCOUNT"]) > 0
 
 
@@ -78,30 +78,30 @@ def test_threads_look_for_work_before_they_sleep() -> None:
         ({"KMP_BLOCKTIME": "7"}, {"GOMP_SPINCOUNT"}),
     ],
 )
-def test_the_operators_own_choice_stays(environ: Mapping[str, str], left: set[str]) -> None:
+def test_the_operators_own_settings_stay(environ: Mapping[str, str], left: set[str]) -> None:
     assert thread_environment(environ).keys() == left
 
 
 @pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc's malloc, 2.33 or newer"
 )
-def test_a_step_reuses_the_memory_of_the_one_before() -> None:
+def test_a_step_reuses_the_memory_of_the_previous_step() -> None:
     num_mapped, num_kept_bytes = allocated("keep")
     assert num_mapped == 0
     assert num_kept_bytes >= 16 * 2**20
-    # Without it they are mapped, and gone.
+    # By default, malloc maps them, and frees them.
     num_mapped, num_kept_bytes = allocated("usual")
     assert num_mapped == 1
     assert num_kept_bytes < 16 * 2**20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness on Linux")
-def test_an_engines_thread_and_those_it_starts_give_way() -> None:
+def test_the_engines_thread_and_those_it_starts_have_a_lower_priority() -> None:
     before = niceness()
     expected = before or 5
     with ThreadPoolExecutor(1, initializer=give_way) as engine:
         assert engine.submit(niceness).result() == expected
-        # Kept where the operator chose another.
+        # A niceness that the operator chose stays.
         engine.submit(os.nice, 10).result()
         engine.submit(give_way).result()
         assert engine.submit(niceness).result() == min(expected + 10, 19)
@@ -115,7 +115,7 @@ def test_an_engines_thread_and_those_it_starts_give_way() -> None:
 
 
 @pytest.mark.parametrize(("argument", "is_looked_at"), [("settle", False), ("usual", True)])
-def test_what_is_loaded_is_not_looked_through_again(argument: str, is_looked_at: bool) -> None:
+def test_settled_objects_are_not_collected_again(argument: str, is_looked_at: bool) -> None:
     command = [sys.executable, "-c", COLLECT, argument]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert output.split() == [str(is_looked_at), "True"]
