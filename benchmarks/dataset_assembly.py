@@ -86,7 +86,9 @@ def run_stage(name: str, directory: Path, count: int) -> dict[str, float]:
 def collect_from(directory: Path, count: int, num_rows: int, delay_s: float) -> dict[str, float]:
     """Run the whole command over stubs that answer each row after `delay_s`."""
     tasks, output = directory / "tasks.jsonl", directory / "out"
-    tasks.write_text("".join(json.dumps({"task": f"task {i}"}) + "\n" for i in range(num_rows)))
+    tasks.write_text(
+        "".join(json.dumps({"task": f"task {i}"}) + "\n" for i in range(num_rows)), encoding="utf-8"
+    )
     with ExitStack() as running:
         flags = []
         for _ in range(count):

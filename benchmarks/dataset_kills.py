@@ -88,7 +88,10 @@ def main() -> None:
 def run(args: argparse.Namespace, directory: Path) -> dict[str, object]:
     """Kill as often as asked for, over as many datasets as that takes."""
     tasks = directory / "tasks.jsonl"
-    tasks.write_text("".join(json.dumps({"task": f"task {i}"}) + "\n" for i in range(args.rows)))
+    tasks.write_text(
+        "".join(json.dumps({"task": f"task {i}"}) + "\n" for i in range(args.rows)),
+        encoding="utf-8",
+    )
     rng = random.Random(args.seed)
     stubs = Stubs(free_ports(args.replicas), args.delay, args.model)
     stubs.start_all()

@@ -151,4 +151,4 @@ TABLES: dict[str, Callable[[], str]] = {
 
 if __name__ == "__main__":
     for path in sorted(DOCS.glob("*.md")):
-        path.write_text(rewrite(path.read_text()))
+        path.write_text(rewrite(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -32,4 +32,4 @@ def render(document: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(render(generated()))
+    DOCUMENT.write_text(render(generated()), encoding="utf-8")

@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 
 from latentwire.errors import MissingDependencyError
 from latentwire.subcommands import COLLECT, INSPECT, PLAN, SERVE, Subcommand, run_subcommand
+from latentwire.terminal import replace_unshowable_text
 from latentwire.version import VERSION
 
 EXIT_USAGE = 2
@@ -38,6 +39,7 @@ class ForwardingCommand(TyperCommand):
 
 def main() -> None:
     """Run the command."""
+    replace_unshowable_text()
     replace_unencodable()
     app(prog_name="latentwire")
 

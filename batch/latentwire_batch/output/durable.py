@@ -18,7 +18,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         StorageError: when the file exists and cannot be read.
     """
     try:
-        value: dict[str, Any] = json.loads(path.read_text())
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -140,7 +140,7 @@ def is_open_to_all(settings: Settings) -> bool:
 
 def _read_keys(path: Path) -> list[str]:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise PolicyError(f"--api-key-file cannot be read: {reason}") from error

@@ -245,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
         with stub.lock:
             stub.num_in_flight += 1
             stub.most_in_flight = max(stub.most_in_flight, stub.num_in_flight)
-            stub.received.append((body["task_id"], body["seed"]))
+            stub.received.append((body.get("task_id"), body["seed"]))
             stub.dates.append(body.get("date"))
             status = self._fault(body["task"])
             stub.lock.notify_all()
@@ -287,7 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
             if behaviour.die_after is not None and len(stub.answered) >= behaviour.die_after:
                 self.close_connection = True
                 return
-            stub.answered.append(str(body["task_id"]))
+            stub.answered.append(str(body.get("task_id")))
             is_last = len(stub.answered) == behaviour.die_after
             behaviour.is_dead = behaviour.is_dead or is_last
             stub.lock.notify_all()
@@ -383,7 +383,7 @@ def _answer(
         "id": f"plan-{zlib.crc32(task.encode())}",
         "model": behaviour.model,
         "task": task,
-        "task_id": body["task_id"],
+        "task_id": body.get("task_id"),
         "plan": plan_text(task, seed),
         "k": k,
         "hidden_state": {

@@ -142,7 +142,7 @@ def _physical_bytes() -> int:
 
 def _meminfo_available() -> int | None:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     for line in lines:
@@ -155,8 +155,9 @@ def _cgroup_available() -> list[int]:
     """Return the bytes left below the control group's limit (cgroup v2); empty without a limit."""
     root = Path("/sys/fs/cgroup")
     try:
-        limit, used = (root / "memory.max").read_text(), (root / "memory.current").read_text()
-        lines = (root / "memory.stat").read_text().splitlines()
+        limit = (root / "memory.max").read_text(encoding="utf-8")
+        used = (root / "memory.current").read_text(encoding="utf-8")
+        lines = (root / "memory.stat").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     if limit.strip() == "max":

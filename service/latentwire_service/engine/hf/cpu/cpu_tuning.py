@@ -89,7 +89,7 @@ def settle_heap() -> None:
 def cpu_name() -> str:
     """Return a name for this CPU's features, because code compiled for others may not run on it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
