@@ -18,7 +18,8 @@ from support.batch.stub_replica import StubReplica
 # time. Prints the exit statuses.
 RUN_ALL = """
 import json, sys, traceback
-from latentwire.cli import app, replace_unencodable
+from latentwire.cli import app
+from latentwire.terminal import replace_unencodable
 replace_unencodable()
 statuses = {}
 for name, args in json.loads(sys.argv[1]).items():

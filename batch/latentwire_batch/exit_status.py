@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from latentwire.terminal import replace_unshowable_text
+from latentwire.terminal import replace_unencodable
 from latentwire_batch.console import Console
 from latentwire_batch.errors import BatchError, UsageError
 
@@ -46,7 +46,7 @@ def run_to_exit_status(run: Callable[[], int], console: Console) -> int:
     Returns:
         The exit status.
     """
-    replace_unshowable_text()
+    replace_unencodable()
     try:
         return run()
     except BatchError as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +9,7 @@ from typer.core import TyperCommand
 
 from latentwire.errors import MissingDependencyError
 from latentwire.subcommands import COLLECT, INSPECT, PLAN, SERVE, Subcommand, run_subcommand
-from latentwire.terminal import replace_unshowable_text
+from latentwire.terminal import replace_unencodable
 from latentwire.version import VERSION
 
 EXIT_USAGE = 2
@@ -39,16 +37,8 @@ class ForwardingCommand(TyperCommand):
 
 def main() -> None:
     """Run the command."""
-    replace_unshowable_text()
     replace_unencodable()
     app(prog_name="latentwire")
-
-
-def replace_unencodable() -> None:
-    """Show `?` for what the terminal's encoding lacks, instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def _print_version(is_given: bool) -> None:

@@ -11,7 +11,7 @@ import rich.console
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
-from latentwire.terminal import replace_unshowable_text
+from latentwire.terminal import replace_unencodable
 from latentwire_batch.console import Console
 from latentwire_batch.dataset.reader import (
     dataset_bytes,
@@ -55,7 +55,7 @@ def main(args: list[str]) -> int:
     Returns:
         0 for a sound dataset; 1 for one with problems; 2 for bad usage, or when it is no dataset.
     """
-    replace_unshowable_text()
+    replace_unencodable()
     console = Console(sys.stderr, "latentwire inspect")
     try:
         settings = parse_settings(

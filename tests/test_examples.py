@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from support.batch.stub_replica import Behaviour, StubReplica
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    from latentwire_batch.__main__ import main
+
+    with StubReplica(Behaviour(hidden_size=6)) as stub:
+        args = ["--dataset", str(EXAMPLES / "tasks.jsonl"), "--output-dir", str(tmp_path / "out")]
+        flags = ["--replica", stub.base_url, "--max-new-tokens", "20", "--seed", "1"]
+        assert main([*args, *flags]) == 0
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def train_probe(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("train_probe")
+
+
+def test_the_probe_trains_on_latents_of_different_lengths(
+    made: Path, train_probe: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_probe.main(made)
+    lines = capsys.readouterr().out.splitlines()
+    errors = [float(line.split()[3]) for line in lines if line.startswith("epoch")]
+    assert len(errors) == 4
+    assert "on 4 latents" in lines[-1]
+    assert all(np.isfinite(errors))
+
+
+def test_padding_is_zero_and_outside_of_the_loss(train_probe: ModuleType) -> None:
+    rows = [{"hidden_state": np.full((n, 2), n, dtype=np.float32)} for n in (1, 3, 2)]
+    states, progress, mask = train_probe.collate(rows)
+    assert states.shape == (3, 3, 2)
+    assert mask.sum(dim=1).tolist() == [1, 3, 2]
+    assert states[~mask].abs().max() == 0
+    assert progress.tolist() == [[0, 0, 0], [0, 0.5, 1], [0, 1, 0]]
+
+    def probe(states: torch.Tensor) -> torch.Tensor:
+        return states.sum(dim=-1, keepdim=True) * 0 + 1
+
+    # Errors of the hidden rows: 1; 1, 0.25, 0; 1, 0. Padding would add three errors of 1.
+    batch = (states, progress, mask)
+    assert train_probe.masked_loss(probe, batch).item() == pytest.approx(3.25 / 6)
