@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from latentwire.settings_flags import flag_of
 from latentwire_batch.collect import collect
-from latentwire_batch.config import CollectSettings
+from latentwire_batch.config import CollectSettings, OwnReplicaFields
 from latentwire_batch.console import Console
+from latentwire_batch.errors import UsageError
 from latentwire_batch.exit_status import run_to_exit_status
 from latentwire_batch.flags import parse_settings
 
@@ -30,9 +32,23 @@ def main(args: list[str]) -> int:
             prog="latentwire collect",
             description="Plan every task of a dataset, and store the plans with their latents.",
         )
+        _check_together(settings, console)
         return collect(settings, console)
 
     return run_to_exit_status(run, console)
+
+
+def _check_together(settings: CollectSettings, console: Console) -> None:
+    """Report flags that have no effect next to others.
+
+    Raises:
+        UsageError: when one of them would discard what the other needs.
+    """
+    if settings.overwrite and settings.retry_failed:
+        raise UsageError("--retry-failed: cannot be used with --overwrite, which discards all rows")
+    unused = [name for name in OwnReplicaFields.model_fields if name in settings.model_fields_set]
+    if settings.replica and unused:
+        console.say(f"{', '.join(map(flag_of, unused))}: no effect with --replica")
 
 
 if __name__ == "__main__":

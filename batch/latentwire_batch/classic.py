@@ -36,8 +36,28 @@ class ClassicParser(Parser):
     """
 
     def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
+        self._required: dict[str, str] = {}
         self._flags: dict[str, str] = {}
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def add_argument(self, *names: str, required: bool = False, **options: Any) -> Any:
+        """Add a flag as argparse does; `parse_flags` reports a required one that is missing."""
+        action = super().add_argument(*names, **options)
+        if required:
+            self._required[action.dest] = names[0]
+        return action
+
+    def parse_flags(self, args: list[str]) -> argparse.Namespace:
+        """Parse a command line.
+
+        Raises:
+            UsageError: a flag is wrong or missing.
+        """
+        given = self.parse_args(args)
+        missing = [flag for name, flag in self._required.items() if getattr(given, name) is None]
+        if missing:
+            raise UsageError("; ".join(f"{flag}: required" for flag in missing))
+        return given
 
     def add_setting(
         self,
@@ -86,7 +106,9 @@ class ClassicParser(Parser):
             help="Compute dtype; absent: bf16 on a GPU, fp32 on the CPU.",
         )
         self.add_setting(
-            "trust_remote_code", help="Run code that a hub model brings along.", **_SWITCH
+            "trust_remote_code",
+            help="Run code that is part of a hub model. Only for models that you trust.",
+            **_SWITCH,
         )
 
     def add_task_settings(self) -> None:
@@ -131,7 +153,7 @@ def run_classic(parser: ClassicParser, args: list[str], translate: Translate) ->
     def run() -> int:
         rank = rank_of(os.environ, os.getppid())
         with ExitStack() as opened:
-            given = parser.parse_args(args)
+            given = parser.parse_flags(args)
             settings = _settings(parser, given, translate(given, opened))
             return collect(settings, _console_of(rank, parser.prog, given.disable_tqdm), rank)
 

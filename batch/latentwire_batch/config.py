@@ -115,7 +115,8 @@ class OwnReplicaFields(BaseModel):
     )
     trust_remote_code: bool = Field(
         default=False,
-        description="Own replicas: run code that is part of a hub model. Only if you trust it.",
+        description="Own replicas: run code that is part of a hub model. Only for models that "
+        "you trust.",
     )
 
 

@@ -42,6 +42,9 @@ def make_settings(
 class Parser(FlagParser):
     """Raises this package's UsageError instead of exiting."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(exit_on_error=False, **options)
+
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
         raise UsageError(message)

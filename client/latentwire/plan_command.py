@@ -18,10 +18,13 @@ from latentwire.errors import ConnectionFailedError, InvalidArgumentError, Laten
 from latentwire.exchange import PlanOptions
 from latentwire.plan_latent import PlanLatent
 from latentwire.sampling import PromptFields, SamplingFields, Seed
-from latentwire.settings_flags import FlagError, parse_settings
+from latentwire.settings_flags import FlagError, flag_of, parse_settings
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+_COMMAND = "latentwire plan"
+# Arguments of the client whose flag has another name.
+_FLAGS = {"base_url": "--url", "timeout_s": "--timeout", "api_key": "--api-key", "task": "TASK"}
 
 
 class _CallFields(BaseModel):
@@ -76,13 +79,15 @@ def main(args: list[str]) -> int:
         settings = parse_settings(
             PlanSettings,
             args,
-            prog="latentwire plan",
+            prog=_COMMAND,
             description="Plan one task; print the plan, the latent's shape and the usage.",
         )
         _check_output(settings.output)
         _plan(settings)
-    except (FlagError, InvalidArgumentError) as error:
+    except FlagError as error:
         return _fail(error, EXIT_USAGE)
+    except InvalidArgumentError as error:
+        return _fail(FlagError(_name_flag(error)), EXIT_USAGE)
     except ConnectionFailedError as error:
         advice = "start a service with `latentwire serve`, or name another one by --url"
         return _fail(LatentwireError(f"{error}; {advice}"), EXIT_FAILED)
@@ -103,7 +108,7 @@ def _plan(settings: PlanSettings) -> None:
 
 
 def _report_retry(error: LatentwireError, pause_s: float) -> None:
-    typer.echo(f"latentwire: {_one_line(error)}; retrying in {pause_s:.1f} s", err=True)
+    typer.echo(f"{_COMMAND}: {_one_line(error)}; retrying in {pause_s:.1f} s", err=True)
 
 
 def _print_plan(plan: PlanLatent) -> None:
@@ -144,8 +149,16 @@ def _save(hidden_state: npt.NDArray[np.float32], path: Path) -> None:
 
 def _fail(error: Exception, status: int) -> int:
     """Report an error in one line on stderr and return the exit status."""
-    typer.echo(f"latentwire: {_one_line(error)}", err=True)
+    typer.echo(f"{_COMMAND}: {_one_line(error)}", err=True)
     return status
+
+
+def _name_flag(error: InvalidArgumentError) -> str:
+    """Return the error's text with the flag in place of the argument that it names."""
+    if error.field in _FLAGS or error.field in PlanSettings.model_fields:
+        flag = _FLAGS.get(error.field) or flag_of(error.field)
+        return flag + str(error).removeprefix(error.field)
+    return str(error)
 
 
 def _one_line(error: Exception) -> str:

@@ -33,6 +33,13 @@ class FlagError(Exception):
 class FlagParser(argparse.ArgumentParser):
     """Raises `FlagError` instead of exiting, so that a command reports every error alike."""
 
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse as argparse does, but word the error of one flag as `--flag: reason`."""
+        try:
+            return super().parse_known_args(*args, **kwargs)
+        except argparse.ArgumentError as error:
+            self.error(f"{error.argument_name}: {error.message}")
+
     def error(self, message: str) -> NoReturn:
         """Raise FlagError."""
         raise FlagError(message)
@@ -57,18 +64,27 @@ def parse_settings(
         SystemExit: with status 0, after `--help` was printed.
     """
     parser = FlagParser(
-        prog=prog, description=description, epilog=_epilog(settings_type), allow_abbrev=False
+        prog=prog,
+        description=description,
+        epilog=_epilog(settings_type),
+        allow_abbrev=False,
+        exit_on_error=False,
     )
+    positional: set[str] = set()
     CliSettingsSource(
         settings_type,
         root_parser=parser,
-        add_argument_method=partial(_add_flag, _repeatable(settings_type)),
+        add_argument_method=partial(_add_flag, _repeatable(settings_type), positional),
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
     )
-    return make_settings(settings_type, vars(parser.parse_args(args)), flag_of)
+
+    def name_flag(name: str) -> str:
+        return name.upper() if name in positional else flag_of(name)
+
+    return make_settings(settings_type, vars(parser.parse_args(args)), name_flag)
 
 
 def make_settings(
@@ -114,11 +130,16 @@ def _repeatable(settings_type: type[BaseSettings]) -> set[str]:
 
 
 def _add_flag(
-    repeatable: set[str], parser: argparse.ArgumentParser, *names: str, **options: Any
+    repeatable: set[str],
+    positional: set[str],
+    parser: argparse.ArgumentParser,
+    *names: str,
+    **options: Any,
 ) -> None:
-    """Add a flag that pydantic-settings has prepared; it is called back for each field.
+    """Add a flag or an argument that pydantic-settings has prepared; called for each field.
 
-    Every flag gets two dashes (`--k`, not `-k`) and a placeholder that names no Python type.
+    Every flag gets two dashes (`--k`, not `-k`) and a placeholder that names no Python type. The
+    names of arguments without a flag are added to `positional`.
     """
     if names[0].startswith("-"):
         names = tuple("--" + name.lstrip("-") for name in names)
@@ -128,7 +149,11 @@ def _add_flag(
     if options.get("dest") in repeatable:
         options["action"] = "append"
     options["help"] = _NO_DEFAULT.sub("", options["help"])
-    parser.add_argument(*names, **options)
+    if not names[0].startswith("-"):
+        positional.add(names[0])
+        options["default"] = argparse.SUPPRESS
+    # The settings' class reports what is missing, so that all commands word it alike.
+    parser.add_argument(*names, **options).required = False
 
 
 def _word_for(match: re.Match[str]) -> str:

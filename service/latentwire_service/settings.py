@@ -63,8 +63,8 @@ class Settings(BaseSettings):
     )
     max_model_len: AutoInt = Field(
         default="auto",
-        description="Most tokens of one sequence, prompt and generated tokens together. auto: the "
-        "model's own limit, at most 4096.",
+        description="Maximum tokens of one sequence, prompt and generated tokens together. auto: "
+        "the model's own limit, at most 4096.",
     )
     memory_fraction: float = Field(
         default=0.8,
@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     prefill_chunk: int = Field(
         default=512,
         ge=1,
-        description="Most prompt tokens computed in one step. It bounds how long a new prompt "
+        description="Maximum prompt tokens computed in one step. It bounds how long a new prompt "
         "delays the running requests.",
     )
     compile: bool = Field(
@@ -89,12 +89,12 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         default=1024,
         ge=1,
-        description="Most requests waiting for a slot. A full queue answers 429.",
+        description="Maximum requests waiting for a slot. A full queue answers 429.",
     )
     max_body_bytes: int = Field(
         default=1_048_576,
         ge=1024,
-        description="Most bytes of one request body. A larger body is answered 413.",
+        description="Maximum bytes of one request body. A larger body is answered 413.",
     )
     request_timeout: float | None = Field(
         default=None,
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     max_header_bytes: int = Field(
         default=16_384,
         ge=1024,
-        description="Most bytes of one request head. A larger head is answered 400.",
+        description="Maximum bytes of one request head. A larger head is answered 400.",
     )
     body_timeout: float = Field(
         default=60.0,
@@ -159,7 +159,7 @@ class Settings(BaseSettings):
     )
     trust_remote_code: bool = Field(
         default=False,
-        description="Run code that a hub model brings along. Only for models that you trust.",
+        description="Run code that is part of a hub model. Only for models that you trust.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log records to write."

@@ -134,7 +134,7 @@ def test_unwritable_output_is_bad_usage_before_anything_is_sent(
     path = tmp_path / name
     result = run("plan", "t", "--url", answered.url, "--k", "2", "--output", str(path))
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"latentwire: --output: {path}: {reason}\n"
+    assert result.stderr == f"latentwire plan: --output: {path}: {reason}\n"
     assert answered.received == []
 
 
@@ -154,9 +154,9 @@ def test_plan_without_a_service_shows_its_retries_and_advice_with_status_1(
 ) -> None:
     result = run("plan", "t", "--url", refused_url)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith(f"latentwire: POST {refused_url}/plan_latent: ")
+    assert result.stderr.startswith(f"latentwire plan: POST {refused_url}/plan_latent: ")
     *retries, last = result.stderr.splitlines()
-    fault = f"latentwire: POST {refused_url}/plan_latent: nothing listens there"
+    fault = f"latentwire plan: POST {refused_url}/plan_latent: nothing listens there"
     assert [line.rpartition(" in ")[0] for line in retries] == [f"{fault}; retrying"] * 4
     assert last == (
         f"{fault}; start a service with `latentwire serve`, or name another one by --url"
@@ -168,21 +168,21 @@ def test_service_error_is_one_line_and_status_1(server: Any, wire: Any) -> None:
     server.script = [wire.json_answer(body, 422)]
     result = run("plan", "t", "--url", server.url)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "latentwire: prompt-too-long (422): has 90 tokens, of 64\n"
+    assert result.stderr == "latentwire plan: prompt-too-long (422): has 90 tokens, of 64\n"
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--temperature", "-1"], "--temperature: Input should be greater than or equal to 0"),
+        (["--temperature", "-1"], "--temperature: must be at least 0"),
         (
             ["--chat-template", "chatml"],
-            "--chat-template: Input should be 'auto', 'none' or 'qwen'",
+            "--chat-template: must be one of auto, none, qwen",
         ),
-        (["--k", "-1"], "--k: Input should be greater than or equal to 0"),
-        (["--timeout", "0"], "timeout_s: must be above 0"),
-        (["--url", "nowhere"], "base_url: must be like"),
-        (["--k", "many"], "--k: Input should be a valid integer"),
+        (["--k", "-1"], "--k: must be at least 0"),
+        (["--timeout", "0"], "--timeout: must be above 0"),
+        (["--url", "nowhere"], "--url: must be like"),
+        (["--k", "many"], "--k: must be a whole number"),
         (["--depth", "3"], "unrecognized arguments: --depth 3"),
     ],
 )
@@ -190,6 +190,11 @@ def test_bad_usage_is_status_2(args: list[str], message: str) -> None:
     result = run("plan", "t", *args)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_a_missing_task_is_named() -> None:
+    result = run("plan", "--k", "1")
+    assert (result.exit_code, result.stderr) == (2, "latentwire plan: TASK: required\n")
 
 
 def test_version_is_printed() -> None:

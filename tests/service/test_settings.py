@@ -65,9 +65,9 @@ def test_the_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     ("args", "message"),
     [
         (["--modle", "x"], "unrecognized arguments: --modle x"),
-        (["--port", "eighty"], "--port: Input should be a valid integer"),
-        (["--max-slots", "0"], "--max-slots: Input should be greater than or equal to 1"),
-        (["--port"], "argument --port: expected one argument"),
+        (["--port", "eighty"], "--port: must be a whole number"),
+        (["--max-slots", "0"], "--max-slots: must be auto or a whole number of at least 1"),
+        (["--port"], "--port: expected one argument"),
     ],
 )
 def test_a_bad_flag_is_named(

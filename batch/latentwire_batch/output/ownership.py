@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from latentwire_batch.errors import storage_error
+from latentwire_batch.errors import StorageError, storage_error
 from latentwire_batch.output.discard import discard_partial
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.output.locks import acquire_lock
@@ -27,7 +27,7 @@ def locked_output(layout: OutputLayout) -> Iterator[None]:
         layout.partial.mkdir(parents=True, exist_ok=True)
         lock_fd = acquire_lock(layout.lock)
     except OSError as error:
-        raise storage_error("cannot be written", error) from error
+        raise StorageError(f"--output-dir: {storage_error('cannot be written', error)}") from error
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ from latentwire_service.settings import Settings
 _HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+|null")
 _MAX_SHOWN_CHARS = 100
+_UNSENDABLE_KEY = "a key must be printable ASCII without spaces"
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -67,10 +68,14 @@ def _digests(keys: Iterable[str]) -> list[bytes]:
     digests = []
     for key in keys:
         # The message ends up in logs, so it must not hold the key.
-        if not key or not all("!" <= character <= "~" for character in key):
-            raise PolicyError("an API key must be printable ASCII, without spaces")
+        if not _can_be_sent(key):
+            raise PolicyError(_UNSENDABLE_KEY)
         digests.append(hashlib.sha256(key.encode()).digest())
     return digests
+
+
+def _can_be_sent(key: str) -> bool:
+    return bool(key) and all("!" <= character <= "~" for character in key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +129,14 @@ def all_keys(settings: Settings) -> list[str]:
     """Return the keys of the settings and of the key file.
 
     Raises:
-        PolicyError: the file is unreadable or empty.
+        PolicyError: the file is unreadable or empty, or a key cannot be sent in a header.
     """
-    keys = [key.get_secret_value() for key in settings.api_key]
-    if settings.api_key_file is not None:
-        keys += _read_keys(settings.api_key_file)
-    return keys
+    given = [key.get_secret_value() for key in settings.api_key]
+    read = [] if settings.api_key_file is None else _read_keys(settings.api_key_file)
+    for flag, keys in (("--api-key", given), ("--api-key-file", read)):
+        if not all(map(_can_be_sent, keys)):
+            raise PolicyError(f"{flag}: {_UNSENDABLE_KEY}")
+    return given + read
 
 
 def is_open_to_all(settings: Settings) -> bool:
@@ -143,11 +150,11 @@ def _read_keys(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise PolicyError(f"--api-key-file cannot be read: {reason}") from error
+        raise PolicyError(f"--api-key-file: cannot be read: {reason}") from error
     keys = [line.strip() for line in lines if line.strip()]
     if not keys:
         # A named file means that keys are wanted: an empty one must not open the service to all.
-        raise PolicyError("--api-key-file contains no key")
+        raise PolicyError("--api-key-file: holds no key")
     return keys
 
 

@@ -65,7 +65,7 @@ _HTTP_PROBLEMS: Mapping[int, _Problem] = {
 
 _EXAMPLES: Mapping[ErrorCode, dict[str, object]] = {
     "invalid-request": {
-        "detail": "top_p: Input should be less than or equal to 1",
+        "detail": "top_p: must be at most 1",
         "field": "top_p",
     },
     "prompt-too-long": {
@@ -207,7 +207,7 @@ async def _on_validation_error(_request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     # The client chose the name of an unknown field: it may be long, and invalid Unicode.
     field = _field_name(first["loc"])[:_MAX_FIELD_CHARS].encode("utf-8", "replace").decode()
-    detail = f"{field}: {reason(first['type'], first['msg'])}"
+    detail = f"{field}: {reason(first)}"
     return _problem(_INVALID, detail, {}, field=field)
 
 

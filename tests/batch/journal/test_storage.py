@@ -67,7 +67,7 @@ def test_a_read_only_output_is_named_and_a_rerun_completes(
     remount(mounted, "ro,size=16m")
     ended = collect(replicas=[stub])
     assert ended.status == 1
-    assert "the output cannot be written: Read-only file system" in ended.stderr
+    assert "--output-dir: the output cannot be written: Read-only file system" in ended.stderr
     assert not stub.received
     remount(mounted, "rw")
     assert collect(replicas=[stub]).status == 0

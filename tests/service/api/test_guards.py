@@ -143,9 +143,14 @@ def test_a_key_file_without_usable_keys_is_refused(tmp_path: Path, content: str 
     file = tmp_path / "keys"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(PolicyError) as caught:
+    with pytest.raises(PolicyError, match="^--api-key-file: ") as caught:
         policy_of(Settings(api_key_file=file))
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_an_empty_key_names_its_flag() -> None:
+    with pytest.raises(PolicyError, match="^--api-key: "):
+        policy_of(Settings(api_key=("",)))
 
 
 # --- hosts and origins
