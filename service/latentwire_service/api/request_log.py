@@ -68,7 +68,8 @@ class RequestLog:
 
 def _log(scope: Scope, status: int, duration_ms: float) -> None:
     method, route, plan_id = method_of(scope), route_of(scope), plan_id_of(scope)
-    logger.info(
+    logger.log(
+        _level(route, status),
         "%s %s %d %.1f ms%s",
         method,
         route,
@@ -84,6 +85,15 @@ def _log(scope: Scope, status: int, duration_ms: float) -> None:
             "plan_id": plan_id,
         },
     )
+
+
+def _level(route: str, status: int) -> int:
+    """Return the level of a request's line.
+
+    Orchestrators probe every few seconds. What changes the answer of `/ready` has its own line.
+    """
+    is_routine = route == "/ready" or (route == "/health" and status == 200)
+    return logging.DEBUG if is_routine else logging.INFO
 
 
 def _request_id(scope: Scope) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from latentwire import Client
+from latentwire_service.api.request_log import RequestLog
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.logs import JsonFormatter, PathlessFormatter, add_request_id
 from support.backends import BACKENDS
@@ -93,11 +97,42 @@ def test_a_text_line_ends_with_the_request_id(
     server: LiveServer, written: Callable[..., io.StringIO]
 ) -> None:
     lines = written(PathlessFormatter("%(message)s%(for_request)s"))
-    server.http.get("/health", headers={"X-Request-Id": "r-2"})
+    server.http.get("/info", headers={"X-Request-Id": "r-2"})
     assert any(
-        line.startswith("GET /health 200 ") and line.endswith("[r-2]")
+        line.startswith("GET /info 200 ") and line.endswith("[r-2]")
         for line in lines.getvalue().splitlines()
     )
+
+
+@pytest.mark.parametrize(
+    ("route", "status", "level"),
+    [
+        ("/health", 200, logging.DEBUG),
+        ("/ready", 200, logging.DEBUG),
+        ("/ready", 503, logging.DEBUG),
+        ("/health", 503, logging.INFO),
+        ("/metrics", 200, logging.INFO),
+        ("/plan_latent", 200, logging.INFO),
+    ],
+)
+def test_routine_probes_write_no_line_at_the_default_level(
+    caplog: pytest.LogCaptureFixture, route: str, status: int, level: int
+) -> None:
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        scope["route"] = SimpleNamespace(path=route)
+        await send({"type": "http.response.start", "status": status, "headers": []})
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(_message: Message) -> None:
+        pass
+
+    scope = {"type": "http", "method": "GET", "path": route, "headers": []}
+    caplog.set_level(logging.DEBUG)
+    asyncio.run(RequestLog(app, lambda _path, _status: None)(scope, receive, send))
+    (line,) = [record for record in caplog.records if hasattr(record, "route")]
+    assert (line.levelno, line.message.rsplit(" ", 2)[0]) == (level, f"GET {route} {status}")
 
 
 class RouteLines(logging.Handler):
