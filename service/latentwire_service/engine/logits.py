@@ -74,7 +74,7 @@ class LogitsChanges:
     def apply(self, requests: Sequence[Request], logits: torch.Tensor) -> ChangedLogits:
         """Change the logits `[B, vocab_size]` of B requests' next tokens."""
         sampling = [request.spec.sampling for request in requests]
-        changed: dict[int, torch.Tensor] = {}
+        changed: set[int] = set()
         errors: dict[int, EngineError] = {}
         for row, request in enumerate(requests):
             if request.token_ids and request not in self._active:
@@ -83,17 +83,19 @@ class LogitsChanges:
                 change = self._change_of(request)
                 if change is None:
                     continue
-                own = logits[row : row + 1].to(dtype=torch.float32, copy=True)
-                changed[row] = change(request.token_ids, own)[0]
+                if not changed:
+                    # One copy for all rows, which the processors may overwrite.
+                    logits = logits.to(dtype=torch.float32, copy=True)
+                changed.add(row)
+                own = logits[row : row + 1]
+                result = change(request.token_ids, own)
+                if result is not own:
+                    own.copy_(result)
                 sampling[row] = change.sampling
             except Exception as error:
                 # Runs for one request, on values that the request chose: only that request fails.
                 errors[row] = ProcessorError("the logits cannot be processed")
                 errors[row].__cause__ = error
-        if changed:
-            logits = logits.to(dtype=torch.float32, copy=True)
-            for row, values in changed.items():
-                logits[row] = values
         return ChangedLogits(logits, sampling, frozenset(changed), errors)
 
     def forget(self, request: Request) -> None:
