@@ -31,7 +31,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=None if args.verbose else subprocess.DEVNULL,
             text=True,
-            # As the service does for itself; peers run as their users run them.
+            # The service sets these variables itself. Peers run with their defaults.
             env=os.environ | (thread_environment(os.environ) if contender in OURS else {}),
         )
         self._read()
@@ -55,7 +55,7 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.contender} died (run with --verbose to see why)")
+            raise SystemExit(f"{self.contender} ended early; run with --verbose for its errors")
         return line
 
 

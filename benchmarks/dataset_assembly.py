@@ -1,10 +1,10 @@
-"""Assembly against the classic way, and collection over 1, 2, 4, 8 stub replicas.
+"""Assembly compared with the classic way, and collection over 1, 2, 4 and 8 stub replicas.
 
 `python -m benchmarks.dataset_assembly --rows 2000 8000 --classic-rows 100 --replicas 1 2 4 8`
 
-The classic way is `Dataset.from_dict` of nested Python lists, then `to_parquet`; turning arrays
-into lists is part of it. It takes 32 bytes per value, so it is measured on fewer rows. Every stage
-runs in a process of its own, whose peak memory is the system's own count. The last line is JSON.
+The classic way is `Dataset.from_dict` of nested Python lists, then `to_parquet`. It includes the
+conversion of arrays to lists. It takes 32 bytes per value, so it runs on fewer rows. Every stage
+runs in a process of its own, and the system reports its peak memory. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ def main() -> None:
     parser.add_argument("--classic-rows", type=int, default=100)
     parser.add_argument("--replicas", type=int, nargs="*", default=[1, 2, 4, 8])
     parser.add_argument("--replica-rows", type=int, default=400)
-    parser.add_argument("--delay", type=float, default=0.2, help="seconds a stub takes for a row")
-    parser.add_argument("--directory", type=Path, help="where to work; must have the room")
+    parser.add_argument(
+        "--delay", type=float, default=0.2, help="seconds that a stub takes for a row"
+    )
+    parser.add_argument("--directory", type=Path, help="a folder for temporary files")
     parser.add_argument("--stage", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stage:
@@ -120,7 +122,7 @@ def collect_from(directory: Path, count: int, num_rows: int, delay_s: float) -> 
 
 
 def latents(count: int) -> Iterator[np.ndarray]:
-    """Values of full float32 precision, as hard to compress as real ones."""
+    """Yield random latents, which compress as badly as real ones."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         yield rng.standard_normal((STEPS, WIDTH), dtype=np.float32)

@@ -1,10 +1,10 @@
-"""SIGKILL again and again: the dataset has to equal that of an undisturbed run, row for row.
+"""Repeated SIGKILLs: the dataset must equal that of an undisturbed run, row for row.
 
 `python -m benchmarks.dataset_kills --kills 100 --seed 0 [--model DIRECTORY]`
 
-Replicas, stubs or with `--model` services of a small model, serve a run in which the collector, a
-replica, or both are killed at random moments; a killed collector is followed by the same command.
-The last line is JSON.
+The replicas of a run are stubs, or services of a small model with `--model`. At random moments, the
+collector, a replica, or both are killed. The same command then resumes a killed collector. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Stubs:
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, index: int) -> subprocess.Popen[str]:
-        """Start one on its port; a stub listens when this returns, a service has yet to load."""
+        """Start a replica. A stub listens when this returns, but a service still loads."""
         if self.model is not None:
             command = [sys.executable, "-m", "latentwire_service", "--model", self.model]
             command += ["--port", str(self.ports[index]), "--threads", "1", "--max-slots", "4"]
@@ -53,20 +53,20 @@ class Stubs:
         return process
 
     def start_all(self) -> None:
-        """Start one on every port."""
+        """Start a replica on every port."""
         self.processes = [self.start(index) for index in range(len(self.ports))]
 
     def kill(self, index: int) -> None:
-        """End one by SIGKILL, and close its pipe."""
+        """Kill a replica with SIGKILL, and close its pipe."""
         with self.processes[index] as process:
             process.kill()
 
     def restart(self, index: int) -> None:
-        """Start one again that was killed."""
+        """Start a killed replica again."""
         self.processes[index] = self.start(index)
 
     def stop(self) -> None:
-        """End all."""
+        """Kill all replicas."""
         for index in range(len(self.processes)):
             self.kill(index)
 
@@ -77,16 +77,20 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--delay", type=float, default=0.05, help="seconds a stub takes for a row")
+    parser.add_argument(
+        "--delay", type=float, default=0.05, help="seconds that a stub takes for a row"
+    )
     parser.add_argument("--model", help="serve this model instead of stubs")
-    parser.add_argument("--longest", type=float, default=2.0, help="seconds until a kill at most")
+    parser.add_argument(
+        "--longest", type=float, default=2.0, help="the longest time until a kill, in seconds"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         print(json.dumps(run(args, Path(directory))))
 
 
 def run(args: argparse.Namespace, directory: Path) -> dict[str, object]:
-    """Kill as often as asked for, over as many datasets as that takes."""
+    """Make datasets until there were `--kills` kills."""
     tasks = directory / "tasks.jsonl"
     tasks.write_text(
         "".join(json.dumps({"task": f"task {i}"}) + "\n" for i in range(args.rows)),
@@ -116,7 +120,7 @@ def disturb(
     output: Path,
     counts: Counter[str],
 ) -> None:
-    """Make one dataset under kills, until it is finished."""
+    """Make one dataset under kills."""
     process = None
     while True:
         if process is None:
@@ -164,9 +168,9 @@ def collect(stubs: Stubs, tasks: Path, output: Path) -> None:
 
 
 def compare(output: Path, calm: Path, is_exact: bool) -> None:
-    """End with an error when two outputs do not hold the same rows.
+    """Exit with an error if two outputs have different rows.
 
-    Where a model computes them, latents may differ by rounding: other rows shared their steps.
+    Latents of a model may differ by rounding, because the rows share steps with different rows.
     """
     if (output / ".partial").exists():
         raise SystemExit("a finished output still has its .partial")

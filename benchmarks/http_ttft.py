@@ -1,12 +1,12 @@
-"""What HTTP adds to the time to first token of a lone request.
+"""The time that HTTP adds to the first token of a lone request.
 
     python -m benchmarks.http_ttft --rounds 40
 
-A child process serves the model on a loopback socket; this one has the same engine on a thread. In
-turn, the same request goes to the thread and, as a stream, to the service: over a bare socket,
-which shows what the service adds, and through `Client`, which adds its own. Their order changes
-from round to round: caches remember who was last. Each is timed until its first token is there. All
-tokenize. The last line is JSON.
+A child process serves the model on a loopback socket, and this process has the same engine on a
+thread. In each round, the same request goes to the thread and, as a stream, to the service: over a
+bare socket, which shows the time of the service, and through `Client`, which adds its own. The
+order changes from round to round, because caches favour the last one. Each time runs until the
+first token arrives, and includes tokenizing the prompt. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from latentwire_service.settings import Settings
 
 _WAIT_S = 300
 _NEW_TOKENS = 4
-# The first ones learn the template's prefix, and open the connection.
+# The first rounds compute the template's prefix and open the connection.
 _WARM_UP = 3
 
 
 def in_process_ms(backend: Backend, task: str) -> float:
-    """Time to first token of the engine alone."""
+    """Return the time to first token of the engine alone."""
     first: list[float] = []
     started = time.perf_counter()
 
@@ -54,10 +54,10 @@ def in_process_ms(backend: Backend, task: str) -> float:
 
 
 def over_a_socket_ms(connection: socket.socket, task: str) -> float:
-    """Time until a socket has the first event, whole."""
+    """Return the time until a socket has the whole first event."""
     started = time.perf_counter()
-    asked = {"task": task, "max_new_tokens": _NEW_TOKENS, "seed": 0, "stream": True}
-    body = json.dumps(asked).encode()
+    fields = {"task": task, "max_new_tokens": _NEW_TOKENS, "seed": 0, "stream": True}
+    body = json.dumps(fields).encode()
     head = (
         "POST /plan_latent HTTP/1.1\r\nHost: 127.0.0.1\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -74,7 +74,7 @@ def over_a_socket_ms(connection: socket.socket, task: str) -> float:
 
 
 def through_client_ms(client: Client, task: str) -> float:
-    """Time until a client has the first step."""
+    """Return the time until a client has the first step."""
     started = time.perf_counter()
     stream = client.stream_plan_latent(task, max_new_tokens=_NEW_TOKENS, seed=0)
     next(iter(stream))
@@ -85,14 +85,14 @@ def through_client_ms(client: Client, task: str) -> float:
 
 
 def added_ms(timings: Sequence[float], direct: Sequence[float]) -> float:
-    """Median of what each round took more than the engine alone."""
+    """Return the median over rounds of the time beyond that of the engine alone."""
     return statistics.median(t - d for t, d in zip(timings, direct, strict=True))
 
 
 def main() -> None:
     missing = thread_environment(os.environ)
     if missing:
-        # Threads have to wait here as they do in the service, and torch is imported already.
+        # Threads must wait as they do in the service, but torch is imported already.
         command = [sys.executable, "-m", "benchmarks.http_ttft", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | missing)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -104,8 +104,8 @@ def main() -> None:
     tasks = [json.loads(line)["task"] for line in TASKS.read_text("utf-8").splitlines() if line]
     keep_freed_memory()
     settings = Settings(model=args.model, dtype=args.dtype, threads=args.threads)
-    # On a thread that ends, as in the service: libgomp counts the threads of each that computes,
-    # and lets them look for work less long when there are more than cores.
+    # Load on a thread that ends, as the service does. libgomp counts the threads of every thread
+    # that computes, and shortens their spinning when there are more threads than cores.
     with ThreadPoolExecutor(1) as pool:
         create_backend = backend_factory(settings)
         backend = pool.submit(create_backend, lambda _: None, lambda _: None).result()

@@ -32,9 +32,9 @@ class InProcess:
     """The engine, stepped in this thread; all hidden rows kept.
 
     Args:
-        compile_decode: as `--compile` does.
-        ends_at_eos: as a served model does; else every contender generates the same number of
-            tokens.
+        compile_decode: compile the decode step, as `--compile` does.
+        ends_at_eos: end at the end-of-sequence token, as a served model does. If False, every
+            contender generates the same number of tokens.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class InProcess:
         return request
 
     def run(self, workload: Workload) -> Sample:
-        """Generate for all prompts, as many at once as may be in flight."""
+        """Generate for all prompts, with at most `workload.concurrency` in flight."""
         started = time.perf_counter()
         requests: list[Request] = []
         waiting = deque(enumerate(workload.prompts))
@@ -81,7 +81,7 @@ class InProcess:
 
 
 class OverHttp:
-    """`latentwire serve` as a child, asked by as many clients as there are prompts.
+    """`latentwire serve` as a child process, called by concurrent threads of one client.
 
     A served model ends at its end-of-sequence token: compare with `InProcess(ends_at_eos=True)`,
     which generates the same tokens.
@@ -114,9 +114,9 @@ class OverHttp:
         return self._child.pid
 
     def run(self, workload: Workload) -> Sample:
-        """Ask for all tasks, as many at once as may be in flight."""
+        """Send all tasks, with at most `workload.concurrency` in flight."""
 
-        def ask(numbered: tuple[int, str]) -> PlanLatent:
+        def send(numbered: tuple[int, str]) -> PlanLatent:
             seed, task = numbered
             answer = self.client.plan_latent(
                 task, seed=seed, max_new_tokens=workload.new_tokens, top_p=TOP_P
@@ -126,7 +126,7 @@ class OverHttp:
 
         with ThreadPoolExecutor(workload.concurrency) as pool:
             started = time.perf_counter()
-            answers = list(pool.map(ask, enumerate(workload.tasks)))
+            answers = list(pool.map(send, enumerate(workload.tasks)))
             seconds = time.perf_counter() - started
         timings = [answer.timings for answer in answers]
         return Sample(

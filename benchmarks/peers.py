@@ -1,4 +1,4 @@
-"""The ways people get text or latents out of a Hugging Face model today."""
+"""The usual ways to get text or latents from a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from benchmarks.workload import TOP_P, Sample, Workload
 from latentwire_service.engine.hf.loader import LoadedModel
 
-# One by one, more requests take longer but are no faster: a few show the rate.
+# A few requests show the rate of the sequential loop.
 MAX_LOOP_REQUESTS = 4
 
 
 def _config(loaded: LoadedModel, new_tokens: int, **options: Any) -> GenerationConfig:
-    # `generate` fills what a config leaves open from the model's own: the end of sequence, too.
+    # `generate` takes unset fields from the model's own config, even the end of sequence.
     loaded.model.generation_config.eos_token_id = None
     return GenerationConfig(
         max_new_tokens=new_tokens,
@@ -33,7 +33,7 @@ def _config(loaded: LoadedModel, new_tokens: int, **options: Any) -> GenerationC
 
 
 def research_loop(loaded: LoadedModel, workload: Workload) -> Sample:
-    """One prompt at a time, all hidden states of all layers, the last layer's row kept."""
+    """Run one prompt at a time with the hidden states of all layers; keep the last layer's rows."""
     config = _config(
         loaded, workload.new_tokens, return_dict_in_generate=True, output_hidden_states=True
     )
@@ -59,7 +59,7 @@ def _padded(loaded: LoadedModel, workload: Workload) -> tuple[torch.Tensor, torc
 
 
 def batched_generate(loaded: LoadedModel, workload: Workload) -> Sample:
-    """`generate` on one left-padded batch; text only, which favours it."""
+    """Run `generate` on one left-padded batch. It returns text only, which is less work."""
     config = _config(loaded, workload.new_tokens)
     ids, mask = _padded(loaded, workload)
     started = time.perf_counter()
@@ -69,7 +69,7 @@ def batched_generate(loaded: LoadedModel, workload: Workload) -> Sample:
 
 
 def batched_generate_hidden(loaded: LoadedModel, workload: Workload) -> Sample:
-    """`generate` on one left-padded batch, hidden states kept."""
+    """Run `generate` on one left-padded batch, and keep the hidden states."""
     config = _config(
         loaded, workload.new_tokens, return_dict_in_generate=True, output_hidden_states=True
     )
@@ -82,12 +82,12 @@ def batched_generate_hidden(loaded: LoadedModel, workload: Workload) -> Sample:
 
 
 def continuous_batching(loaded: LoadedModel, workload: Workload) -> Sample:
-    """The paged continuous batching of transformers; text only."""
+    """Run the paged continuous batching of transformers. It returns text only."""
     started = time.perf_counter()
     outputs = loaded.model.generate_batch(
         workload.prompts,
         generation_config=_config(loaded, workload.new_tokens),
-        # Sized for the work: on a CPU there is no device memory to size it from.
+        # The size follows the workload, because a CPU has no device memory to derive it from.
         continuous_batching_config=ContinuousBatchingConfig(
             page_size=32,
             num_blocks=len(workload.prompts) * 12,
@@ -99,7 +99,7 @@ def continuous_batching(loaded: LoadedModel, workload: Workload) -> Sample:
 
 
 class Vllm:
-    """vLLM, when it is installed; text only."""
+    """vLLM, if it is installed. It returns text only."""
 
     def __init__(self, model_dir: str, dtype: str) -> None:
         vllm: Any = importlib.import_module("vllm")

@@ -1,9 +1,9 @@
-"""Time to first token of a prompt whose template is known, beside one whose template is not.
+"""Time to first token of a prompt with a known template, compared with an unknown template.
 
     python -m benchmarks.prefix_ttft --template-tokens 50 500 1500
 
-The first request with a new template computes it whole; the third finds it kept, because the first
-two had it in common. Nothing else runs. The last line is JSON.
+The first request with a new template computes all of it. The third request reuses it, because the
+engine keeps a prefix that two requests share. Nothing else runs. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     for length in args.template_tokens:
         times: dict[str, list[float]] = {"computed": [], "kept": []}
         for round_ in range(_ROUNDS):
-            # Another first token makes another template.
+            # A different first token makes a different template.
             template = [100 + round_ + length, *(task * length)[: length - 1]]
             computed = ttft_s(engine, [*template, *task[:20], 200])
             ttft_s(engine, [*template, *task[:20], 201])

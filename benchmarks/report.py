@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 _WIDTH = 100
-# These two generate the same tokens, and keep as many requests in flight.
+# These two generate the same tokens, with the same number of requests in flight.
 _IN_PROCESS, _OVER_HTTP = "latentwire-eos", "latentwire-http"
 
 
@@ -50,7 +50,7 @@ def print_table(title: str, rounds: Mapping[str, Sequence[Measurement]]) -> None
             f"{max(m.peak_rss_bytes for m in measurements) / 2**20:.0f}",
             f"{ours / statistics.median(rates):.2f}",
         )
-    # As wide when it goes to a file: names are not cut.
+    # A fixed width, so that a file has whole names, too.
     console = Console(width=_WIDTH)
     console.print(table)
     if {_IN_PROCESS, _OVER_HTTP} <= rounds.keys():

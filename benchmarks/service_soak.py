@@ -1,12 +1,12 @@
-"""A service under twice what it can take, from callers that misbehave.
+"""A service under twice the load that it can take, from callers that misbehave.
 
     python -m benchmarks.service_soak --url http://127.0.0.1:8000 --seconds 60
 
-Start the service first, with `--max-queue` at about its `--max-slots`. One caller in five hangs up
-early, others read slowly or send rubbish. Each answer to a known seed has to be the one that was
-given before the load. Ends non-zero when an answer is wrong, a request stays without one, slots are
-held at the end, or, with `--pid` of the service, its resident memory has grown since the first
-tenth. The last line is JSON.
+Start the service first, with a `--max-queue` near its `--max-slots`. One request in five hangs up
+early; others read slowly or send invalid bodies. Each answer to a seed must equal the answer from
+before the load. The exit status is not 0 if an answer is wrong or missing, if slots are held at the
+end, or, with the `--pid` of the service, if its resident memory grew after the first tenth of the
+time. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ RUBBISH = [
     b"\xff\xfe",
     b"x" * 300_000,
 ]
-# Growth that is no leak: the allocator's and the interpreter's own reserves.
+# Reserves of the allocator and the interpreter are no leak.
 _SLACK_MB = 48.0
 _SAMPLES = 20
 
 
 class Soak:
-    """One run: what is asked, and what came of it."""
+    """One run: its requests and their outcomes."""
 
     def __init__(self, url: str, max_new_tokens: int) -> None:
         self.url = url
@@ -49,7 +49,7 @@ class Soak:
         self.expected: dict[int, tuple[int, ...]] = {}
 
     async def learn(self) -> None:
-        """Ask for each seed's answer before the load."""
+        """Get the answer to each seed before the load."""
         async with AsyncClient(self.url) as client:
             for seed in range(NUM_SEEDS):
                 self.expected[seed] = await self.plan(client, seed)
@@ -62,7 +62,7 @@ class Soak:
         return plan.token_ids
 
     async def call(self, end: float, rng: random.Random) -> None:
-        """Be one caller until the end."""
+        """Send requests, as one caller, until the end."""
         async with (
             AsyncClient(self.url, max_retries=0, timeout_s=120) as client,
             httpx.AsyncClient(base_url=self.url, timeout=120) as http,
@@ -81,7 +81,7 @@ class Soak:
     async def one(
         self, kind: str, client: AsyncClient, http: httpx.AsyncClient, rng: random.Random
     ) -> str:
-        """Make one call of a kind; return what came of it."""
+        """Send one request of a kind; return its outcome."""
         seed = rng.randrange(NUM_SEEDS)
         if kind == "rubbish":
             headers = {"Content-Type": "application/json"}
@@ -102,7 +102,7 @@ class Soak:
             return self.judge(seed, stream.plan.token_ids)
 
     def judge(self, seed: int, token_ids: tuple[int, ...]) -> str:
-        """Compare an answer with the one from before the load."""
+        """Compare an answer with that from before the load."""
         return "right" if token_ids == self.expected[seed] else "wrong: tokens"
 
 

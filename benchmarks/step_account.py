@@ -1,8 +1,8 @@
-"""Where one decode step's time goes, against what its matrix products alone would take.
+"""The parts of one decode step's time, compared with the limit that its matrix products set.
 
     python -m benchmarks.step_account --dtype bf16 --batch 64
 
-On a CPU. In a process of its own, so that its threads wait as the service's do.
+It runs on a CPU, in a process of its own, so that its threads wait as those of the service do.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from latentwire_service.engine.sampling_params import SamplingParams
 _POSITION = 120
 _REPEATS = 9
 
-# Profiler names by part; what is not named here is element-wise work (norms, rotary, activations).
+# The profiler's names, by part. All other names are element-wise work (norms, rotary, activations).
 _PARTS = {
     "matrix products": ("linear", "mm", "addmm", "bmm", "matmul"),
     "attention": ("decode_attention", "scaled_dot_product", "softmax"),
@@ -54,23 +54,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     args = parser.parse_args()
     if pick_device("auto").type != "cpu":
-        sys.exit("the account is of a step on a CPU")
+        sys.exit("this benchmark needs a machine without a GPU")
     account_of_a_step(args.model, args.dtype, args.threads, args.batch)
 
 
 def account_of_a_step(model: str, dtype: str, threads: int, batch: int) -> None:
     """Print the parts of a decode step of `batch` rows at position 120.
 
-    Parallel work is counted on the thread that shares it out. The profiler slows what it watches:
-    its parts are scaled to what the step takes without it, dispatch being what is left over.
+    Parallel work counts on the thread that distributes it. The profiler slows a step, so the parts
+    are scaled to the step's time without it. Dispatch is the rest of that time.
     """
     keep_freed_memory()
     loaded = load(model, dtype, threads)
-    # Counted before they are packed, out of the model's sight.
+    # Count the weights before packing, which removes them from the model.
     num_weights = sum(p.numel() for p in loaded.model.parameters())
     weights = torch.ones(num_weights, dtype=loaded.model.dtype)
     runner = build_runner(loaded.model, probe(loaded.model), batch, MAX_MODEL_LEN)
-    # Logits after real text: how many tokens are likely decides what sampling costs.
+    # The logits follow real text, because the number of likely tokens affects the cost of sampling.
     output, positions = _fill(runner, build_workload(loaded.tokenizer, batch, 1).prompts)
     token_ids = output.logits.argmax(-1).numpy()
 
@@ -105,7 +105,7 @@ def account_of_a_step(model: str, dtype: str, threads: int, batch: int) -> None:
 def _fill(
     runner: HfModelRunner, prompts: list[list[int]]
 ) -> tuple[StepOutput, npt.NDArray[np.int64]]:
-    """Give each slot a prompt, repeated up to the position of the step."""
+    """Fill each slot with a prompt, repeated up to the position of the step."""
     outputs = [
         runner.prefill([PromptPart(slot, Prompt(tuple((prompt * _POSITION)[:_POSITION])), 0)])
         for slot, prompt in enumerate(prompts)
@@ -141,7 +141,7 @@ def _profiled_parts(forward: Callable[[], object]) -> dict[str, float]:
 
 
 def _flops_per_ms(dtype: torch.dtype) -> float:
-    """Rate of a product that is large in every direction."""
+    """Return the rate of a product with large dimensions."""
     side = 2048
     product = Product([torch.nn.Linear(side, side, bias=False, dtype=dtype)])
     x = torch.ones(side, side, dtype=dtype)

@@ -1,9 +1,9 @@
-"""The forms of an answer beside each other: time to encode and to decode, and size.
+"""The formats of an answer compared: time to encode and to decode, and size.
 
     python -m benchmarks.wire_formats
 
-One latent of [512, 896] random float32 values, the median of several rounds, one thread. Nested
-lists are what a service without a tensor codec would send.
+Each format carries one latent of [512, 896] random float32 values. Times are the median of several
+rounds on one thread. A service without a tensor codec would send nested lists.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def main() -> None:
         "A plan. " * 200, list(range(SHAPE[0])), hidden_state, FinishReason.STOP, 40, 0.0, 0.0, 0.0
     )
     plan = Plan("plan-0", 1, completion)
-    asked = AnswerContext(PlanLatentRequest(task="A task"), None, "model", None)
+    context = AnswerContext(PlanLatentRequest(task="A task"), None, "model", None)
 
     def nested() -> bytes:
-        body = plan_response(plan, asked).model_dump()
+        body = plan_response(plan, context).model_dump()
         return json.dumps(body | {"hidden_state": hidden_state.tolist()}).encode()
 
     def read_nested(content: bytes) -> Any:
@@ -55,9 +55,9 @@ def main() -> None:
 
     forms: list[tuple[str, Callable[[], bytes], Callable[[bytes], Any]]] = [
         ("nested lists", nested, read_nested),
-        ("JSON, base64", lambda: render(WireFormat.JSON, plan, asked), read_json),
-        ("Arrow", lambda: render(WireFormat.ARROW, plan, asked), read_arrow),
-        ("safetensors", lambda: render(WireFormat.SAFETENSORS, plan, asked), unpack),
+        ("JSON, base64", lambda: render(WireFormat.JSON, plan, context), read_json),
+        ("Arrow", lambda: render(WireFormat.ARROW, plan, context), read_arrow),
+        ("safetensors", lambda: render(WireFormat.SAFETENSORS, plan, context), unpack),
     ]
     results = [measure(*form) for form in forms]
     print("| Form | Encode, ms | Decode, ms | Size, MB | gzip -6: size, MB | and ms |")

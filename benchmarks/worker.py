@@ -1,6 +1,6 @@
-"""One contender in a process of its own: JSON lines in (rounds), JSON lines out (samples).
+"""One contender in a process of its own. It reads rounds and writes samples as JSON lines.
 
-A process each keeps peak memory apart, and lets rounds of all contenders take turns.
+Separate processes keep the peak memory of each contender separate, and let contenders take turns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PEERS: dict[str, Callable[..., Sample]] = {
     "continuous-batching": peers.continuous_batching,
 }
 OURS = ["latentwire", "latentwire-compiled", "latentwire-eos", "latentwire-http"]
-# Compared with each other while a number of requests is in flight, not while it fills and empties.
+# These two run more requests than are in flight at once, so that filling and emptying matter less.
 STEADY = ["latentwire-eos", "latentwire-http"]
 _STEADY_ROUNDS = 3
 CONTENDERS = [*OURS, *PEERS, "vllm"]

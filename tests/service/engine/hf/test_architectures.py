@@ -1,7 +1,7 @@
-"""One engine for every decoder: what it gives is what each architecture's `generate` gives.
+"""One engine for every decoder: it generates the same as the `generate` of each architecture.
 
-Prompts of different lengths join while others decode, some longer than the sliding windows, and all
-share slots. Nothing in the engine names an architecture; these tests do.
+Prompts of different lengths join while others decode. Some are longer than the sliding windows, and
+all share slots. The engine names no architecture; these tests do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A recorded decode step gives what the step itself gives, for every shape and in any order."""
+"""A recorded decode step computes the same as the step itself, for every shape, in any order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine's core promise: batched over slots, it gives what `generate` gives one by one."""
+"""The engine's core promise: over slots, it generates the same as `generate` for each prompt."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_temperature_zero_is_greedy(model: Any) -> None:
     assert_as_generated(request, model)
 
 
-def test_cancelled_request_frees_its_slot_and_harms_nobody(model: Any) -> None:
+def test_cancelled_request_frees_its_slot_and_changes_no_other(model: Any) -> None:
     harness = EngineHarness(model, eos=())
     prompts = random_prompts([20, 30, 8, 41, 12])
     requests = [harness.submit(p, 16) for p in prompts]

@@ -1,4 +1,4 @@
-"""The engine under many requests: nothing is kept, nobody is held up."""
+"""The engine under many requests: memory does not grow, and no request waits for another."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def resident_bytes() -> int:
 
 
 def test_a_long_prompt_never_keeps_running_requests_from_their_token() -> None:
-    """Each step computes one chunk of the long prompt and one token for everybody else."""
+    """Each step computes one chunk of the long prompt and one token of every running request."""
     config = llama_config(max_position_embeddings=4200)
     chunk = 256
     harness = EngineHarness(

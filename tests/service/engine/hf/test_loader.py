@@ -1,4 +1,4 @@
-"""Model names to models, and what is said of those that cannot be served."""
+"""Model names to models, and errors for models that cannot be served."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def test_a_gguf_file_is_converted_once(
     assert list((tmp_path / "gguf").iterdir()) == [converted]
 
 
-def test_a_changed_gguf_file_is_converted_anew(tmp_path: Path) -> None:
+def test_a_changed_gguf_file_is_converted_again(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     prompt = random_prompts([9])[0]
     rows = []
@@ -273,7 +273,7 @@ def test_a_changed_gguf_file_is_converted_anew(tmp_path: Path) -> None:
     assert not np.allclose(rows[0], rows[1])
 
 
-def test_two_that_convert_at_once_do_not_disturb_each_other(
+def test_two_concurrent_conversions_give_one_result(
     gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert = loader._convert_gguf
