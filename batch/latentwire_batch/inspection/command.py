@@ -22,7 +22,13 @@ from latentwire_batch.dataset.reader import (
 from latentwire_batch.errors import BatchError, InputError, StorageError, storage_error
 from latentwire_batch.exit_status import ExitStatus, status_of
 from latentwire_batch.flags import parse_settings
-from latentwire_batch.inspection.findings import Origin, facts, length_histogram, problems, thinned
+from latentwire_batch.inspection.findings import (
+    Origin,
+    facts,
+    length_histogram,
+    norm_profile,
+    problems,
+)
 from latentwire_batch.inspection.html import Report, build_page
 from latentwire_batch.inspection.statistics import inspect_rows
 from latentwire_batch.inspection.terminal import show
@@ -84,7 +90,7 @@ def _inspect(path: Path, html: Path | None) -> int:
     found = facts(inspection, dataset_bytes(place), origin)
     found_problems = problems(inspection, origin)
     lengths = length_histogram(inspection)
-    norms = thinned(inspection.norms.means, _MAX_NORM_BARS)
+    norms = norm_profile(inspection.norms.means, _MAX_NORM_BARS)
     show(rich.console.Console(), found, lengths, norms, found_problems)
     if html is not None:
         # The name alone: readers of the report must not learn the path.

@@ -151,6 +151,15 @@ def thinned(values: Floats, num_points: int) -> list[tuple[int, float]]:
     ]
 
 
+def norm_profile(values: Floats, num_points: int) -> list[tuple[int, float]]:
+    """Return the first value, and the others averaged down to at most `num_points - 1` values.
+
+    The norm of hidden row 0 often differs from all others by far: an average would hide it.
+    """
+    later = [(start + 1, value) for start, value in thinned(values[1:], num_points - 1)]
+    return thinned(values[:1], 1) + later
+
+
 def _spread(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> str:
     if not len(lengths):
         return "none"

@@ -35,7 +35,9 @@ table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
   border-bottom: 1px solid #8884; overflow-wrap: anywhere; }
 th { font-weight: 600; white-space: nowrap; }
-svg { width: 100%; height: auto; } svg text { fill: var(--faint); font-size: 12px; }
+.chart { overflow-x: auto; }
+svg { width: 100%; min-width: 48rem; height: auto; }
+svg text { fill: var(--faint); font-size: 13px; }
 .bad { color: var(--bad); } .good { color: var(--good); } .note { color: var(--faint); }
 td.text { white-space: pre-wrap; }
 </style>
@@ -97,7 +99,7 @@ def build_page(report: Report) -> str:
         norms=_norms(inspection),
         means_note=(
             f"The mean of each latent on the first two principal components, for {num_means:,} of "
-            f"{inspection.num_rows:,} rows. Longer latents are darker."
+            f"{inspection.num_rows:,} rows. Longer latents are stronger."
         ),
         means=points(
             project(inspection.means),

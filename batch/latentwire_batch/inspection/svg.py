@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 _WIDTH, _HEIGHT = 900, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 88, 12, 12, 44
 _MAX_LINE_POINTS = 600
 
 Numbers = npt.NDArray[Any]
@@ -87,17 +87,22 @@ def line(means: Numbers, deviations: Numbers, axis: Axis) -> str:
 
 
 def points(places: Numbers, weights: Numbers, axis: Axis) -> str:
-    """Draw points; a greater weight is darker."""
+    """Draw points; a greater weight is stronger, on light and on dark paper."""
     if not len(places):
         return _nothing()
     across = _Scale(*_range(places[:, 0]), _LEFT + 6, _WIDTH - _RIGHT - 6)
     up = _up(*_range(places[:, 1]))
-    shade = _Scale(*_range(weights), 78.0, 28.0)
+    strength = _Scale(*_range(weights), 0.3, 0.95)
     parts = [
-        f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3.2" fill-opacity="0.8" '
-        f'fill="hsl(215 65% {shade(weight):.0f}%)"><title>{int(weight)} hidden rows</title>'
+        f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3.6" fill="var(--mark)" '
+        f'fill-opacity="{strength(weight):.2f}"><title>{int(weight)} hidden rows</title>'
         "</circle>"
         for (x, y), weight in zip(places.tolist(), weights.tolist(), strict=True)
+    ]
+    middle = (across.low + across.high) / 2
+    parts += [
+        _text(across(value), _HEIGHT - _BOTTOM + 16, f"{value:.4g}", anchor)
+        for value, anchor in ((across.low, "start"), (middle, "middle"), (across.high, "end"))
     ]
     return _svg(parts, up, axis)
 
@@ -116,7 +121,11 @@ def _svg(parts: Sequence[str], up: _Scale, axis: Axis) -> str:
         f"{escape(axis.up)}</text>",
     ]
     body = "\n".join([*frame, *parts])
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">\n{body}\n</svg>'
+    # Labels stay readable on a narrow screen: the chart keeps its size there and is scrolled.
+    return (
+        '<div class="chart">'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">\n{body}\n</svg></div>'
+    )
 
 
 def _up(low: float, high: float) -> _Scale:

@@ -12,7 +12,7 @@ import pytest
 
 from latentwire_batch.dataset.reader import StoredRow, stored_rows
 from latentwire_batch.inspection.command import main
-from latentwire_batch.inspection.findings import length_histogram, problems, thinned
+from latentwire_batch.inspection.findings import length_histogram, norm_profile, problems, thinned
 from latentwire_batch.inspection.statistics import MAX_MEANS, Inspection, inspect_rows, project
 from latentwire_batch.tasks.results import RowText
 from support.batch.collecting import Collect
@@ -155,6 +155,10 @@ def test_the_report_is_one_file_that_loads_nothing(made: Path, tmp_path: Path) -
     assert page.tags.count("rect") > 3
     assert page.tags.count("circle") == 40
     assert "polyline" in page.tags
+    # Colours follow the scheme of the reader, and the third chart has numbers on its x axis.
+    assert "hsl(" not in text
+    last_chart = text[text.rindex("<svg") : text.rindex("</svg>")]
+    assert len(re.findall(r'y="272\.0" text-anchor="(?:start|middle|end)">-?\d', last_chart)) == 3
     assert page.addresses == []
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert "url(" not in text
@@ -269,6 +273,14 @@ def test_the_histogram_counts_every_row_once() -> None:
     assert sum(item.count for item in bins) == 5
     assert (bins[0].low, bins[-1].high) == (3, 118)
     assert len(bins) <= 20
+
+
+def test_the_norm_of_the_first_hidden_row_is_not_averaged() -> None:
+    values = np.array([900.0, 1.0, 3.0, 5.0, 7.0])
+    assert norm_profile(values, 3) == [(0, 900.0), (1, 2.0), (3, 6.0)]
+    assert norm_profile(values[:1], 3) == [(0, 900.0)]
+    assert norm_profile(values[:0], 3) == []
+    assert norm_profile(np.array([np.nan, 2.0]), 3) == [(1, 2.0)]
 
 
 def test_thinning_averages_neighbours() -> None:
