@@ -156,8 +156,8 @@ def http_config(app: FastAPI, max_header_bytes: int) -> uvicorn.Config:
 
 
 def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
-    metrics = Metrics()
     package_version = version("latentwire")
+    metrics = Metrics(package_version)
     tracing = open_tracing(os.environ, package_version)
 
     def stop() -> None:

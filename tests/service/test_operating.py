@@ -163,3 +163,14 @@ def test_drawn_seeds_are_exact_in_javascript(
     assert plan_of(post(server, {"task": "x", "max_new_tokens": 1})).seed == 2**53 - 1
     larger = {"task": "x", "max_new_tokens": 1, "seed": 2**63 - 1}
     assert plan_of(post(server, larger)).seed == 2**63 - 1
+
+
+@pytest.mark.backends("fake")
+def test_probes_are_not_counted_as_requests(server: LiveServer) -> None:
+    server.http.get("/health")
+    shown = server.http.get("/metrics").text
+    assert 'latentwire_probes_total{path="/health",status="200"}' in shown
+    assert 'latentwire_requests_total{path="/health"' not in shown
+    for name in ("latentwire_build_info{", "process_resident_memory_bytes", "python="):
+        assert name in shown
+    assert 'latentwire_time_to_first_token_seconds_bucket{le="600.0"}' in shown

@@ -210,4 +210,6 @@ def _add_metrics_route(router: APIRouter, service: ModelService, metrics: Metric
         if occupancy is not None:
             max_slots = service.info.max_slots
             metrics.observe_load(occupancy.num_running, occupancy.num_waiting, max_slots)
-        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        # It reads /proc.
+        content = await asyncio.to_thread(metrics.render)
+        return Response(content, media_type=CONTENT_TYPE_LATEST)

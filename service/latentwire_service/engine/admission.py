@@ -14,6 +14,8 @@ from latentwire_service.engine.backend import Completion
 
 # Weight of the newest request in the mean: one odd request in ten should not decide.
 _WEIGHT = 0.1
+# Callers who never come again must not delay others without end.
+_MAX_SPREAD_S = 60.0
 # Used until a request has finished.
 _FIRST_GUESS_S = 1.0
 
@@ -96,6 +98,32 @@ class Admission:
         """
         num_waiting = max(counts.num_unfinished - self._max_slots, 0)
         return counts.mean_slot_s * (1 + num_waiting / self._max_slots) / 2
+
+
+class RetrySpread:
+    """Spreads the retries of refused requests over the time in which places free up.
+
+    If all were given the same time, most of them would be refused again. Each caller has a row of
+    times of its own, so that a caller who sends thousands delays only itself.
+    """
+
+    def __init__(self) -> None:
+        self._next_at: dict[str, float] = {}
+
+    def delay_s(self, caller: str, estimate_s: float, interval_s: float, now_s: float) -> float:
+        """Return the seconds after which a refused request should come again.
+
+        Args:
+            caller: of the request.
+            estimate_s: seconds until the first place frees up.
+            interval_s: mean seconds between two places.
+            now_s: a monotonic time.
+        """
+        earliest = now_s + estimate_s
+        at = max(earliest, min(self._next_at.get(caller, 0.0), earliest + _MAX_SPREAD_S))
+        self._next_at = {name: then for name, then in self._next_at.items() if then > now_s}
+        self._next_at[caller] = at + interval_s
+        return at - now_s
 
 
 def greediest_of(waiting: Mapping[str, int]) -> str:

@@ -18,6 +18,7 @@ from latentwire_service.engine.admission import (
     Displace,
     QueueCounts,
     Refuse,
+    RetrySpread,
     SlotTime,
     greediest_of,
 )
@@ -83,6 +84,7 @@ class EngineThread:
         self._max_queue = max_queue
         self._admission = Admission(max_slots, max_queue)
         self._slot_time = SlotTime()
+        self._retries = RetrySpread()
         self._on_step = on_step
         self._on_failure = on_failure
         self._on_start = on_start
@@ -138,7 +140,7 @@ class EngineThread:
                 raise EngineUnavailableError("the engine accepts no more requests")
             decision = self._admission.decide(spec.caller, self._counts())
             if isinstance(decision, Refuse):
-                raise QueueFullError(self._max_queue, decision.retry_after_s)
+                raise self._queue_full(spec.caller, decision.retry_after_s)
             if isinstance(decision, Displace):
                 # Its request is dropped before the next step; see `_drop_displaced`.
                 self._waiting[decision.caller] -= 1
@@ -217,10 +219,15 @@ class EngineThread:
         Only the number that is still due is dropped: a slot that has become free since makes room.
         """
         while self._admission.num_over(self._num_in_engine) > 0:
+            caller = greediest_of(self._waiting)
             retry_after_s = self._admission.retry_after_s(self._counts())
-            error = QueueFullError(self._max_queue, retry_after_s)
-            self._engine.displace(greediest_of(self._waiting), error)
+            self._engine.displace(caller, self._queue_full(caller, retry_after_s))
             self._note_engine()
+
+    def _queue_full(self, caller: str, estimate_s: float) -> QueueFullError:
+        interval_s = self._slot_time.mean_s / self._max_slots
+        delay_s = self._retries.delay_s(caller, estimate_s, interval_s, time.monotonic())
+        return QueueFullError(self._max_queue, delay_s)
 
     def _counts(self) -> QueueCounts:
         num_unfinished = self._num_in_engine + len(self._inbox)

@@ -135,12 +135,20 @@ def add_request_id(record: logging.LogRecord) -> bool:
     return True
 
 
+def drop_library_traceback(record: logging.LogRecord) -> bool:
+    """Cut the traceback with which OpenTelemetry logs a variable that it cannot use."""
+    if record.name.startswith("opentelemetry."):
+        record.exc_info = None
+    return True
+
+
 def configure_logging(level: str, log_format: str = "text") -> None:
     """Write all records of at least `level` to standard error, as `text` or `json`."""
     handler = logging.StreamHandler()
     text = PathlessFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s%(for_request)s")
     handler.setFormatter(JsonFormatter() if log_format == "json" else text)
     handler.addFilter(add_request_id)
+    handler.addFilter(drop_library_traceback)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     # The app logs one line per request itself, without the query that uvicorn would log.

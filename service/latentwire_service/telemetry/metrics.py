@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
 
 from latentwire.protocol import ErrorBody
 from latentwire_service.engine.backend import Completion, StepStats
 
 _PREFIX = "latentwire"
-_TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TOKEN_BUCKETS_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
+# Probes and scrapes arrive every few seconds and are no requests of a caller.
+_PROBES = frozenset({"/health", "/ready", "/metrics"})
 _REQUEST_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """All metrics, in a registry of their own so that two apps in one process do not collide."""
+    """All metrics, in a registry of their own so that two apps in one process do not collide.
 
-    def __init__(self) -> None:
+    Args:
+        version: of the service.
+    """
+
+    def __init__(self, version: str = "0.0.0") -> None:
         registry = self._registry = CollectorRegistry()
+        # CPU time, memory, open files and start time, as `process_...`.
+        ProcessCollector(registry=registry)
+        build = Info(f"{_PREFIX}_build", "Version of the service and of Python.", registry=registry)
+        build.info({"version": version, "python": platform.python_version()})
+        self._probes = Counter(
+            f"{_PREFIX}_probes",
+            "Responses to probes and scrapes: /health, /ready, /metrics.",
+            ["path", "status"],
+            registry=registry,
+        )
         self._requests = Counter(
-            f"{_PREFIX}_requests", "HTTP responses.", ["path", "status"], registry=registry
+            f"{_PREFIX}_requests",
+            "HTTP responses, without probes.",
+            ["path", "status"],
+            registry=registry,
         )
         self._stream_errors = Counter(
             f"{_PREFIX}_stream_errors",
@@ -84,7 +112,8 @@ class Metrics:
 
     def observe_response(self, path: str, status: int) -> None:
         """Count one HTTP response; `path` is the path of a route, so that labels stay few."""
-        self._requests.labels(path, str(status)).inc()
+        counter = self._probes if path in _PROBES else self._requests
+        counter.labels(path, str(status)).inc()
 
     def observe_stream_error(self, body: ErrorBody) -> None:
         """Count one stream that broke after its status was sent."""

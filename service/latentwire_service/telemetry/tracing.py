@@ -168,10 +168,26 @@ def open_tracing(environ: Mapping[str, str], version: str) -> Tracing | None:
     if not all(_is_installed(name) for name in _EXTRA):
         logger.warning("no traces: pip install 'latentwire[tracing]'")
         return None
+    # OpenTelemetry raises whatever it likes for a value that it cannot use.
+    try:
+        return _open(version)
+    except Exception as error:
+        logger.error("no traces: OpenTelemetry cannot use %s: %s", _suspects(environ, error), error)
+        return None
+
+
+def _open(version: str) -> Tracing:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     return Tracing(BatchSpanProcessor(_reporting(OTLPSpanExporter())), version)
+
+
+def _suspects(environ: Mapping[str, str], error: Exception) -> str:
+    """Name the variables whose value the error quotes, or else all that are set."""
+    given = {name: value for name, value in environ.items() if name.startswith("OTEL_") and value}
+    quoted = [name for name, value in given.items() if value in str(error)]
+    return ", ".join(sorted(quoted or given))
 
 
 def _is_installed(name: str) -> bool:

@@ -16,6 +16,7 @@ from latentwire_service.engine.admission import (
     Displace,
     QueueCounts,
     Refuse,
+    RetrySpread,
     SlotTime,
     greediest_of,
 )
@@ -146,3 +147,29 @@ def finished(seconds: float) -> Future[Completion]:
         Completion("", [1], rows, FinishReason.STOP, 1, queue_s=99, prefill_s=0, decode_s=seconds)
     )
     return future
+
+
+def test_refused_requests_of_a_caller_come_again_one_after_another() -> None:
+    spread = RetrySpread()
+    delays = [spread.delay_s("a", 2.0, 0.25, now_s=100.0) for _ in range(5)]
+    assert delays == [2.0, 2.25, 2.5, 2.75, 3.0]
+    assert spread.delay_s("b", 2.0, 0.25, now_s=100.0) == 2.0
+    # The times of the refused ones have passed.
+    assert spread.delay_s("a", 2.0, 0.25, now_s=103.0) == 2.0
+
+
+def test_the_spread_of_retries_is_bounded() -> None:
+    spread = RetrySpread()
+    delays = [spread.delay_s("a", 1.0, 10.0, now_s=5.0) for _ in range(100)]
+    assert max(delays) == 61.0
+    for number in range(1000):
+        spread.delay_s(str(number), 0.0, 0.0, now_s=1000.0 + number)
+    assert len(spread._next_at) < 3
+
+
+def test_200_refused_requests_find_a_place_when_they_come_again() -> None:
+    """20 waiting, 4 slots of 1 s: the n-th place frees up after n / 4 seconds."""
+    spread = RetrySpread()
+    delays = sorted(spread.delay_s("", 0.25, 0.25, now_s=0.0) for _ in range(176))
+    assert all(delay >= (number + 1) / 4 for number, delay in enumerate(delays))
+    assert delays[-1] <= 60.25
