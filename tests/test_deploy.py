@@ -185,7 +185,7 @@ def test_the_operators_rules_are_those_of_the_file() -> None:
     assert endpoint["path"] == "/metrics"
 
 
-def test_each_alert_says_what_happened_and_what_to_do() -> None:
+def test_each_alert_states_the_problem_and_a_remedy() -> None:
     names = [rule["alert"] for rule in rules()]
     assert len(names) == len(set(names))
     for rule in rules():

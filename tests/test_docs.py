@@ -24,6 +24,7 @@ from latentwire.plan_command import PlanSettings
 from latentwire.protocol import ErrorBody, ErrorCode, PlanLatentResponse, StreamDone, StreamStep
 from latentwire_batch import collect_hidden_states, compressed_latent_collect
 from latentwire_batch.config import CollectSettings
+from latentwire_batch.inspection.command import InspectSettings
 from latentwire_service.api.access_policy import policy_of
 from latentwire_service.api.routes import create_router
 from latentwire_service.settings import Settings
@@ -224,8 +225,9 @@ def test_named_variables_exist(page: Page) -> None:
     fields = {*Settings.model_fields, *PlanSettings.model_fields}
     served = {f"LATENTWIRE_{name.upper()}" for name in fields}
     collected = {f"LATENTWIRE_COLLECT_{name.upper()}" for name in CollectSettings.model_fields}
+    inspected = {f"LATENTWIRE_INSPECT_{name.upper()}" for name in InspectSettings.model_fields}
     named = set(re.findall(r"\bLATENTWIRE_[A-Z_]*[A-Z]\b", page.text))
-    known = served | collected | OTHER_VARIABLES
+    known = served | collected | inspected | OTHER_VARIABLES
     assert named <= known
 
 

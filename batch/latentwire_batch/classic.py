@@ -112,7 +112,7 @@ class ClassicParser(Parser):
         )
 
     def add_task_settings(self) -> None:
-        """Add the flags that say which fields of a record hold the task and its id."""
+        """Add the flags that name the fields of a record that hold the task and its id."""
         # No default, so that `check_task_place` knows whether the flag was given.
         self.add_setting(
             "task_field",

@@ -92,7 +92,7 @@ class _SetAside:
 
     @property
     def of_all(self) -> str:
-        """Say what the input lacks when it has no other rows."""
+        """Name what the input lacks when it has no other rows."""
         return f"row that can be used: {self._first.reason}" if self._first else "rows"
 
     def __str__(self) -> str:

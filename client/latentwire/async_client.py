@@ -33,11 +33,11 @@ class AsyncClient:
     Args:
         base_url: address of the service; a path prefix is kept.
         timeout_s: maximum silence while waiting for an answer, in seconds.
-        max_retries: attempts after the first one; `latentwire.retry` says after which failures.
+        max_retries: attempts after the first one; `latentwire.retry` names the failures.
         api_key: sent as ``Authorization: Bearer``.
         wire: preferred form of the answers; "safetensors" is smaller and faster for large latents.
             A service that does not offer it answers with JSON.
-        uses_proxy: False connects directly, whatever HTTP_PROXY and its relatives say. This machine
+        uses_proxy: False connects directly, regardless of proxy variables. This machine
             and the hosts of NO_PROXY are always reached directly.
         transport: replaces httpx's own transport.
         on_retry: called before the pause of each retry, with the error and the pause in seconds.
@@ -97,7 +97,7 @@ class AsyncClient:
 
         Raises:
             InvalidArgumentError: when an argument exceeds its limits; nothing is sent.
-            ApiError: when the service refuses the request or fails; its subclasses say why.
+            ApiError: when the service refuses the request or fails; its subclasses name the reason.
             TransportError: when no complete answer arrives.
             ProtocolError: when the answer breaks the wire contract.
         """

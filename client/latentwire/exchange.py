@@ -132,7 +132,7 @@ def http_options(base_url: str, api_key: str | None, *, is_direct: bool = False)
     Args:
         base_url: address of the service.
         api_key: sent with every request; None for no key.
-        is_direct: whether no proxy is used, whatever the environment says.
+        is_direct: whether no proxy is used, regardless of the environment.
 
     Raises:
         InvalidArgumentError: when the address is not http(s), the key cannot be a header, or a
@@ -317,7 +317,7 @@ def error_of(outcome: Outcome) -> LatentwireError:
 
 
 def _connection_fault(error: httpx.RequestError) -> str:
-    """Say in words why there is no connection, without the system's numbers."""
+    """Name the reason why there is no connection, without the system's numbers."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror):

@@ -1,4 +1,4 @@
-"""What the environment says about HTTP: proxies and certificates, for one base URL.
+"""HTTP settings of the environment: proxies and certificates, for one base URL.
 
 httpx reads the same variables, but for all addresses at once: a proxy that it cannot use fails
 requests that need no proxy, and requests to this machine go to the proxy, too. So this module

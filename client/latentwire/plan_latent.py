@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # An array has no single truth value, so answers compare by identity.
 @dataclass(frozen=True, eq=False)
 class PlanLatent:
-    """A plan and its latent; `latentwire.protocol` says what a latent is.
+    """A plan and its latent; `latentwire.protocol` defines a latent.
 
     Attributes:
         id: id of the answer, `plan-...`; the service's log states it too.

@@ -52,7 +52,7 @@ _DTYPE_NAMES: Mapping[torch.dtype, ComputeDtype] = {
 
 @dataclass(frozen=True, slots=True)
 class _Started:
-    """What there is once the model is loaded."""
+    """The parts of a backend whose model is loaded."""
 
     loaded: LoadedModel
     encoder: PromptEncoder

@@ -25,7 +25,7 @@ class Submission:
         body: the request's body.
         k: number of hidden rows to keep; None keeps all.
         caller: requests of one caller share its turns in the queue.
-        timeout_s: seconds until the request is given up; None sets no limit.
+        timeout_s: seconds until the request is cancelled; None sets no limit.
     """
 
     body: PlanLatentRequest

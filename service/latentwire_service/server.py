@@ -41,7 +41,7 @@ _KEEP_ALIVE_S = 75
 class _DrainingServer(uvicorn.Server):
     """Finishes running requests before it exits, and refuses new ones meanwhile.
 
-    uvicorn alone would close its sockets first, and `/ready` could not say why.
+    uvicorn alone would close its sockets first, and `/ready` could not state the reason.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ def http_config(app: FastAPI, max_header_bytes: int) -> uvicorn.Config:
         server_header=False,
         http=Connection,
         ws="none",
-        # A client must not choose by a header who it is.
+        # A client must not set its own address with a header.
         proxy_headers=False,
         # Longer than clients keep idle connections (httpx 5 s, nginx 60 s): if the service closed
         # one first, it could meet a request that is on its way.

@@ -1,4 +1,4 @@
-"""What `/info` says: a pure function of the loaded backend and the settings."""
+"""The answer of `/info`: a pure function of the loaded backend and the settings."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class StepChannel:
 
     def wake(self) -> None:
         """Wake the reader. Called from any thread; never blocks."""
-        # One wake-up serves all steps that come before it runs. A surplus one does no harm.
+        # One wake-up delivers all steps that arrive before it runs. An extra wake-up finds none.
         if self._is_wake_scheduled:
             return
         self._is_wake_scheduled = True

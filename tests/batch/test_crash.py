@@ -86,7 +86,7 @@ def test_other_settings_are_refused_for_an_unfinished_output(
     assert collect("--overwrite", replicas=[other_stub]).status == 0
 
 
-def test_one_interrupt_keeps_what_was_in_flight(
+def test_one_interrupt_keeps_the_rows_in_flight(
     collect: Collect, stub: StubReplica, stderr: WatchedStream, output: Path, tasks: Path
 ) -> None:
     gate = stub.behaviour.gate = threading.Event()

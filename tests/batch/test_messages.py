@@ -81,7 +81,7 @@ def test_failures_come_with_their_numbers_and_advice(
     ],
 )
 @pytest.mark.parametrize(("given", "shown"), [("outputs/demo", "outputs/demo"), ("/a/b", ".../b")])
-def test_the_end_says_what_is_there_and_what_to_do_next(
+def test_the_last_lines_name_the_files_and_the_next_command(
     failures: dict[str, int],
     num_cut: int,
     lines: list[str],

@@ -104,7 +104,7 @@ def test_a_difference_is_named(changed: dict[str, Any], phrase: str) -> None:
     assert SETTINGS.differences(replace(SETTINGS, **changed)) == [phrase]
 
 
-def test_what_is_not_known_yet_is_not_compared() -> None:
+def test_unknown_settings_are_not_compared() -> None:
     wanted = replace(SETTINGS, seed=None, row_seed_bits=None, requested_model=None, model=None)
     assert SETTINGS.differences(wanted) == []
 

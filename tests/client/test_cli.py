@@ -99,7 +99,7 @@ def test_greedy_decoding_has_two_names(answered: Any, flag: str) -> None:
     assert answered.received[0].json["do_sample"] is False
 
 
-def test_empty_key_in_the_environment_is_no_key(answered: Any) -> None:
+def test_an_empty_key_in_the_environment_is_ignored(answered: Any) -> None:
     env = {"LATENTWIRE_URL": answered.url, "LATENTWIRE_API_KEY": ""}
     assert run("plan", "t", "--k", "2", env=env).exit_code == 0
     assert "authorization" not in answered.received[0].headers

@@ -161,7 +161,7 @@ def test_an_event_that_breaks_the_contract_is_a_protocol_error(
         collect(k=1)
 
 
-def test_an_answer_that_is_no_stream_is_a_protocol_error(
+def test_an_answer_without_a_stream_is_a_protocol_error(
     server: Any, wire: Any, collect: Callable[..., Collected]
 ) -> None:
     server.script = [wire.json_answer(wire.plan_body())]

@@ -43,7 +43,7 @@ def test_own_replicas_ignore_the_settings_of_another_service(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_the_reason_of_a_failed_start_is_shown_whatever_the_log_format(
+def test_the_reason_of_a_failed_start_is_shown_in_both_log_formats(
     log_format: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

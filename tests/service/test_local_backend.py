@@ -17,7 +17,7 @@ from support.tiny_models import qwen2_config, save_model
 from support.tiny_shape import HIDDEN_SIZE, VOCAB_SIZE
 
 
-def test_what_is_taken_after_the_plan_is_no_part_of_the_budget(
+def test_memory_that_is_taken_later_is_not_in_the_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     available = 2**30

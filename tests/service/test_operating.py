@@ -40,7 +40,7 @@ def test_a_hung_engine_fails_health(
     assert live.http.get("/health").status_code == 200
 
 
-def test_an_idle_engine_is_no_hung_engine(start: Callable[..., LiveServer]) -> None:
+def test_an_idle_engine_is_not_reported_as_hung(start: Callable[..., LiveServer]) -> None:
     # Every step is older than this limit.
     live = start(step_timeout=1e-9).wait_ready()
     assert plan_of(post(live, GREEDY))

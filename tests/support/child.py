@@ -1,4 +1,4 @@
-"""A service process of its own, whose standard error is read as it is written."""
+"""A service in a child process; the tests read its standard error as it is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ TIMEOUT_S = 90
 
 
 class Child:
-    """A service process whose standard error is read as it is written."""
+    """A service in a child process.
+
+    A thread reads its standard error as it is written.
+    """
 
     def __init__(
         self,

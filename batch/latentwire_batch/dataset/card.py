@@ -129,7 +129,7 @@ def _columns(columns: Iterable[Column], width: int) -> str:
 
 
 def _cut(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Say how many plans a limit cut; empty for none."""
+    """State how many plans a limit cut; empty for none."""
     num_cut = cut_plans(counts["finish_reasons"])
     if not num_cut:
         return ""

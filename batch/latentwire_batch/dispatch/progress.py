@@ -93,7 +93,7 @@ class ProgressReport:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop drawing, and say the final numbers."""
+        """Stop drawing, and print the final numbers."""
         if self._bar is not None:
             self._bar.stop()
             self._console.redirect(None)

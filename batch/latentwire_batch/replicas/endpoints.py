@@ -98,6 +98,6 @@ async def _hosts(url: httpx.URL) -> list[str]:
         found = await loop.getaddrinfo(url.host, url.port or 80, type=socket.SOCK_STREAM)
     except OSError:
         return []
-    # One family only: a dual-stack host would otherwise count as two replicas.
+    # One address family only, so that a dual-stack host does not count as two replicas.
     family = socket.AF_INET if any(entry[0] == socket.AF_INET for entry in found) else None
     return sorted({str(entry[4][0]) for entry in found if family in (None, entry[0])})

@@ -261,7 +261,7 @@ class Fleet:
 
 
 def _state_of(reason: LatentwireError) -> str:
-    """Say why a replica is not ready, in words that hold no address."""
+    """State why a replica is not ready, in words that hold no address."""
     match reason:
         case NotReadyError():
             return f"says: {reason.body.detail}"

@@ -49,10 +49,10 @@ class GivenReplicas:
         return new_client(url, self._timeout_s, self._api_key, uses_proxy=is_given)
 
     def note_ready(self) -> None:
-        """Do nothing: somebody else keeps these replicas running."""
+        """Do nothing: this run did not start these replicas."""
 
     def note_progress(self) -> None:
-        """Do nothing: somebody else keeps these replicas running."""
+        """Do nothing: this run did not start these replicas."""
 
     async def watch(self, add: AddAddress) -> None:
         """Report addresses that the names gain; runs until cancelled."""

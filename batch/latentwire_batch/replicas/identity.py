@@ -1,4 +1,4 @@
-"""What all replicas of one collection have in common: the model they serve."""
+"""The identity of the model that all replicas of one collection must serve."""
 
 from __future__ import annotations
 

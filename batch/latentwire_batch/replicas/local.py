@@ -12,7 +12,7 @@ from latentwire_batch.replicas.child_process import ChildProcess
 from latentwire_batch.replicas.local_plan import LocalReplicaSpec
 from latentwire_batch.replicas.source import AddAddress, new_client
 
-# Loading a model takes as long as it takes; the end of a child is seen at once.
+# Loading a large model may take hours. A child that ends is noticed at once.
 _PATIENCE_S = 86_400.0
 _STOP_PATIENCE_S = 15.0
 # In a row, without any progress of the run between them.

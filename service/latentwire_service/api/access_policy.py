@@ -21,7 +21,7 @@ _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class PolicyError(Exception):
-    """The settings cannot be enforced; the text says why."""
+    """The settings cannot be enforced; the text states the reason."""
 
 
 class ApiKeys:

@@ -20,7 +20,7 @@ from latentwire_service.model_service import Plan
 
 # A request that is refused is refused sooner; one that waits longer gets its headers.
 FIRST_ITEM_S = 5.0
-# Gateways and clients give up connections on which nothing arrives for a minute or so.
+# Gateways and clients close connections on which nothing arrives for about a minute.
 KEEP_ALIVE_S = 15.0
 # Clients ignore a comment. Callers see that the request waits, and that the connection works.
 _COMMENT = b": waiting\n\n"

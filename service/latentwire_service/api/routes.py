@@ -47,7 +47,7 @@ RequestTimeout = Annotated[
     Header(
         gt=0,
         allow_inf_nan=False,
-        description="Seconds after which the service gives the request up and answers 504. The "
+        description="Seconds after which the service cancels the request and answers 504. The "
         "service's own limit holds if it is shorter.",
     ),
 ]

@@ -1,5 +1,5 @@
 """The engine: continuous batching over the slots of one KV cache.
 
 It must not know HTTP, FastAPI, pydantic or the client package. It has its own types and errors;
-`backend` is what the service may know of it.
+The service uses only the types in `backend`.
 """

@@ -13,8 +13,8 @@ class SamplingParams:
     """Sampling parameters of one request, with Hugging Face's meanings.
 
     Attributes:
-        max_new_tokens: tokens to generate at most, >= 1.
-        seed: in [0, 2**63); with the step index it fixes all the noise of the request.
+        max_new_tokens: maximum number of tokens to generate, >= 1.
+        seed: in [0, 2**63); the seed and the step index determine all noise of the request.
         do_sample: False means greedy decoding.
         temperature: logits are divided by it; 0 means greedy decoding.
         top_p: nucleus mass in (0, 1]; 1 keeps every token.
@@ -26,8 +26,8 @@ class SamplingParams:
         repetition_penalty: logits of tokens in prompt and plan are divided by it if positive, else
             multiplied; None: the model's default.
         presence_penalty: subtracted from the logits of tokens in the plan.
-        frequency_penalty: subtracted for each time that a token is in the plan.
-        logit_bias: (token id, number added to its logit), before every other change.
+        frequency_penalty: subtracted once for each occurrence of the token in the plan.
+        logit_bias: pairs of token id and the number added to its logit before every other change.
 
     Raises:
         InvalidParamsError: a value is out of its range.

@@ -107,7 +107,7 @@ def test_the_default_stays_the_classic_columns(
 
 
 @pytest.mark.parametrize("part", ["data.parquet", "hf_dataset", ""])
-def test_a_lone_file_says_what_its_latents_are(
+def test_the_metadata_of_a_single_file_declares_its_latents(
     part: str, collect: Collect, stub: StubReplica, output: Path
 ) -> None:
     assert collect("--k", "3", replicas=[stub]).status == 0
@@ -120,7 +120,7 @@ def test_a_lone_file_says_what_its_latents_are(
 
 
 @pytest.mark.parametrize("value", [b"{", b"[1]", b"\xff", b"[" * 10_000, b""])
-def test_metadata_of_others_is_no_declaration(value: bytes, tmp_path: Path) -> None:
+def test_metadata_of_other_tools_is_ignored(value: bytes, tmp_path: Path) -> None:
     table = pa.table({"task": ["a"]}).replace_schema_metadata({DECLARATION_KEY: value})
     pq.write_table(table, tmp_path / "d.parquet")
     assert stored_declaration(tmp_path / "d.parquet") is None

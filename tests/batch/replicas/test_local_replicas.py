@@ -88,7 +88,7 @@ def test_own_replicas_are_started_and_stopped(
 
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "nonsense://"])
-def test_own_replicas_are_reached_directly_whatever_the_proxies(
+def test_proxies_are_not_used_for_own_replicas(
     as_children: Callable[..., None],
     collect: Collect,
     proxy: str,

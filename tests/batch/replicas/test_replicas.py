@@ -48,7 +48,7 @@ def test_a_replica_that_comes_back_is_used_again(
     assert_complete(output, tasks_of(tasks))
 
 
-def test_without_any_replica_the_run_gives_up_and_keeps_what_it_has(
+def test_a_run_without_replicas_ends_and_keeps_its_rows(
     collect: Collect, stub: StubReplica, output: Path, tasks: Path
 ) -> None:
     stub.behaviour.die_after = 7

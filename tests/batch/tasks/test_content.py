@@ -70,7 +70,7 @@ def read(path: Path, fields: RowFields = FIELDS) -> list[Row]:
 @pytest.mark.parametrize("content", [LINES, LIST], ids=["lines", "list"])
 @pytest.mark.parametrize("compress", COMPRESSIONS.values(), ids=COMPRESSIONS)
 @pytest.mark.parametrize("name", ["tasks.jsonl", "tasks.gz", "tasks"])
-def test_compressed_text_is_read_whatever_its_name(
+def test_compressed_text_is_read_under_any_name(
     compress: Callable[[bytes], bytes], content: bytes, name: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(compress(content))
@@ -178,7 +178,7 @@ REFUSED: list[tuple[str, bytes | Callable[[Path], bytes], str]] = [
     ("content", "message"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED]
 )
 @pytest.mark.parametrize("name", ["tasks.jsonl", "tasks"])
-def test_other_formats_are_refused_by_what_they_are(
+def test_a_refusal_of_another_format_names_the_format(
     content: bytes | Callable[[Path], bytes], message: str, name: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content(tmp_path))

@@ -86,7 +86,7 @@ def nothing(path: Path) -> None:
         (nothing, "it holds no file"),
     ],
 )
-def test_other_folders_say_what_to_pass(
+def test_a_refused_folder_is_answered_with_a_reason(
     fill: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
     fill(tmp_path)

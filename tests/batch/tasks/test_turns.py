@@ -76,9 +76,7 @@ def test_both_notations_in_one_file_are_read(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_turn_that_is_no_text_is_named(
-    record: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_a_turn_without_text_is_named(record: dict[str, Any], message: str, tmp_path: Path) -> None:
     as_lines(tmp_path / "data", [record])
     with pytest.raises(InputError, match=f"row 0: .*{message}"):
         tasks(tmp_path / "data", 1)

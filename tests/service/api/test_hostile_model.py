@@ -131,7 +131,7 @@ def post_ascii(server: LiveServer, body: dict[str, Any]) -> httpx.Response:
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(requests, min_size=1, max_size=4))
-def test_no_request_harms_another(
+def test_no_request_changes_the_plan_of_another(
     server: LiveServer, expected: list[int], bodies: list[dict[str, Any]]
 ) -> None:
     with ThreadPoolExecutor(5) as pool:

@@ -25,7 +25,7 @@ FIELDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", list(FIELDS))
-def test_body_query_and_client_say_the_same(server: LiveServer, name: str) -> None:
+def test_body_query_and_client_give_the_same_plan(server: LiveServer, name: str) -> None:
     options = {**GREEDY, name: FIELDS[name], "max_new_tokens": 20}
     if name == "min_p":
         options |= {"do_sample": True, "seed": 3, "top_p": 1.0}
@@ -40,7 +40,7 @@ def test_body_query_and_client_say_the_same(server: LiveServer, name: str) -> No
         assert list(client.plan_latent(**options).token_ids) == body.token_ids
 
 
-def test_logit_bias_and_stop_token_ids_do_what_they_say(server: LiveServer) -> None:
+def test_logit_bias_and_stop_token_ids_change_the_plan(server: LiveServer) -> None:
     plan = plan_of(post(server, {**GREEDY, "logit_bias": {"40": 100}}))
     assert set(plan.token_ids) == {40}
     stopped = plan_of(post(server, {**GREEDY, "logit_bias": {"40": 100}, "stop_token_ids": [40]}))

@@ -57,14 +57,14 @@ def test_a_stop_string_is_seen_with_its_last_token_of_a_real_tokenizer() -> None
         assert_stops_at_the_end_of_each_part(loaded.tokenizer, text)
 
 
-def test_characters_of_several_tokens_do_not_hide_what_follows(tokenizer: Any) -> None:
+def test_a_stop_string_after_a_character_of_several_tokens_is_found(tokenizer: Any) -> None:
     token_ids = tokenizer.encode("🫖END")
     assert len(token_ids) == 7
     assert feed(tokenizer, token_ids, "END") == 7
     assert feed(tokenizer, token_ids, "🫖") == 4
 
 
-def test_bytes_that_are_no_character_do_not_hide_what_follows(tokenizer: Any) -> None:
+def test_a_stop_string_after_invalid_bytes_is_found(tokenizer: Any) -> None:
     lone_byte = tokenizer.encode("é")[:1]
     token_ids = [*lone_byte * 5, *tokenizer.encode("END"), *lone_byte]
     assert feed(tokenizer, token_ids, "END") == 8

@@ -57,7 +57,7 @@ def test_a_free_slot_goes_to_the_longest_waiting_request_without_a_move() -> Non
     assert slots(requests) == [None, 1, 0, None]
 
 
-def test_the_last_slot_moves_into_a_gap_when_nobody_waits() -> None:
+def test_the_last_slot_moves_into_a_gap_when_no_request_waits() -> None:
     scheduler = Scheduler(max_slots=4, prefill_chunk=64, prefixes=PrefixCache())
     requests = [make(3) for _ in range(4)]
     for request in requests:
