@@ -72,8 +72,8 @@ class LoadedModel:
 
     Attributes:
         revision: the hub's commit hash; None for local models.
-        eos_token_ids: what ends generation, as `generate` would take it.
-        max_positions: positions the model was made for; None when its config does not say.
+        eos_token_ids: the tokens that end generation, as in `generate`.
+        max_positions: the longest sequence of the model; None if its config does not state it.
     """
 
     model: Any
@@ -137,14 +137,8 @@ def load_model(
     """
     source = resolve(name, cache_dir)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    failure = f"{source.model_id} cannot be loaded"
-    with _explained(failure):
-        config_dict, _ = PreTrainedConfig.get_config_dict(source.location, **options)
-    _check_is_known(config_dict, source.model_id)
-    with _explained(failure):
-        config = AutoConfig.from_pretrained(source.location, **options)
-    _check_is_decoder(config)
-    with _explained(failure):
+    config = _load_config(source, options)
+    with _explained(f"{source.model_id} cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
         model: Any = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **options)
     model.eval().requires_grad_(False)
@@ -156,6 +150,18 @@ def load_model(
         eos_token_ids=_eos_token_ids(model.generation_config, tokenizer),
         max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
     )
+
+
+def _load_config(source: ModelSource, options: Mapping[str, Any]) -> PreTrainedConfig:
+    """Read a model's config, and refuse a model that is not a decoder of a known architecture."""
+    failure = f"{source.model_id} cannot be loaded"
+    with _explained(failure):
+        config_dict, _ = PreTrainedConfig.get_config_dict(source.location, **options)
+    _check_is_known(config_dict, source.model_id)
+    with _explained(failure):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source.location, **options)
+    _check_is_decoder(config)
+    return config
 
 
 def resolve(name: str, cache_dir: Path) -> ModelSource:
