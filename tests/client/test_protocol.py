@@ -83,6 +83,18 @@ def test_defaults_are_the_contract() -> None:
         "seed": None,
         "stop": [],
         "stream": False,
+        # Absent: the model's own, none, or today.
+        **dict.fromkeys(
+            [
+                "date",
+                "stop_token_ids",
+                "min_p",
+                "repetition_penalty",
+                "presence_penalty",
+                "frequency_penalty",
+                "logit_bias",
+            ]
+        ),
     }
 
 
