@@ -6,6 +6,7 @@ help and error messages appear at once.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -61,6 +62,13 @@ def main(args: Sequence[str]) -> int:
         # Later starts reuse inductor's output, also after a reboot.
         compiled = settings.cache_dir.expanduser() / f"inductor-{cpu_name()}"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+    try:
+        # FastAPI imports it if it is installed, and it reads the variable at its import.
+        importlib.import_module("opentelemetry.propagate")
+    except ImportError:
+        pass
+    except ValueError as error:
+        return _refuse(FlagError(f"OTEL_PROPAGATORS: {error}"))
     from latentwire_service.server import serve
 
     return serve(settings, policy)
