@@ -228,10 +228,7 @@ def plan_latent_call(
     Raises:
         InvalidArgumentError: when an argument exceeds its limits, or is unknown.
     """
-    if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
-        raise InvalidArgumentError(
-            "request_id", "request_id: must be 1 to 128 letters, digits or any of . _ : -"
-        )
+    _check_request_id(request_id)
     fields: dict[str, object] = {"task": task, "task_id": task_id, "k": k, **options}
     if stream:
         fields["stream"] = True
@@ -248,6 +245,13 @@ def plan_latent_call(
         accept=EVENT_STREAM_MEDIA_TYPE if stream else _ACCEPT[wire],
         request_id=request_id,
     )
+
+
+def _check_request_id(request_id: str | None) -> None:
+    if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
+        raise InvalidArgumentError(
+            "request_id", "request_id: must be 1 to 128 letters, digits or any of . _ : -"
+        )
 
 
 def read_plan_latent(outcome: Outcome, call: Call) -> PlanLatent:
