@@ -65,7 +65,8 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     [
         name
         for name, field in CollectSettings.model_fields.items()
-        if get_origin(field.annotation) in (tuple, list)
+        # The columns are a fixed set of names, and none holds a comma.
+        if get_origin(field.annotation) in (tuple, list) and name != "columns"
     ],
 )
 def test_the_value_of_a_list_flag_is_never_split(name: str) -> None:

@@ -14,7 +14,7 @@ PASSED_ON = frozenset(
     f"LATENTWIRE_{name}"
     for name in (
         *("DEVICE", "DTYPE", "THREADS", "MAX_SLOTS", "MAX_MODEL_LEN", "MEMORY_FRACTION"),
-        *("PREFILL_CHUNK", "COMPILE", "CACHE_DIR"),
+        *("PREFILL_CHUNK", "COMPILE", "CACHE_DIR", "IGNORE_CHAT_TEMPLATE"),
     )
 )
 _PREFIX = "LATENTWIRE_"
