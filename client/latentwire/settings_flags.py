@@ -105,7 +105,16 @@ def make_settings(
     except ValidationError as error:
         raise FlagError(describe(error, lambda loc: name_flag(str(loc[0])))) from error
     except SettingsError as error:
-        raise FlagError(str(error)) from error
+        raise FlagError(_not_json(settings_type, str(error))) from error
+
+
+def _not_json(settings_type: type[BaseSettings], message: str) -> str:
+    """Name the variable whose value is not JSON; pydantic-settings names the field."""
+    found = re.search(r'for field "(\w+)"', message)
+    if found is None:
+        return message
+    prefix = settings_type.model_config.get("env_prefix", "")
+    return f'{prefix}{found[1].upper()}: must be JSON, such as ["one", "two"] for a list'
 
 
 def flag_of(name: str) -> str:

@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 
 import latentwire
 from latentwire.cli import app
+from latentwire.plan_command import PlanSettings
+from latentwire.settings_flags import FlagError, parse_settings
 from latentwire.subcommands import COLLECT, SERVE, Subcommand
 
 COMMANDS = pytest.mark.parametrize("command", [SERVE, COLLECT], ids=lambda command: command.name)
@@ -308,3 +310,12 @@ def test_real_subcommand_without_its_extra_names_it(command: Subcommand, tmp_pat
         f"latentwire {command.name} needs the {command.extra} extra: "
         f'pip install "latentwire[{command.extra}]"\n'
     )
+
+
+@pytest.mark.parametrize("value", ["abc", "a,b", '["a"', "[a]"])
+def test_a_list_variable_that_is_not_json_is_named(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("LATENTWIRE_STOP", value)
+    with pytest.raises(FlagError, match=r"^LATENTWIRE_STOP: must be JSON, such as "):
+        parse_settings(PlanSettings, ["x"], "latentwire plan", "about")
