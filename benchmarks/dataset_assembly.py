@@ -31,7 +31,9 @@ from latentwire_batch.tasks.results import FinishedRow
 from latentwire_batch.tasks.rows import Row
 
 STEPS, WIDTH = 256, 896
-STUB = Path(__file__).parents[1] / "tests" / "support" / "batch" / "stub_replica.py"
+STUB = [sys.executable, "-m", "support.batch.stub_replica"]
+# The stub is a helper of the tests.
+STUB_ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "tests")}
 _SHARD_BYTES = 500 * 10**6
 _ROW_BYTES = STEPS * WIDTH * 4
 
@@ -94,10 +96,10 @@ def collect_from(directory: Path, count: int, num_rows: int, delay_s: float) -> 
     with ExitStack() as running:
         flags = []
         for _ in range(count):
-            stub = [sys.executable, str(STUB), "--steps", str(STEPS), "--hidden-size", str(WIDTH)]
+            stub = [*STUB, "--steps", str(STEPS), "--hidden-size", str(WIDTH)]
             command = [*stub, "--max-slots", "8", "--delay", str(delay_s)]
             process = running.enter_context(
-                subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+                subprocess.Popen(command, stdout=subprocess.PIPE, env=STUB_ENVIRONMENT, text=True)
             )
             running.callback(process.kill)
             assert process.stdout is not None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import socket
 import subprocess
@@ -25,7 +26,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-STUB = Path(__file__).parents[1] / "tests" / "support" / "batch" / "stub_replica.py"
+STUB = [sys.executable, "-m", "support.batch.stub_replica"]
+# The stub is a helper of the tests.
+STUB_ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "tests")}
 TARGETS = ("collector", "replica", "both")
 _PATIENCE_S = 120.0
 
@@ -45,9 +48,9 @@ class Stubs:
             command = [sys.executable, "-m", "latentwire_service", "--model", self.model]
             command += ["--port", str(self.ports[index]), "--threads", "1", "--max-slots", "4"]
             return subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True)
-        command = [sys.executable, str(STUB), "--port", str(self.ports[index])]
+        command = [*STUB, "--port", str(self.ports[index])]
         command += ["--hidden-size", "64", "--delay", str(self.delay_s)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=STUB_ENVIRONMENT, text=True)
         assert process.stdout is not None
         process.stdout.readline()
         return process

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from support.batch.stub_replica import Behaviour, StubReplica
+from support.batch.stub_answers import Behaviour
+from support.batch.stub_replica import StubReplica
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

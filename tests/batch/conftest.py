@@ -8,7 +8,8 @@ import pytest
 
 from latentwire_batch.__main__ import main
 from support.batch.collecting import Collect, Ended, WatchedStream, write_tasks
-from support.batch.stub_replica import Behaviour, StubReplica
+from support.batch.stub_answers import Behaviour
+from support.batch.stub_replica import StubReplica
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from latentwire_batch.dispatch.seeds import EARLIER_ROW_SEED_BITS, Seeds, row_se
 from latentwire_batch.output.layout import OutputLayout
 from support.batch.collecting import Collect
 from support.batch.dataset_oracle import assert_complete, tasks_of
-from support.batch.stub_replica import StubReplica, latent, num_tokens, plan_text
+from support.batch.stub_answers import latent, num_tokens, plan_text
+from support.batch.stub_replica import StubReplica
 
 SETTINGS = """\
 {

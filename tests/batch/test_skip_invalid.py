@@ -13,7 +13,8 @@ from latentwire_batch.tasks.reader import TaskSource
 from latentwire_batch.tasks.rows import RowFields, identify
 from support.batch.collecting import Collect
 from support.batch.dataset_oracle import assert_complete
-from support.batch.stub_replica import Behaviour, StubReplica
+from support.batch.stub_answers import Behaviour
+from support.batch.stub_replica import StubReplica
 
 BROKEN = [
     json.dumps({"id": "empty", "task": ""}),

@@ -12,7 +12,8 @@ import yaml
 
 from latentwire_batch.dataset.card import build_card
 from support.batch.collecting import Collect
-from support.batch.stub_replica import Behaviour, StubReplica
+from support.batch.stub_answers import Behaviour
+from support.batch.stub_replica import StubReplica
 
 
 def front_matter(card: str) -> dict[str, Any]:

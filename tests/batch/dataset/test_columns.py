@@ -16,7 +16,8 @@ from latentwire_batch.dataset.schema import DECLARATION_KEY, EXTRA_COLUMNS
 from latentwire_batch.dispatch.seeds import row_seed
 from support.batch.collecting import Collect
 from support.batch.dataset_oracle import assert_complete, tasks_of
-from support.batch.stub_replica import Behaviour, StubReplica, num_tokens
+from support.batch.stub_answers import Behaviour, num_tokens
+from support.batch.stub_replica import StubReplica
 
 CLASSIC = ["task", "task_id", "plan", "hidden_state"]
 ALL = [column.name for column in EXTRA_COLUMNS]

@@ -17,7 +17,8 @@ import pytest
 from latentwire_batch.dispatch.seeds import row_seed
 from support.batch.collecting import Collect
 from support.batch.dataset_oracle import tasks_of
-from support.batch.stub_replica import StubReplica, latent, num_tokens, plan_text
+from support.batch.stub_answers import latent, num_tokens, plan_text
+from support.batch.stub_replica import StubReplica
 
 COLUMNS = ["task", "task_id", "plan", "hidden_state"]
 Rows = list[tuple[str, str, str, Any]]

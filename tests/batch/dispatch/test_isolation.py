@@ -19,7 +19,8 @@ from latentwire_batch.dispatch.isolation import MAX_LOST, Isolation, is_guilty, 
 from latentwire_batch.tasks.rows import Row
 from support.batch.collecting import Collect, write_tasks
 from support.batch.dataset_oracle import assert_complete, tasks_of
-from support.batch.stub_replica import Behaviour, StubReplica
+from support.batch.stub_answers import Behaviour
+from support.batch.stub_replica import StubReplica
 
 NUM_ROWS = 200
 KILLERS = (0, 1, 77, 78, 199)
@@ -203,13 +204,13 @@ def test_own_replicas_are_restarted_until_the_rows_are_known(
     monkeypatch: pytest.MonkeyPatch,
     concurrency: int,
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support" / "batch"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("latentwire_batch.replicas.local._RESTART_PAUSE_S", 0.01)
     flags = [part for task in killers for part in ("--killer", task)]
 
     def command(_: CollectSettings) -> tuple[str, ...]:
-        return ("stub_replica", "--delay", "0.01", *flags)
+        return ("support.batch.stub_replica", "--delay", "0.01", *flags)
 
     monkeypatch.setattr("latentwire_batch.replicas.local_plan.serve_command", command)
     assert collect("--concurrency", str(concurrency)).status == 3
@@ -221,12 +222,12 @@ def test_own_replicas_are_restarted_until_the_rows_are_known(
 def test_the_real_service_is_restarted_until_the_rows_are_known(
     collect: Collect, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support" / "batch"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("latentwire_batch.replicas.local._RESTART_PAUSE_S", 0.01)
 
     def command(_: CollectSettings) -> tuple[str, ...]:
-        return ("killer_service", "--host", "127.0.0.1", "--max-slots", "4")
+        return ("support.batch.killer_service", "--host", "127.0.0.1", "--max-slots", "4")
 
     monkeypatch.setattr("latentwire_batch.replicas.local_plan.serve_command", command)
     tasks = [f"KILL {i}" if i in (3, 17) else f"Open window {i}" for i in range(24)]

@@ -20,7 +20,8 @@ from latentwire_batch.replicas.identity import ModelIdentity
 from latentwire_batch.replicas.source import new_client
 from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState, Suspicion
 from latentwire_batch.tasks.rows import Row
-from support.batch.stub_replica import StubReplica, plan_text
+from support.batch.stub_answers import plan_text
+from support.batch.stub_replica import StubReplica
 
 ROWS = [Row(index, f"t{index}", f"task {index}") for index in range(12)]
 

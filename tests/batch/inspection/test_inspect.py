@@ -17,7 +17,8 @@ from latentwire_batch.inspection.statistics import MAX_MEANS, Inspection, inspec
 from latentwire_batch.tasks.results import RowText
 from support.batch.collecting import Collect
 from support.batch.dataset_oracle import tasks_of
-from support.batch.stub_replica import Behaviour, StubReplica
+from support.batch.stub_answers import Behaviour
+from support.batch.stub_replica import StubReplica
 
 RNG = np.random.default_rng(0)
 

@@ -22,12 +22,12 @@ SETTINGS = CollectSettings(dataset=Path("in"), output_dir=Path("out"))
 @pytest.fixture
 def as_children(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Start stubs as own replicas, in the same way as the real module."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support" / "batch"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
     def use(*flags: str) -> None:
         def command(_: CollectSettings) -> tuple[str, ...]:
-            return ("stub_replica", *flags)
+            return ("support.batch.stub_replica", *flags)
 
         monkeypatch.setattr("latentwire_batch.replicas.local_plan.serve_command", command)
 
@@ -166,7 +166,12 @@ def child_pids() -> set[str]:
 
 def test_a_tethered_process_ends_with_its_parent(as_children: Callable[..., None]) -> None:
     as_children()
-    command = [sys.executable, "-m", "latentwire_batch.replicas.tethered", "stub_replica"]
+    command = [
+        sys.executable,
+        "-m",
+        "latentwire_batch.replicas.tethered",
+        "support.batch.stub_replica",
+    ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -15,7 +15,8 @@ from latentwire_batch.replicas.endpoints import discover, resolve_endpoints
 from latentwire_batch.replicas.replica import default_window
 from support.batch.collecting import Collect, WatchedStream
 from support.batch.dataset_oracle import assert_complete, tasks_of
-from support.batch.stub_replica import Behaviour, StubReplica
+from support.batch.stub_answers import Behaviour
+from support.batch.stub_replica import StubReplica
 
 
 def test_a_replica_that_dies_loses_and_doubles_no_row(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentwire_batch.dispatch.seeds import ROW_SEED_BITS, row_seed
-from support.batch.stub_replica import latent, num_tokens, plan_text
+from support.batch.stub_answers import latent, num_tokens, plan_text
 
 
 def assert_complete(
