@@ -91,7 +91,7 @@ def _nan_after_first(rows: Rows) -> Rows:
 def _local(settings: Settings, faults: Faults) -> BackendFactory:
     # Imported here: tests over the fake backend need no torch.
     from latentwire_service.local_backend import LocalBackend
-    from support.gated_runner import GatedRunner
+    from support.engine.gated_runner import GatedRunner
 
     return partial(
         LocalBackend,

@@ -19,7 +19,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from support.device import DEVICE, DTYPE
+from support.engine.device import DEVICE, DTYPE
 from support.tiny_shape import EOS as EOS
 from support.tiny_shape import HIDDEN_SIZE as HIDDEN_SIZE
 from support.tiny_shape import MAX_MODEL_LEN

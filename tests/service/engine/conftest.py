@@ -1,4 +1,4 @@
-"""The engine's tests run on one device; see `support.device`."""
+"""The engine's tests run on one device; see `support.engine.device`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.device import DEVICE, DTYPE, is_missing
+from support.engine.device import DEVICE, DTYPE, is_missing
 
 HAS_HYPOTHESIS = importlib.util.find_spec("hypothesis") is not None
 

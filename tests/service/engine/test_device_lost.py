@@ -11,8 +11,8 @@ from latentwire_service.engine.engine import Engine
 from latentwire_service.engine.engine_thread import EngineThread
 from latentwire_service.engine.errors import EngineUnavailableError
 from latentwire_service.engine.hf.probe import refusing
-from support.engine_requests import NumberTokenizer, make_spec
-from support.fake_runner import FakeModelRunner
+from support.engine.fake_runner import FakeModelRunner
+from support.engine.requests import NumberTokenizer, make_spec
 
 TIMEOUT_S = 60
 

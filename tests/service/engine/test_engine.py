@@ -11,8 +11,8 @@ import pytest
 from latentwire_service.engine.backend import Completion, FinishReason, Step, StepStats
 from latentwire_service.engine.engine import Engine
 from latentwire_service.engine.request import Request
-from support.engine_requests import NumberTokenizer, make_spec
-from support.fake_runner import HIDDEN_SIZE, FakeModelRunner, hidden_row
+from support.engine.fake_runner import HIDDEN_SIZE, FakeModelRunner, hidden_row
+from support.engine.requests import NumberTokenizer, make_spec
 
 EOS = 0
 

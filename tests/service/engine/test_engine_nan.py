@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentwire_service.engine.errors import LatentInvalidError
-from support.engine_harness import EngineHarness
+from support.engine.harness import EngineHarness
 from support.tiny_models import build_model, generate, llama_config
 
 POISON = 77

@@ -18,8 +18,8 @@ from latentwire_service.engine.errors import (
     QueueFullError,
     RequestCancelledError,
 )
-from support.engine_requests import NumberTokenizer, make_spec
-from support.fake_runner import FakeModelRunner, hidden_row
+from support.engine.fake_runner import FakeModelRunner, hidden_row
+from support.engine.requests import NumberTokenizer, make_spec
 from support.gate import TIMEOUT_S, Gate
 
 

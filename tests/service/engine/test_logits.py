@@ -12,8 +12,8 @@ from latentwire_service.engine.engine import Engine
 from latentwire_service.engine.errors import ProcessorError
 from latentwire_service.engine.logits import RowLogits
 from latentwire_service.engine.sampling_params import SamplingParams
-from support.engine_requests import NumberTokenizer, make_spec
-from support.fake_runner import FakeModelRunner
+from support.engine.fake_runner import FakeModelRunner
+from support.engine.requests import NumberTokenizer, make_spec
 
 
 class Favour:

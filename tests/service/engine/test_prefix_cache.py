@@ -17,7 +17,7 @@ from latentwire_service.engine.prefix_cache import (
     PrefixMatch,
 )
 from latentwire_service.engine.prompt import Prompt
-from support.engine_harness import EngineHarness
+from support.engine.harness import EngineHarness
 from support.tiny_models import build_model, generate, llama_config, random_prompts
 
 TEMPLATE = list(range(100, 140))

@@ -12,7 +12,7 @@ from latentwire_service.engine.backend import FinishReason
 from latentwire_service.engine.errors import InvalidParamsError, LatentInvalidError
 from latentwire_service.engine.request import HiddenRows, Request, RequestStatus
 from latentwire_service.engine.sampling_params import SamplingParams
-from support.engine_requests import make_request
+from support.engine.requests import make_request
 
 
 def rows_with(values: list[list[float]], max_rows: int) -> HiddenRows:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from latentwire_service.engine.row_copy import RowCopier
-from support.device import DEVICE
-from support.engine_harness import EngineHarness
+from support.engine.device import DEVICE
+from support.engine.harness import EngineHarness
 from support.tiny_models import build_model, llama_config, random_prompts
 
 

@@ -19,7 +19,7 @@ from latentwire_service.engine import sampler
 from latentwire_service.engine.hf.loader import load_model
 from latentwire_service.engine.sampler import SamplingBatch, keep_candidates, sample
 from latentwire_service.engine.sampling_params import SamplingParams
-from support.device import DEVICE
+from support.engine.device import DEVICE
 
 VOCAB_SIZE = 1000
 

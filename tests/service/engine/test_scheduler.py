@@ -10,7 +10,7 @@ import pytest
 from latentwire_service.engine.prefix_cache import PrefixCache
 from latentwire_service.engine.request import Request, RequestStatus
 from latentwire_service.engine.scheduler import PrefillChunk, Schedule, Scheduler
-from support.engine_requests import make_request
+from support.engine.requests import make_request
 
 
 def make(num_prompt_tokens: int) -> Request:

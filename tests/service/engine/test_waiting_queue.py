@@ -8,7 +8,7 @@ import pytest
 
 from latentwire_service.engine.request import Request
 from latentwire_service.engine.waiting_queue import WaitingQueue
-from support.engine_requests import make_request
+from support.engine.requests import make_request
 
 
 def waiting(callers: str) -> WaitingQueue:

@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from latentwire_service.engine.errors import UnsupportedModelError
 from latentwire_service.engine.hf.attention import slot_attention
-from support.device import DEVICE
+from support.engine.device import DEVICE
 
 
 def attention_inputs(

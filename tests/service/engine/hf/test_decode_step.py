@@ -19,7 +19,7 @@ from latentwire_service.engine.hf.model_runner import HfModelRunner
 from latentwire_service.engine.hf.probe import probe
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.runner import PromptPart, StepOutput
-from support.device import DEVICE, DTYPE, IS_EXACT, TOLERANCE, needs_cuda
+from support.engine.device import DEVICE, DTYPE, IS_EXACT, TOLERANCE, needs_cuda
 from support.tiny_models import build_model, llama_config, random_prompts
 
 SLOTS = 5

@@ -12,9 +12,9 @@ from latentwire_service.engine.backend import FinishReason
 from latentwire_service.engine.errors import RequestCancelledError
 from latentwire_service.engine.hf.loader import load_model
 from latentwire_service.engine.request import Request
-from support.device import DEVICE, DTYPE, needs_exact_tokens
-from support.engine_harness import EngineHarness
-from support.parity import assert_as_generated, assert_same
+from support.engine.device import DEVICE, DTYPE, needs_exact_tokens
+from support.engine.harness import EngineHarness
+from support.engine.parity import assert_as_generated, assert_same
 from support.tiny_models import build_model, generate, llama_config, qwen2_config, random_prompts
 
 LENGTHS = [1, 5, 17, 30, 64, 65, 100, 9]

@@ -13,7 +13,7 @@ import torch
 
 from latentwire_service.engine.errors import RequestCancelledError
 from latentwire_service.engine.request import HiddenRows, Request
-from support.engine_harness import EngineHarness
+from support.engine.harness import EngineHarness
 from support.tiny_models import build_model, llama_config, random_prompts
 
 PAGE = resource.getpagesize()

@@ -15,8 +15,8 @@ from latentwire_service.engine.errors import NoTokenError, UnsupportedModelError
 from latentwire_service.engine.hf import generation
 from latentwire_service.engine.hf.generation import GenerationDefaults
 from latentwire_service.engine.sampler import SamplingBatch, sample
-from support.engine_harness import EngineHarness
-from support.engine_requests import make_spec
+from support.engine.harness import EngineHarness
+from support.engine.requests import make_spec
 from support.tiny_models import EOS, VOCAB_SIZE, build_model, generate, llama_config, random_prompts
 
 PROMPTS = random_prompts([1, 6, 20, 33], seed=5)

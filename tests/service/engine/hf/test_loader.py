@@ -30,7 +30,7 @@ from latentwire_service.engine.errors import (
 from latentwire_service.engine.hf import loader
 from latentwire_service.engine.hf.loader import LoadedModel, load_model, pick_device, pick_dtype
 from latentwire_service.engine.hf.probe import probe
-from support.device import DEVICE, DTYPE, needs_exact_tokens
+from support.engine.device import DEVICE, DTYPE, needs_exact_tokens
 from support.tiny_gguf import write_gguf
 from support.tiny_models import (
     EOS,

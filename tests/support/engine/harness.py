@@ -13,7 +13,7 @@ from latentwire_service.engine.hf.generation import GenerationDefaults
 from latentwire_service.engine.hf.model_runner import HfModelRunner
 from latentwire_service.engine.hf.probe import probe
 from latentwire_service.engine.request import Request
-from support.engine_requests import make_spec
+from support.engine.requests import make_spec
 from support.tiny_models import EOS, build_tokenizer
 
 

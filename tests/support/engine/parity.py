@@ -16,7 +16,7 @@ import torch
 
 from latentwire_service.engine.backend import Completion
 from latentwire_service.engine.request import Request
-from support.device import IS_EXACT, TOLERANCE
+from support.engine.device import IS_EXACT, TOLERANCE
 from support.tiny_models import Generated, generate
 
 Rows = npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ from latentwire_service.engine.backend import GenerationSpec
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.request import Request
 from latentwire_service.engine.sampling_params import SamplingParams
-from support.fake_runner import HIDDEN_SIZE
+from support.engine.fake_runner import HIDDEN_SIZE
 
 _ids = itertools.count()
 
