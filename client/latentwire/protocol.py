@@ -12,11 +12,11 @@ This module must not know HTTP, torch or FastAPI.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from latentwire.sampling import LogitBias, PromptFields, SamplingFields, Seed, Text
+from latentwire.sampling import LogitBias, NumRows, PromptFields, SamplingFields, Seed, Text
 
 DtypeName = Literal["bfloat16", "float16", "float32"]
 FinishReason = Literal["stop", "length"]
@@ -74,8 +74,7 @@ class PlanLatentRequest(SamplingFields, PromptFields, TaskFields):
     )
     logit_bias: LogitBias | None = Field(
         default=None,
-        description="Token ids, and numbers from -100 to 100 to add to their logits; in a query, a "
-        "JSON object.",
+        description="Token ids, and numbers from -100 to 100 to add to their logits.",
     )
     stream: bool = Field(
         default=False,
@@ -83,11 +82,14 @@ class PlanLatentRequest(SamplingFields, PromptFields, TaskFields):
     )
 
 
+_JSON_TEXT = {"type": "string", "contentMediaType": "application/json"}
+
+
 class PlanLatentParams(RequestModel):
     """Query of ``POST /plan_latent``."""
 
-    k: int | None = Field(
-        default=None, ge=0, description="Hidden rows to keep; absent: all; 0: text only."
+    k: NumRows | None = Field(
+        default=None, description="Hidden rows to keep; absent: all; 0: text only."
     )
 
 
@@ -99,6 +101,13 @@ class PlanLatentQuery(PlanLatentRequest, PlanLatentParams):
     """Query of ``GET /plan_latent``: the fields of the body and `k`, as text."""
 
     model_config = ConfigDict(strict=False)
+
+    # Described as text: a form-style object would spread over parameters of its own.
+    logit_bias: Annotated[LogitBias | None, WithJsonSchema(_JSON_TEXT)] = Field(
+        default=None,
+        description="A JSON object of token ids, and numbers from -100 to 100 to add to their "
+        "logits.",
+    )
 
 
 class HiddenState(ResponseModel):

@@ -76,12 +76,15 @@ def _token_id(key: Any) -> object:
 
 Text = Annotated[str, AfterValidator(_must_be_unicode)]
 JsonInt = Annotated[int, BeforeValidator(_integral)]
+NumRows = Annotated[int, Field(ge=0), BeforeValidator(_integral)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_integral)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID), BeforeValidator(_integral)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 LogitBias = Annotated[
     dict[TokenId, Bias],
-    Field(max_length=MAX_LOGIT_BIASES),
+    Field(
+        max_length=MAX_LOGIT_BIASES, json_schema_extra={"propertyNames": {"pattern": "^[0-9]+$"}}
+    ),
     BeforeValidator(_token_keys),
     BeforeValidator(_json_object),
 ]
