@@ -11,7 +11,7 @@ from latentwire_service.engine.errors import DetokenizationError
 # An unfinished multi-byte character decodes to this one.
 _REPLACEMENT = "\ufffd"
 # A character has at most 4 bytes. Tokens that never complete one, and special tokens, which have no
-# text, must not keep the window open for ever: decoding it in every step would be quadratic.
+# text, must not keep the window open without end: decoding it in every step would be quadratic.
 _MAX_OPEN_TOKENS = 8
 
 

@@ -189,7 +189,7 @@ class Scheduler:
     def _prefill_batch(self, prefilling: Sequence[Request]) -> list[PrefillChunk]:
         """Return the chunks to compute together, padded to one width.
 
-        The request admitted first sets the width, so that no request is passed over for ever.
+        The request admitted first sets the width, so that no request is passed over without end.
         Requests that fit under it join, longest first, because they waste the least padding.
         """
         if not prefilling:

@@ -14,6 +14,7 @@ from latentwire_service.telemetry.logs import PathlessFormatter, format_tracebac
 
 
 def raised(function: Callable[[], object]) -> Exception:
+    # Any error will do: its traceback is what is tested.
     with pytest.raises(Exception) as caught:  # noqa: PT011
         function()
     return caught.value
@@ -34,6 +35,7 @@ def fail_while_failing() -> None:
     try:
         fail_to_read()
     except OSError:
+        # Without `from`, so that the first error is the context and not the cause.
         raise RuntimeError("the clean-up failed")  # noqa: B904
 
 

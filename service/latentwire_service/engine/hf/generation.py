@@ -157,7 +157,7 @@ class GenerationDefaults:
         )
 
     def _check(self, active: Iterable[str]) -> None:
-        """Build and run each processor alone, so that a value of no use is told by its name."""
+        """Build and run each processor alone, so that an error names the bad value."""
         whole = self._config
         vocab_size = self._model.config.get_text_config().vocab_size
         sampling = SamplingParams(max_new_tokens=1, seed=0)
