@@ -41,6 +41,7 @@ from latentwire_batch.ranks.share import Share
 from latentwire_batch.replicas.fleet import FleetSummary
 from latentwire_batch.run import Run
 from latentwire_batch.run_settings import RunSettings, read_settings
+from latentwire_batch.tasks.opening import hub_dataset, opened_tasks
 from latentwire_batch.tasks.results import RowState
 
 
@@ -57,9 +58,16 @@ def collect(settings: CollectSettings, console: Console, rank: Rank = ALONE) -> 
         BatchError: when the dataset could not be finished; finished rows are kept.
     """
     try:
-        return _collect(Run.of(settings, console, rank))
+        hub = hub_dataset(settings)
+        notify = console.say if rank.index == 0 else _ignore
+        with opened_tasks(settings, hub, notify) as path:
+            return _collect(Run.of(settings, console, rank, path, hub))
     except RunInterrupted:
         return report_interrupted(console)
+
+
+def _ignore(_line: str) -> None:
+    """Leave the notice to the first rank."""
 
 
 def _collect(run: Run) -> ExitStatus:

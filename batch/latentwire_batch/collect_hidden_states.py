@@ -15,8 +15,8 @@ from latentwire_batch.classic import (
     split_directory,
     truth,
 )
-from latentwire_batch.errors import UsageError
-from latentwire_batch.tasks.hub_dataset import saved_hub_dataset
+from latentwire_batch.errors import InputError, UsageError
+from latentwire_batch.tasks.hub_dataset import HubDataset, saved_hub_dataset
 
 _DESCRIPTION = """\
 Plan every task of a dataset, and store the plans with the model's hidden states. Runs alone, or
@@ -76,8 +76,11 @@ def _dataset(given: argparse.Namespace, opened: ExitStack) -> Path:
     if given.dataset_path is None:
         if given.dataset_name is None:
             raise UsageError("--dataset_path: required")
-        split = given.dataset_split or "train"
-        return opened.enter_context(saved_hub_dataset(given.dataset_name, split, given.temp_dir))
+        wanted = HubDataset(given.dataset_name, split=given.dataset_split or "train")
+        try:
+            return opened.enter_context(saved_hub_dataset(wanted, temp_dir=given.temp_dir))
+        except InputError as error:
+            raise InputError(f"--dataset_name: {error}") from error
     path: Path = given.dataset_path
     if given.load_from_disk and not path.is_dir():
         raise UsageError("--load_from_disk: --dataset_path is not a directory")

@@ -31,7 +31,16 @@ class InputFields(BaseModel):
 
     dataset: Path = Field(
         description="Tasks: JSON (a list), JSON Lines, Parquet, or a save_to_disk directory; also "
-        "compressed."
+        "compressed. Or a dataset of the Hugging Face hub, like owner/name."
+    )
+    split: str | None = Field(
+        default=None, description="Split of a hub dataset, or of a directory with several splits."
+    )
+    dataset_config: str | None = Field(
+        default=None, description="Configuration of a hub dataset that has several."
+    )
+    dataset_revision: str | None = Field(
+        default=None, description="Branch, tag or commit of a hub dataset; absent: the newest."
     )
     output_dir: Path = Field(description="Directory to write the dataset of latents to.")
     task_field: str = Field(default="task", description="Field that holds the task.")

@@ -12,6 +12,7 @@ from latentwire_batch.errors import InputError
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.ranks.rank import Rank
 from latentwire_batch.run_settings import RunSettings
+from latentwire_batch.tasks.hub_dataset import HubDataset
 from latentwire_batch.tasks.reader import TaskSource
 from latentwire_batch.tasks.rows import DataIdentity, Row, UnusableRow, identify
 
@@ -27,6 +28,7 @@ class Run:
         layout: of the output.
         console: for notices and progress.
         rank: of this process.
+        hub: the dataset of the hub that is the input; None for a file or folder.
     """
 
     settings: CollectSettings
@@ -35,16 +37,31 @@ class Run:
     layout: OutputLayout
     console: Console
     rank: Rank
+    hub: HubDataset | None = None
 
     @classmethod
-    def of(cls, settings: CollectSettings, console: Console, rank: Rank) -> Run:
+    def of(
+        cls,
+        settings: CollectSettings,
+        console: Console,
+        rank: Rank,
+        path: Path | None = None,
+        hub: HubDataset | None = None,
+    ) -> Run:
         """Read the input once, so that a bad row shows before anything is sent or written.
+
+        Args:
+            settings: given by the user.
+            console: for notices and progress.
+            rank: of this process.
+            path: of the input; None: the settings' own.
+            hub: the dataset of the hub of which `path` is a copy; None for another input.
 
         Raises:
             InputError: when the input cannot be read, or holds no rows.
         """
         source = TaskSource(
-            settings.dataset, settings.row_fields, settings.limit, settings.skip_invalid
+            path or settings.dataset, settings.row_fields, settings.limit, settings.skip_invalid
         )
         set_aside = _SetAside()
         try:
@@ -55,7 +72,7 @@ class Run:
             raise InputError(f"--dataset: holds no {set_aside.of_all}")
         if set_aside.count and rank.index == 0:
             console.say(f"--skip-invalid: {set_aside}")
-        return cls(settings, source, data, OutputLayout(settings.output_dir), console, rank)
+        return cls(settings, source, data, OutputLayout(settings.output_dir), console, rank, hub)
 
     def wanted_settings(self, seed: int | None) -> RunSettings:
         """Return the settings that are known before a replica has answered.
@@ -70,6 +87,7 @@ class Run:
             options=settings.plan_options,
             columns=settings.columns,
             fields=settings.row_fields,
+            hub_dataset=self.hub,
             seed=seed,
             requested_model=None if settings.replica else _model_name(settings.model),
         )

@@ -16,6 +16,7 @@ from latentwire_batch.dispatch.seeds import EARLIER_ROW_SEED_BITS, Seeds
 from latentwire_batch.errors import StorageError
 from latentwire_batch.output.durable import read_json
 from latentwire_batch.replicas.identity import ModelIdentity
+from latentwire_batch.tasks.hub_dataset import HubDataset
 from latentwire_batch.tasks.rows import DataIdentity, RowFields
 
 _MAX_SHOWN_CHARS = 40
@@ -31,6 +32,7 @@ class RunSettings:
         options: prompt and sampling options of every row, without a seed.
         columns: names of the columns that the dataset has besides the classic ones.
         fields: which fields of the input make a row; None: not recorded.
+        hub_dataset: of which the rows are; None: not of the hub, or not recorded.
         seed: of the dataset; None while any seed would do.
         row_seed_bits: see `Seeds`; None while any would do.
         requested_model: name of the model that own replicas serve; None with given replicas.
@@ -42,6 +44,7 @@ class RunSettings:
     options: PlanOptions
     columns: tuple[str, ...] = ()
     fields: RowFields | None = None
+    hub_dataset: HubDataset | None = None
     seed: int | None = None
     row_seed_bits: int | None = None
     requested_model: str | None = None
@@ -62,6 +65,7 @@ class RunSettings:
                 options=cast(PlanOptions, {**value["prompt"], **value["sampling"]}),
                 columns=tuple(value.get("columns", ())),
                 fields=None if fields is None else RowFields.from_json(fields),
+                hub_dataset=HubDataset.from_json(fields or {}),
                 seed=value.get("seed"),
                 row_seed_bits=value.get(
                     "row_seed_bits", EARLIER_ROW_SEED_BITS if "seed" in value else None
@@ -92,8 +96,9 @@ class RunSettings:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values, without those that are not known."""
         options: dict[str, Any] = {**self.options}
+        hub = {} if self.hub_dataset is None else self.hub_dataset.to_json()
         known = {
-            "input": None if self.fields is None else self.fields.to_json(),
+            "input": None if self.fields is None else {**hub, **self.fields.to_json()},
             "seed": self.seed,
             "row_seed_bits": self.row_seed_bits,
             "requested_model": self.requested_model,
