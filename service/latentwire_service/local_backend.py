@@ -16,6 +16,7 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
 from latentwire_service.engine.backend import (
+    LATENTS_IN,
     BackendInfo,
     ComputeDtype,
     GenerationSpec,
@@ -139,6 +140,7 @@ class LocalBackend:
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> SubmittedRequest:
         """Queue a request, as `Backend.submit`."""
         started = self._require()
+        started.info.check(spec)
         if started.stop:
             stop = (*spec.sampling.stop, *started.stop)
             spec = replace(spec, sampling=replace(spec.sampling, stop=stop))
@@ -191,6 +193,7 @@ class LocalBackend:
             give_way if model.device.type == "cpu" else None,
         )
         thread.start()
+        capabilities, refusals = _capabilities(probed)
         info = BackendInfo(
             model_id=loaded.model_id,
             revision=loaded.revision,
@@ -201,10 +204,21 @@ class LocalBackend:
             max_slots=capacity.max_slots,
             max_model_len=capacity.max_model_len,
             generation_defaults=defaults.applied,
+            embedding_size=probed.embedding_size,
+            capabilities=capabilities,
+            refusals=refusals,
         )
         if defaults.applied:
             logger.info("generation_config.json sets %s", dict(defaults.applied))
         return _Started(loaded, encoder, vocabulary, info, thread, defaults.stop)
+
+
+def _capabilities(probed: Probe) -> tuple[frozenset[str], Mapping[str, str]]:
+    """Return what the engine can do with the model, and why it cannot do the rest."""
+    if probed.embedding_refusal is None:
+        return frozenset({LATENTS_IN}), {}
+    logger.warning("the model takes no latents: %s", probed.embedding_refusal)
+    return frozenset(), {LATENTS_IN: probed.embedding_refusal}
 
 
 def plan_slots(settings: Settings, loaded: LoadedModel, probed: Probe) -> Capacity:

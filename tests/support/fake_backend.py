@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentwire_service.engine.backend import (
+    LATENTS_IN,
     BackendInfo,
     Completion,
     FinishReason,
@@ -58,7 +59,9 @@ class ByteTokenizer:
 def letter(spec: GenerationSpec, index: int) -> int:
     """A letter that depends on the prompt, the seed if tokens are sampled, and the position."""
     seed = None if spec.sampling.is_greedy else spec.sampling.seed
-    digest = hashlib.blake2b(repr((spec.prompt, seed, index)).encode()).digest()
+    latents = [(span.start, span.rows.tobytes()) for span in spec.prompt.embeddings]
+    key = (spec.prompt.token_ids, latents, seed, index)
+    digest = hashlib.blake2b(repr(key).encode()).digest()
     return ord(string.ascii_letters[digest[0] % len(string.ascii_letters)])
 
 
@@ -137,6 +140,8 @@ class FakeBackend:
             device="cpu",
             max_slots=self._max_slots,
             max_model_len=MAX_MODEL_LEN,
+            embedding_size=HIDDEN_SIZE,
+            capabilities=frozenset({LATENTS_IN}),
         )
 
     @property
@@ -163,6 +168,7 @@ class FakeBackend:
         return Prompt(tuple((_CHATML % text if chat_template == "qwen" else text).encode()))
 
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> _Request:
+        self.info.check(spec)
         detokenizer = Detokenizer(
             self._tokenizer,
             spec.sampling.stop,

@@ -16,11 +16,19 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from latentwire_service.engine.errors import EngineError, LatentInvalidError
+from latentwire_service.engine.errors import (
+    EngineError,
+    InvalidParamsError,
+    LatentInvalidError,
+)
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.sampling_params import SamplingParams
 
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
+
+# What an engine may be able to do, as `BackendInfo.capabilities` names it: embeddings in a prompt,
+# steps whose input is an embedding, and the likelihood of given tokens.
+LATENTS_IN, LATENT_STEPS, SCORING = "latents-in", "latent-steps", "scoring"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +134,9 @@ class BackendInfo:
         max_model_len: prompt and generated tokens of one request.
         generation_defaults: the model's own settings for the choice of tokens that are applied to
             every request, as JSON values.
+        embedding_size: width of an input embedding; None when the engine takes none.
+        capabilities: which of `LATENTS_IN`, `LATENT_STEPS` and `SCORING` it has.
+        refusals: for capabilities that it lacks, the reason.
     """
 
     model_id: str
@@ -137,6 +148,42 @@ class BackendInfo:
     max_slots: int
     max_model_len: int
     generation_defaults: Mapping[str, object] = field(default_factory=dict)
+    embedding_size: int | None = None
+    capabilities: frozenset[str] = frozenset()
+    refusals: Mapping[str, str] = field(default_factory=dict)
+
+    def require(self, capability: str, request_field: str) -> None:
+        """Do nothing when the engine has a capability.
+
+        Args:
+            capability: one of the known ones.
+            request_field: the field of the request that needs it.
+
+        Raises:
+            InvalidParamsError: it has not.
+        """
+        if capability not in self.capabilities:
+            reason = self.refusals.get(capability)
+            raise InvalidParamsError(
+                request_field,
+                f"the engine of {self.model_id} has no capability {capability!r}"
+                + (f": {reason}" if reason else ""),
+            )
+
+    def check(self, spec: GenerationSpec) -> None:
+        """Check that the engine can run a request: a pass would fail for all requests in it.
+
+        Raises:
+            InvalidParamsError: the engine lacks a capability, or embeddings have another width.
+        """
+        width = spec.prompt.embedding_size
+        if width is not None:
+            self.require(LATENTS_IN, "prompt")
+            if width != self.embedding_size:
+                raise InvalidParamsError(
+                    "prompt",
+                    f"an embedding has {width} values, but the model's have {self.embedding_size}",
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +268,7 @@ class Backend(Protocol):
                 must not block. None: the caller does not stream.
 
         Raises:
+            InvalidParamsError: the engine cannot run it; see `BackendInfo.check`.
             QueueFullError: the queue is full.
             EngineUnavailableError: the engine is stopping or lost.
         """

@@ -12,6 +12,7 @@ from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.engine.hf.generation import GenerationDefaults
 from latentwire_service.engine.hf.model_runner import HfModelRunner
 from latentwire_service.engine.hf.probe import probe
+from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.request import Request
 from support.engine.requests import make_spec
 from support.tiny_models import EOS, build_tokenizer
@@ -43,7 +44,11 @@ class EngineHarness:
         )
 
     def submit(
-        self, prompt: Sequence[int], max_new_tokens: int, k: int | None = None, **params: Any
+        self,
+        prompt: Sequence[int] | Prompt,
+        max_new_tokens: int,
+        k: int | None = None,
+        **params: Any,
     ) -> Request:
         request = self.engine.new_request(make_spec(prompt, max_new_tokens, k=k, **params))
         self.engine.add(request)

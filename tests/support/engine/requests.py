@@ -23,7 +23,7 @@ class NumberTokenizer:
 
 
 def make_spec(
-    prompt: Sequence[int],
+    prompt: Sequence[int] | Prompt,
     max_new_tokens: int = 4,
     *,
     k: int | None = None,
@@ -33,7 +33,9 @@ def make_spec(
     """A greedy request by default; `params` override its sampling parameters."""
     defaults: dict[str, Any] = {"do_sample": False, "seed": 0}
     sampling = SamplingParams(max_new_tokens=max_new_tokens, **(defaults | params))
-    return GenerationSpec(f"plan-{next(_ids)}", Prompt(tuple(prompt)), sampling, k, caller)
+    if not isinstance(prompt, Prompt):
+        prompt = Prompt(tuple(prompt))
+    return GenerationSpec(f"plan-{next(_ids)}", prompt, sampling, k, caller)
 
 
 def make_request(prompt: Sequence[int], max_new_tokens: int = 4, **options: Any) -> Request:

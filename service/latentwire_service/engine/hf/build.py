@@ -16,15 +16,16 @@ from latentwire_service.engine.hf import attention
 from latentwire_service.engine.hf.cpu.linear import optimise_linears
 from latentwire_service.engine.hf.decode_step import make_traceable
 from latentwire_service.engine.hf.model_runner import HfModelRunner
-from latentwire_service.engine.hf.probe import PROBE_TOKENS, Probe, refusing
+from latentwire_service.engine.hf.probe import (
+    MAX_MEDIAN_ERROR,
+    PROBE_TOKENS,
+    Probe,
+    refusing,
+    relative_error,
+)
 from latentwire_service.engine.hf.rope import varying_ropes
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.runner import PromptPart
-
-# Median over positions of the relative error of a hidden row. Another order of summation moves fp32
-# by 1e-6. In 16 bits single rows can be far off where a token is a strange one; the median is not.
-# A wrong mask or position moves every row but the first.
-_MAX_MEDIAN_ERROR = {torch.float32: 1e-3, torch.float16: 0.2, torch.bfloat16: 0.3}
 
 
 def build_runner(
@@ -94,16 +95,11 @@ def _check(model: Any, probed: Probe, runner: HfModelRunner) -> None:
         # A copy: the next step may overwrite the output of this one.
         decoded.append(runner.decode(token_ids, positions).hidden[0].clone())
     error = max(
-        _median_error(prefilled, probed.hidden[[length - 1 for length in lengths]]),
-        _median_error(torch.stack(decoded), probed.hidden[half:]),
+        relative_error(prefilled, probed.hidden[[length - 1 for length in lengths]]),
+        relative_error(torch.stack(decoded), probed.hidden[half:]),
     )
-    if not error <= _MAX_MEDIAN_ERROR[model.dtype]:
+    if not error <= MAX_MEDIAN_ERROR[model.dtype]:
         raise UnsupportedModelError(
             f"{model.config.model_type} computes other hidden states over slots than by itself "
             f"(median relative error {error:.1e})"
         )
-
-
-def _median_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    errors = (actual.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
-    return float(errors.median())

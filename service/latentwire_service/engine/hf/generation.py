@@ -104,6 +104,8 @@ class GenerationDefaults:
     def row_logits(self, spec: GenerationSpec) -> HfRowLogits | None:
         """Make the changes to the logits of one request; None when there are none."""
         sampling = self._with_defaults(spec.sampling)
+        # Positions that hold embeddings have no token to be counted.
+        prompt = spec.prompt.text_only()
         is_late = self._is_late and (not sampling.is_greedy or self._has_watermark)
         processors = LogitsProcessorList()
         if sampling.logit_bias:
@@ -111,12 +113,10 @@ class GenerationDefaults:
         penalty = LogitsProcessorList()
         if sampling.presence_penalty or sampling.frequency_penalty:
             penalty.append(
-                CountPenalty(
-                    sampling.presence_penalty, sampling.frequency_penalty, len(spec.prompt)
-                )
+                CountPenalty(sampling.presence_penalty, sampling.frequency_penalty, len(prompt))
             )
         if self._has_processors or is_late or sampling.repetition_penalty not in (None, 1.0):
-            processors += self._model_processors(spec.prompt, sampling, is_late, penalty)
+            processors += self._model_processors(prompt, sampling, is_late, penalty)
         else:
             processors += penalty
         if not processors and sampling == spec.sampling:
@@ -124,7 +124,7 @@ class GenerationDefaults:
         if is_late and not sampling.is_greedy:
             # The processors hold the filters of the request, too.
             sampling = replace(sampling, temperature=1.0, top_p=1.0, top_k=0, min_p=None)
-        return HfRowLogits(processors, sampling, spec.prompt)
+        return HfRowLogits(processors, sampling, prompt)
 
     def _with_defaults(self, sampling: SamplingParams) -> SamplingParams:
         if self._min_p is None or sampling.min_p is not None:
@@ -151,7 +151,7 @@ class GenerationDefaults:
         return self._model._get_logits_processor(
             generation_config=config,
             input_ids_seq_length=num_prompt,
-            encoder_input_ids=torch.tensor([prompt.token_ids], device=device),
+            encoder_input_ids=torch.tensor([prompt.token_ids], dtype=torch.long, device=device),
             logits_processor=own,
             device=device,
         )

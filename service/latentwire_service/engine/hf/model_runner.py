@@ -137,7 +137,10 @@ class HfModelRunner:
             query_positions=self._to_device(positions),
             kv_length=self._kv_bucket(int(positions.max()) + 1),
         )
-        return self._run(self._to_device(token_ids), view)
+        ids = self._to_device(token_ids)
+        if any(part.prompt.embeddings for part in parts):
+            return self._forward(view, inputs_embeds=self._embedded(ids, parts))
+        return self._run(ids, view)
 
     @torch.inference_mode()
     def decode(
@@ -221,10 +224,25 @@ class HfModelRunner:
         """Free a kept prefix."""
         del self._prefixes[prefix_id]
 
+    def _embedded(self, token_ids: torch.Tensor, parts: Sequence[PromptPart]) -> torch.Tensor:
+        """Look up `[B, Q]` tokens that end at the last column; write given embeddings over them."""
+        embeddings: torch.Tensor = self._model.get_input_embeddings()(token_ids)
+        for row, part in enumerate(parts):
+            start = token_ids.shape[1] - len(part.prompt)
+            for span in part.prompt.embeddings:
+                # `tensor` copies: `from_numpy` would warn that the rows are read-only.
+                rows = torch.tensor(span.rows).to(embeddings)
+                embeddings[row, start + span.start : start + span.end] = rows
+        return embeddings
+
     def _run(self, token_ids: torch.Tensor, view: CacheView) -> StepOutput:
+        return self._forward(view, input_ids=token_ids)
+
+    def _forward(self, view: CacheView, **inputs: torch.Tensor) -> StepOutput:
+        """Call the model with `input_ids` or `inputs_embeds`."""
         self._cache.use(view)
         output = self._model(
-            input_ids=token_ids,
+            **inputs,
             position_ids=view.query_positions,
             past_key_values=self._cache,
             use_cache=True,

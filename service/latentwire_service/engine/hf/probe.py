@@ -20,6 +20,12 @@ from latentwire_service.engine.hf.kv_cache import LayerShape
 from latentwire_service.engine.hf.rope import varying_ropes
 
 PROBE_TOKENS = 16
+# Median over positions of the relative error of a hidden row. Another order of summation moves fp32
+# by 1e-6. In 16 bits single rows can be far off where a token is a strange one; the median is not.
+# A wrong mask or position moves every row but the first.
+MAX_MEDIAN_ERROR = {torch.float32: 1e-3, torch.float16: 0.2, torch.bfloat16: 0.3}
+# The same computation twice: only sums in an order that a device does not fix may differ.
+_MAX_EMBEDDING_ERROR = 0.01
 
 # A lost device or full memory says nothing about the model. AcceleratorError is newer than the
 # oldest supported torch, which raises a plain RuntimeError when it loses a device.
@@ -40,6 +46,9 @@ class Probe:
             slots.
         shapes: keys and values of each layer.
         linear_calls: the calls of the model's linear layers.
+        embedding_size: width of an input embedding.
+        embedding_refusal: why the model cannot be given embeddings instead of tokens; None if it
+            can.
         max_positions: the longest sequence that does not change the rotary frequencies of its
             neighbours; None when no length changes them.
     """
@@ -48,6 +57,8 @@ class Probe:
     hidden: torch.Tensor
     shapes: Sequence[LayerShape]
     linear_calls: Sequence[LinearCall]
+    embedding_size: int
+    embedding_refusal: str | None
     max_positions: int | None
 
     @property
@@ -97,7 +108,63 @@ def probe(model: Any) -> Probe:
     shapes = _layer_shapes(cache.layers, name)
     hidden = output.hidden_states[-1][0].float()
     limits = [rope.max_positions for rope in varying_ropes(model)]
-    return Probe(token_ids, hidden, shapes, linear_calls, min(limits, default=None))
+    with refusing(name):
+        embedding_size, refusal = _probe_embeddings(model, token_ids, output)
+    return Probe(
+        token_ids,
+        hidden,
+        shapes,
+        linear_calls,
+        embedding_size,
+        refusal,
+        min(limits, default=None),
+    )
+
+
+def _probe_embeddings(
+    model: Any, token_ids: Sequence[int], expected: Any
+) -> tuple[int, str | None]:
+    """Give the model the embeddings of tokens, and compare with what it gave for the tokens.
+
+    Some models scale the embeddings, or look other tables up by the token ids. This finds those for
+    which the two differ.
+
+    Args:
+        model: a causal LM.
+        token_ids: the input of the pass that gave `expected`.
+        expected: the output of that pass, with logits and hidden states.
+
+    Returns:
+        the width of an embedding, and why the model cannot be given embeddings.
+    """
+    embeddings = model.get_input_embeddings()(torch.tensor([token_ids], device=model.device))
+    size = embeddings.shape[-1]
+    try:
+        with attention.implementation(model, "eager"):
+            output = model(
+                inputs_embeds=embeddings,
+                past_key_values=DynamicCache(config=model.config),
+                use_cache=True,
+                output_hidden_states=True,
+            )
+    except _PASSED_ON:
+        raise
+    except Exception as error:
+        # The model's own code: whatever it raises, it serves tokens all the same.
+        return size, f"it takes no input embeddings ({type(error).__name__}: {error})"
+    errors = [
+        relative_error(output.hidden_states[-1][0], expected.hidden_states[-1][0].float()),
+        relative_error(output.logits[0], expected.logits[0].float()),
+    ]
+    if not all(error <= _MAX_EMBEDDING_ERROR for error in errors):
+        return size, "it computes other hidden states from embeddings than from their tokens"
+    return size, None
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the median over positions of the relative error of a row, `[n, width]` float32."""
+    errors = (actual.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
+    return float(errors.median())
 
 
 @contextmanager
