@@ -6,7 +6,6 @@ and of `latentwire collect`. This module must not know HTTP, files or command li
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any, Literal
@@ -23,6 +22,7 @@ from latentwire.constants import (
     MAX_STOP_TOKEN_IDS,
     MAX_TOKEN_ID,
 )
+from latentwire.strict_json import RepeatedKeyError, load_json
 
 ChatTemplate = Literal["auto", "none", "qwen"]
 
@@ -57,7 +57,9 @@ def _json_object(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return load_json(value)
+    except RepeatedKeyError as error:
+        raise ValueError(f"must not have the key {error.key[:20]!r} twice") from None
     except ValueError:
         raise ValueError("must be a JSON object") from None
 
@@ -66,7 +68,11 @@ def _token_keys(value: object) -> object:
     """Read the keys of a JSON object as token ids: JSON has text keys only."""
     if not isinstance(value, Mapping):
         return value
-    return {_token_id(key): bias for key, bias in value.items()}
+    token_ids = {_token_id(key): bias for key, bias in value.items()}
+    if len(token_ids) < len(value):
+        # "7" and "07" are two keys of JSON, and one token.
+        raise ValueError("must not have a token id twice")
+    return token_ids
 
 
 def _token_id(key: Any) -> object:

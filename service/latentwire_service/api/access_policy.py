@@ -7,7 +7,6 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +84,8 @@ class Policy:
     Attributes:
         api_keys: a request must carry one of them, if there are any.
         is_metrics_public: `/metrics` needs no key.
-        allowed_hosts: accepted values of the `Host` header, without port; None: any.
+        allowed_hosts: accepted values of the `Host` header, without port, as `canonical_host`
+            spells them; None: any.
         cors_origins: web origins whose pages may call.
         max_body_bytes: most bytes of a request body; a larger one is answered 413.
         body_timeout_s: seconds in which a body must arrive; a slower one is answered 408.
@@ -160,26 +160,38 @@ def _read_keys(path: Path) -> list[str]:
 
 def _allowed_hosts(settings: Settings) -> frozenset[str] | None:
     if settings.allowed_host:
-        return frozenset(map(_host_name, settings.allowed_host))
+        return frozenset(map(_checked_host, settings.allowed_host))
+    if not _is_loopback(settings.host):
+        return None
     # DNS rebinding: a web page can point its own name at 127.0.0.1 and call with that name.
-    return _LOOPBACK_NAMES | {settings.host.lower()} if _is_loopback(settings.host) else None
+    return _LOOPBACK_NAMES | {canonical_host(settings.host)}
 
 
-def _host_name(name: str) -> str:
-    """Return a name as a `Host` header holds it, without the port.
+def canonical_host(name: str) -> str:
+    """Return the one spelling of a host: lower case, no dot at the end, IPv6 short, in brackets."""
+    return _canonical_address(name) or name.lower().removesuffix(".")
+
+
+def _canonical_address(name: str) -> str | None:
+    try:
+        address = ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return None
+    return f"[{address}]" if address.version == 6 else str(address)
+
+
+def _checked_host(name: str) -> str:
+    """Return a name of `--allowed-host` in its one spelling.
 
     Raises:
         PolicyError: no `Host` header can match the name.
     """
-    with suppress(ValueError):
-        address = ipaddress.ip_address(name.strip("[]"))
-        return f"[{address}]" if address.version == 6 else str(address)
-    if not _HOST_NAME.fullmatch(name):
+    if _canonical_address(name) is None and not _HOST_NAME.fullmatch(name):
         raise PolicyError(
             f"--allowed-host: {_shown(name)!r} matches no Host header: give a name or an address "
             "without scheme, port, path or wildcard"
         )
-    return name.lower()
+    return canonical_host(name)
 
 
 def _shown(text: str) -> str:

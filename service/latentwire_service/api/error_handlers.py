@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _NOT_READY_RETRY_AFTER_S = 2
 _MAX_FIELD_CHARS = 100
+# Stands for an empty name of a field, so that a message names something.
+NO_NAME = '""'
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,7 @@ async def _on_validation_error(_request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     # The client chose the name of an unknown field: it may be long, and invalid Unicode.
     field = _field_name(first["loc"])[:_MAX_FIELD_CHARS].encode("utf-8", "replace").decode()
+    field = field or NO_NAME
     detail = f"{field}: {reason(first)}"
     return _problem(_INVALID, detail, {}, field=field)
 
@@ -218,6 +221,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         headers = {"Allow": ", ".join(_allowed_methods(request))}
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
+    if request.method == "OPTIONS" and request.scope["path"] == "*":
+        # About the service as a whole: RFC 9110, section 9.3.7.
+        return Response(status_code=204, headers={"Allow": "GET, HEAD, OPTIONS, POST"})
     if error.status_code == HTTPStatus.NOT_FOUND and _allowed_methods(request, without_slash=True):
         error.detail = "no such path; the path has no slash at its end"
     answer = _HTTP_PROBLEMS.get(error.status_code)

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from latentwire_service.api.access_policy import ApiKeys
+from latentwire_service.api.access_policy import ApiKeys, canonical_host
 from latentwire_service.api.error_handlers import problem_response
 from latentwire_service.api.request_scope import set_caller, set_key_name
 
@@ -39,7 +39,7 @@ class AllowedHosts:
             await self._app(scope, receive, send)
             return
         hosts = Headers(scope=scope).getlist("host")
-        if len(hosts) == 1 and _without_port(hosts[0]).lower() in self._allowed:
+        if len(hosts) == 1 and canonical_host(_without_port(hosts[0])) in self._allowed:
             await self._app(scope, receive, send)
         else:
             refusal = problem_response(421, _misdirected(hosts))

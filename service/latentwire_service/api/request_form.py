@@ -14,12 +14,15 @@ from email.message import Message as MimeMessage
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
 from latentwire.constants import JSON_MEDIA_TYPE
+from latentwire.strict_json import RepeatedKeyError, load_json
+from latentwire_service.api.error_handlers import NO_NAME
 from latentwire_service.engine.errors import InvalidParamsError
 
 # `wbits` of zlib for each content coding that can be read.
@@ -29,6 +32,9 @@ _ACCEPTED_CODINGS = "gzip, deflate"
 _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 _JSON_TYPE = re.compile(r"application/(json|[\w.!#$&^-]+\+json)")
 _MAX_SHOWN_CHARS = 60
+_NOT_UTF_8 = "must be UTF-8"
+_NOT_JSON_IN_UTF_8 = "must be JSON in UTF-8"
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -54,9 +60,20 @@ class PlanRoute(APIRoute):
             if request.method == "POST" and _has_body(request.headers):
                 check_media_type(request.headers.getlist("content-type"))
                 receive = decoded(receive, content_coding(request.headers), self.max_body_bytes)
-            return await handler(Request(request.scope, receive))
+            try:
+                return await handler(_JsonRequest(request.scope, receive))
+            except HTTPException as error:
+                # The framework turns whatever `json` raises into a 400.
+                if isinstance(error.__cause__, InvalidParamsError):
+                    raise error.__cause__ from None
+                raise
 
         return checked
+
+
+class _JsonRequest(Request):
+    async def json(self) -> Any:
+        return read_json(await self.body())
 
 
 def plan_route(max_body_bytes: int, repeatable: frozenset[str]) -> type[PlanRoute]:
@@ -73,10 +90,12 @@ def plan_route(max_body_bytes: int, repeatable: frozenset[str]) -> type[PlanRout
 def check_query(query: bytes, repeatable: frozenset[str]) -> None:
     """Refuse a query that cannot be read in one way only.
 
-    The framework would replace invalid bytes and keep the last of several values.
+    The framework would replace invalid bytes, keep the last of several values, and read a broken
+    percent-encoding as text.
 
     Raises:
-        InvalidParamsError: a name or a value is not UTF-8, or a parameter is repeated.
+        InvalidParamsError: a name or a value is not UTF-8 or not percent-encoded, or a parameter is
+            repeated.
     """
     names: Counter[str] = Counter()
     for part in filter(None, query.split(b"&")):
@@ -87,6 +106,24 @@ def check_query(query: bytes, repeatable: frozenset[str]) -> None:
     for name, count in names.items():
         if count > 1 and name not in repeatable:
             raise InvalidParamsError(_shown(name), f"must not be repeated; it occurs {count} times")
+
+
+def read_json(body: bytes) -> Any:
+    """Read a JSON body. A byte order mark is allowed, as RFC 8259 permits.
+
+    Raises:
+        InvalidParamsError: the body is not UTF-8, or an object has a key more than once.
+        ValueError: it is not JSON.
+    """
+    # `json` alone would guess UTF-16 and UTF-32 from zero bytes, which JSON texts never hold.
+    if b"\0" in body:
+        raise InvalidParamsError("body", _NOT_JSON_IN_UTF_8)
+    try:
+        return load_json(body.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InvalidParamsError("body", _NOT_JSON_IN_UTF_8) from error
+    except RepeatedKeyError as error:
+        raise InvalidParamsError(_shown(error.key) or NO_NAME, str(error)) from error
 
 
 def check_media_type(content_types: list[str]) -> None:
@@ -205,10 +242,14 @@ def _has_body(headers: Headers) -> bool:
 
 def _text(raw: bytes, field: str) -> str:
     """Decode one name or value of a query."""
+    if _BROKEN_ESCAPE.search(raw):
+        raise InvalidParamsError(
+            _shown(field), "a % must begin a percent-encoded byte; write %25 for the sign itself"
+        )
     try:
         return unquote_to_bytes(raw.replace(b"+", b" ")).decode()
     except UnicodeDecodeError as error:
-        raise InvalidParamsError(_shown(field), "must be UTF-8") from error
+        raise InvalidParamsError(_shown(field), _NOT_UTF_8) from error
 
 
 def _shown(text: str) -> str:

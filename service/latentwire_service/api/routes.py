@@ -30,7 +30,12 @@ from latentwire_service.api.openapi_examples import (
 from latentwire_service.api.rendering import AnswerContext
 from latentwire_service.api.request_form import plan_route
 from latentwire_service.api.request_scope import caller_of, set_outcome, set_plan_id
-from latentwire_service.api.wire_formats import WireFormat, negotiate, render
+from latentwire_service.api.wire_formats import (
+    WireFormat,
+    check_stream_is_accepted,
+    negotiate,
+    render,
+)
 from latentwire_service.engine.backend import BackendInfo
 from latentwire_service.engine.errors import EngineUnavailableError, InvalidParamsError
 from latentwire_service.model_service import ModelService, Plan, State
@@ -105,7 +110,9 @@ class _PlanAnswers:
         def note(plan: Plan) -> None:
             set_plan_id(request.scope, plan.plan_id)
 
+        accept = ",".join(request.headers.getlist("accept"))
         if body.stream:
+            check_stream_is_accepted(accept)
             items = self._service.stream(submission)
 
             def on_error(body: ErrorBody) -> None:
@@ -113,7 +120,7 @@ class _PlanAnswers:
                 set_outcome(request.scope, body.status)
 
             return EventStream(PlanEvents(items, context, note, on_error))
-        wire = negotiate(",".join(request.headers.getlist("accept")))
+        wire = negotiate(accept)
 
         async def whole() -> Response:
             plan = await self._service.plan(submission)

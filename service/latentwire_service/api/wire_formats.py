@@ -62,6 +62,25 @@ def negotiate(accept: str) -> WireFormat:
     return WireFormat(best)
 
 
+def check_stream_is_accepted(accept: str) -> None:
+    """Refuse a request for a stream whose `Accept` header excludes the stream.
+
+    A caller that names JSON gets the stream: its events hold JSON, and clients that name JSON in
+    every request are common.
+
+    Raises:
+        HTTPException: 406.
+    """
+    entries = list(_media_ranges(accept))
+    is_named = any(name == JSON_MEDIA_TYPE and quality > 0 for name, quality in entries)
+    if entries and not is_named and _quality_of(EVENT_STREAM_MEDIA_TYPE, entries) == 0:
+        raise HTTPException(
+            406,
+            f"Accept excludes {EVENT_STREAM_MEDIA_TYPE}, which is the answer to a request with "
+            "stream: true",
+        )
+
+
 def _media_ranges(accept: str) -> Iterator[tuple[str, float]]:
     """Yield each media range with its quality; malformed ones are left out."""
     for entry in accept.split(","):
@@ -73,7 +92,7 @@ def _media_ranges(accept: str) -> Iterator[tuple[str, float]]:
 
 def _quality_of(media_type: str, entries: Sequence[tuple[str, float]]) -> float:
     """Return the quality of a media type: that of the most specific range which includes it."""
-    for wanted in (media_type, "application/*", "*/*"):
+    for wanted in (media_type, f"{media_type.partition('/')[0]}/*", "*/*"):
         qualities = [quality for name, quality in entries if name == wanted]
         if qualities:
             return max(qualities)

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from latentwire_service.api.connection.head_limit import exceeds_head_limit
 from latentwire_service.api.connection.linger import LingeringClose
 from latentwire_service.api.connection.read_ahead import ReadAhead
+from latentwire_service.api.connection.request_target import origin_form
 from latentwire_service.api.connection.stall import StallWatch
 
 
@@ -134,7 +135,7 @@ class Connection(H11Protocol):
                 MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
-        await self._unwrapped_app(scope, receive, noted)
+        await self._unwrapped_app(origin_form(scope), receive, noted)
 
 
 class _WatchedTransport:
