@@ -94,7 +94,7 @@ def _status_of_finished(run: Run) -> ExitStatus | None:
     counts = finished_counts(run)
     if counts is None:
         return None
-    return report_nothing_to_do(run.console, counts.finished, counts.failed)
+    return report_nothing_to_do(run.console, counts.finished, counts.failed, run.num_unusable)
 
 
 class Collection:

@@ -30,7 +30,7 @@ def finished_counts(run: Run) -> Counts | None:
                 "--output-dir: holds a dataset without a manifest; --overwrite replaces it"
             )
         return None
-    if run.settings.retry_failed and manifest.counts.failed:
+    if run.settings.retry_failed and manifest.counts.failed > run.num_unusable:
         return None
     wanted = run.wanted_settings(run.settings.seed)
     refuse_differences(manifest.settings, wanted)

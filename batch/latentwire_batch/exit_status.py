@@ -15,6 +15,7 @@ _ADVICE = {
     "prompt-too-long": "serve with a larger --max-model-len and rerun with --retry-failed, or "
     "collect into another --output-dir with a smaller --max-new-tokens",
     "invalid-request": "--retry-failed would fail again; the message says what to change",
+    "invalid-row": "correct them in the input and collect into another --output-dir",
     "payload-too-large": "serve with a larger --max-body-bytes and rerun with --retry-failed",
     "ends-replica": "the log of the replicas says why they ended; --retry-failed tries them again",
     "timeout": "rerun with --retry-failed and a larger --timeout",
@@ -106,12 +107,22 @@ def _advice(code: str) -> str:
     return _ADVICE.get(code, "--retry-failed retries them")
 
 
-def report_nothing_to_do(console: Console, num_finished: int, num_failed: int) -> ExitStatus:
-    """State that an earlier run wrote everything, and return the exit status."""
+def report_nothing_to_do(
+    console: Console, num_finished: int, num_failed: int, num_unusable: int = 0
+) -> ExitStatus:
+    """State that an earlier run wrote everything, and return the exit status.
+
+    Args:
+        console: for the report.
+        num_finished: rows with a latent.
+        num_failed: rows without one.
+        num_unusable: of these, rows that cannot be sent at all.
+    """
     if not num_failed:
         console.say(f"nothing to do: all {num_finished} rows are already collected")
         return ExitStatus.ALL_ROWS
-    console.say(f"nothing to do: {num_finished} rows are already collected; {_failed(num_failed)}")
+    failed = _failed(num_failed) if num_failed > num_unusable else _unusable(num_unusable)
+    console.say(f"nothing to do: {num_finished} rows are already collected; {failed}")
     return ExitStatus.SOME_ROWS_FAILED
 
 
@@ -119,6 +130,10 @@ def report_interrupted(console: Console) -> ExitStatus:
     """State that a signal ended the run, and return the exit status."""
     console.say("interrupted; rerun the same command to resume")
     return ExitStatus.INTERRUPTED
+
+
+def _unusable(count: int) -> str:
+    return f"{count} cannot be used (see failures.jsonl), which --retry-failed cannot change"
 
 
 def _failed(count: int) -> str:

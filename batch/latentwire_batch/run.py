@@ -29,6 +29,7 @@ class Run:
         console: for notices and progress.
         rank: of this process.
         hub: the dataset of the hub that is the input; None for a file or folder.
+        num_unusable: rows of the input that are set aside.
     """
 
     settings: CollectSettings
@@ -38,6 +39,7 @@ class Run:
     console: Console
     rank: Rank
     hub: HubDataset | None = None
+    num_unusable: int = 0
 
     @classmethod
     def of(
@@ -72,7 +74,8 @@ class Run:
             raise InputError(f"--dataset: holds no {set_aside.of_all}")
         if set_aside.count and rank.index == 0:
             console.say(f"--skip-invalid: {set_aside}")
-        return cls(settings, source, data, OutputLayout(settings.output_dir), console, rank, hub)
+        layout = OutputLayout(settings.output_dir)
+        return cls(settings, source, data, layout, console, rank, hub, set_aside.count)
 
     def wanted_settings(self, seed: int | None) -> RunSettings:
         """Return the settings that are known before a replica has answered.

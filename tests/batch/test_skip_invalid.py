@@ -77,10 +77,36 @@ def test_rows_that_are_set_aside_are_failures_and_the_others_are_collected(
     assert_complete(output, [good.get(i, ("", "")) for i in range(num_rows)], without=without)
     assert len(stub.received) == 11
 
-    assert collect("--skip-invalid", replicas=[stub]).status == 3
-    assert collect("--skip-invalid", "--retry-failed", replicas=[stub]).status == 3
+    assert "11 failed with invalid-row (see failures.jsonl): correct them in the input" in (
+        ended.stderr
+    )
+    for flags in ((), ("--retry-failed",)):
+        # Without --replica it would start replicas of its own.
+        for replicas in ([stub], None):
+            ended = collect("--skip-invalid", *flags, replicas=replicas)
+            assert ended.status == 3
+            assert (
+                "nothing to do: 11 rows are already collected; 11 cannot be used (see "
+                "failures.jsonl), which --retry-failed cannot change"
+            ) in ended.stderr
+            assert "starting" not in ended.stderr
     assert len(stub.received) == 11
     assert failures_of(output) == failures
+
+
+def test_failed_rows_are_retried_next_to_rows_that_cannot_be_used(
+    collect: Collect, stub: StubReplica, tasks: Path, output: Path
+) -> None:
+    write_broken(tasks)
+    stub.behaviour.task_faults = {"Task 3": [422]}
+    ended = collect("--skip-invalid", replicas=[stub])
+    assert ended.status == 3
+    assert "12 failed" in ended.stderr
+    assert "retry them with --retry-failed" in collect("--skip-invalid", replicas=[stub]).stderr
+    stub.received.clear()
+    assert collect("--skip-invalid", "--retry-failed", replicas=[stub]).status == 3
+    assert stub.received_ids() == ["t3"]
+    assert len(failures_of(output)) == 11
 
 
 def test_an_interrupted_run_resumes_with_rows_set_aside(

@@ -81,6 +81,12 @@ class ChildProcess:
                 process.kill()
             await process.wait()
 
+    def kill(self) -> None:
+        """End the process by force; `run` then returns."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
     def close(self) -> None:
         """Release the port."""
         self._socket.close()

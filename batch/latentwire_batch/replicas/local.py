@@ -9,6 +9,7 @@ from latentwire import AsyncClient
 from latentwire_batch.console import Notify
 from latentwire_batch.errors import BatchError, ReplicasLostError, UsageError
 from latentwire_batch.replicas.child_process import ChildProcess
+from latentwire_batch.replicas.health_watch import HANG_PATIENCE_S, until_hung
 from latentwire_batch.replicas.local_plan import LocalReplicaSpec
 from latentwire_batch.replicas.source import AddAddress, new_client
 
@@ -22,7 +23,7 @@ _USAGE_STATUS = 2
 
 
 class LocalReplicas:
-    """A `ReplicaSource` of child processes. A child that ends after it was ready is restarted.
+    """A `ReplicaSource` of child processes. One that was ready and ends, or hangs, is restarted.
 
     Args:
         specs: one per child.
@@ -91,7 +92,7 @@ class LocalReplicas:
     async def _keep_running(self, child: ChildProcess) -> None:
         num_ended = num_progress = 0
         while num_ended < _MAX_RESTARTS:
-            status = await child.run()
+            status = await self._run(child)
             if self._is_stopping:
                 return
             if not child.was_ready:
@@ -104,6 +105,24 @@ class LocalReplicas:
             f"own replica {child.spec.index} exited {_MAX_RESTARTS} times without planning a row; "
             "finished rows are kept, rerun the same command to resume"
         )
+
+    async def _run(self, child: ChildProcess) -> int:
+        """Run a child until it ends, by itself or because it hangs; return its exit status."""
+        watching = asyncio.create_task(self._kill_when_hung(child))
+        try:
+            return await child.run()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _kill_when_hung(self, child: ChildProcess) -> None:
+        async with self.connect(child.url) as client:
+            await until_hung(client.health, HANG_PATIENCE_S)
+        self._notify(
+            f"own replica {child.spec.index} hangs: it has not been healthy for "
+            f"{HANG_PATIENCE_S:g} s; ending it"
+        )
+        child.kill()
 
 
 def _start_failure(child: ChildProcess, status: int) -> BatchError:

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from latentwire import ProtocolError
 from latentwire_batch.config import CollectSettings
+from latentwire_batch.replicas.health_watch import until_hung
 from latentwire_batch.replicas.local_plan import plan_local_replicas, serve_command, visible_gpus
 from support.batch.collecting import Collect, WatchedStream
 from support.batch.dataset_oracle import assert_complete, tasks_of
@@ -110,6 +114,52 @@ def test_an_own_replica_that_dies_is_restarted(
     assert ended.status == 0
     assert "own replica 0 exited with status 9; restarting" in ended.stderr
     assert_complete(output, tasks_of(tasks))
+
+
+def test_an_own_replica_that_hangs_is_restarted(
+    as_children: Callable[..., None],
+    collect: Collect,
+    output: Path,
+    tasks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stopped process keeps its connections, so that only a probe can notice."""
+    as_children("--delay", "0.05", "--max-slots", "2")
+    monkeypatch.setattr("latentwire_batch.replicas.local.HANG_PATIENCE_S", 1.0)
+    monkeypatch.setattr("latentwire.async_client.PROBE_TIMEOUT_S", 0.5)
+    others = child_pids()
+
+    def stop_the_child() -> None:
+        log = output / ".partial" / "rows.log"
+        while not (log.exists() and log.stat().st_size > 1000):
+            time.sleep(0.01)
+        for pid in child_pids() - others:
+            os.kill(int(pid), signal.SIGSTOP)
+
+    helper = threading.Thread(target=stop_the_child)
+    helper.start()
+    ended = collect()
+    helper.join()
+    assert ended.status == 0
+    assert "own replica 0 hangs: it has not been healthy for 1 s; ending it" in ended.stderr
+    assert "own replica 0 exited with status -9; restarting" in ended.stderr
+    assert_complete(output, tasks_of(tasks))
+    assert child_pids() == others
+
+
+def test_a_process_hangs_only_after_it_was_healthy_once() -> None:
+    answers = [False] * 20 + [True] + [False] * 3 + [True]
+    num_probes = 0
+
+    async def probe() -> bool:
+        nonlocal num_probes
+        num_probes += 1
+        if num_probes == 5:
+            raise ProtocolError("another service")
+        return answers.pop(0) if answers else False
+
+    asyncio.run(until_hung(probe, patience_s=0.04))
+    assert num_probes > 25
 
 
 def test_the_output_of_an_own_replica_that_cannot_start_is_shown(
