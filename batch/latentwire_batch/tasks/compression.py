@@ -25,6 +25,7 @@ _MAGIC = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
     b"\xfd7zXZ\x00": "xz",
+    b"\x5d\x00\x00": "lzma",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"\x04\x22\x4d\x18": "lz4",
     b"PK\x03\x04": "zip",
@@ -78,7 +79,7 @@ def _opened(path: Path, compression: str | None) -> IO[bytes]:
             return cast(IO[bytes], gzip.open(path, "rb"))
         case "bzip2":
             return bz2.open(path, "rb")
-        case "xz":
+        case "xz" | "lzma":
             return lzma.open(path, "rb")
         case "zip":
             return _opened_member(path)

@@ -12,12 +12,15 @@ from enum import Enum, auto
 
 from latentwire_batch.errors import InputError
 from latentwire_batch.tasks.compression import compression_of
+from latentwire_batch.tasks.turns import CONVERSATION_FIELDS
 
 HEAD_BYTES = 4096
 _CONVERT = "convert it to JSON Lines or Parquet"
 _UNPACK = "unpack it first"
 _LFS_POINTER = "a Git LFS pointer instead of the data; fetch the data with `git lfs pull`"
 _PICKLE = f"a Python pickle, which can run code when it is loaded; {_CONVERT}"
+# A field, anywhere in a text, that holds a list of objects.
+_LIST_FIELD = re.compile(r'"([^"\\]*)"\s*:\s*\[\s*\{')
 _TAR_OFFSET, _TAR_MAGIC = 257, b"ustar"
 
 # Longer marks come before those that begin like them.
@@ -93,27 +96,39 @@ def _refused(head: bytes) -> str | None:
         return f"a tar archive; {_UNPACK}"
     if head.startswith(_ARROW_MAGIC):
         return None
-    if b"\0" in head:
+    if b"\0" in head and not _is_json_start(head):
         return _with_nul_bytes(head)
     text = head.decode("utf-8-sig", errors="replace").lstrip()
     return "empty" if not text and len(head) < HEAD_BYTES else _refused_text(text)
 
 
+def _is_json_start(head: bytes) -> bool:
+    """Whether it is JSON text, of which only some lines may hold NUL bytes."""
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    return start[:1] in (b"[", b"{") and start[1:2] != b"\0"
+
+
 def _with_nul_bytes(head: bytes) -> str:
-    # Text whose characters are mostly ASCII has a NUL byte in every other place.
-    is_wide = head[1::2].count(0) > len(head) // 4 or head[::2].count(0) > len(head) // 4
-    if is_wide and not head[:64].count(0) > 40:
-        return "UTF-16 text; convert it to UTF-8"
+    if not head.strip(b"\0"):
+        return "binary data of NUL bytes alone: the program that wrote it has not finished"
     # The header of a safetensors file is a length and then JSON.
-    if head[8:9] == b"{":
+    if head[8:9] == b"{" and head[9:10] != b"\0":
         return "a safetensors file, not a dataset"
+    # The first characters of JSON and of tables are ASCII.
+    match [byte == 0 for byte in head[:4]]:
+        case [False, True, True, True] | [True, True, True, False]:
+            return "UTF-32 text; convert it to UTF-8"
+        case [False, True, False, True] | [True, False, True, False]:
+            return "UTF-16 text; convert it to UTF-8"
     return f"binary data of an unknown format; {_CONVERT}"
 
 
 def _refused_text(text: str) -> str | None:
     """Name text that is not JSON; None for text that may be."""
-    if not text or text[0] in "[{":
+    if not text or text[0] == "[":
         return None
+    if text[0] == "{":
+        return _several_lines(text)
     line = text.splitlines()[0]
     if _is_json(line):
         # A value without fields: the row is refused by its place.
@@ -128,6 +143,35 @@ def _refused_text(text: str) -> str | None:
     if "," in line or ";" in line:
         return f"a table of comma-separated values (CSV); {_CONVERT}"
     return f"plain text, not JSON; {_CONVERT}"
+
+
+def _several_lines(text: str) -> str | None:
+    """Name an object that spans several lines; None for one that ends on its line."""
+    first, _, rest = text.partition("\n")
+    if not rest.lstrip().startswith('"'):
+        return None
+    if not _is_unfinished(first.rstrip()):
+        return None
+    for match in _LIST_FIELD.finditer(text):
+        if match[1] not in CONVERSATION_FIELDS:
+            return (
+                f"one JSON object, whose field {match[1]!r} holds a list; pass that list by itself"
+            )
+    return (
+        "JSON whose objects span several lines, so that line 1 is not JSON by itself; write one "
+        "object per line, or one list of objects"
+    )
+
+
+def _is_unfinished(line: str) -> bool:
+    """Whether a line is JSON up to its end, where something is missing."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(line)
+    except (ValueError, RecursionError):
+        return False
+    return False
 
 
 def _is_json(line: str) -> bool:

@@ -131,8 +131,10 @@ def _decoded_line(line: str, number: int) -> Any:
         byte = ord(line[error.start]) & 0xFF
         return _BrokenLine(f"line {number} cannot be decoded: byte {byte:#04x} is not UTF-8 text")
     except json.JSONDecodeError as error:
+        if not line.strip("\0\r\n\t "):
+            return _BrokenLine(f"line {number} consists of NUL bytes, where writing was cut off")
         return _BrokenLine(
-            f"line {number} is not JSON ({error.msg} at column {error.colno}); "
+            f"line {number} is not JSON ({error.msg.removesuffix(' at')} at column {error.colno}); "
             "a file holds either one list of objects or one object per line"
         )
     except (RecursionError, ValueError) as error:

@@ -111,18 +111,16 @@ def extract_row(record: Any, index: int, fields: RowFields) -> Row:
     if name is None:
         name = next((name for name in fields.task_columns if name in record), None)
     if name is None:
-        raise missing_field(fields, list(record), index)
+        hint = _held_list(record) if fields.conversations_index is None else ""
+        raise InputError(f"{missing_field(fields, list(record), index)}{hint}")
     place, task = f"field {name!r}", record[name]
     if fields.conversations_index is not None:
         try:
             place, task = turn_text(name, task, fields.conversations_index)
         except InputError as error:
             raise InputError(f"row {index}: {error}") from error
-    return Row(
-        index=index,
-        task_id=_task_id(record.get(fields.id_field), index, fields.id_field),
-        task=_checked_text(task, f"row {index}: {place}"),
-    )
+    text = _checked_text(task, f"row {index}: {place}")
+    return Row(index, _task_id(record.get(fields.id_field), index, fields.id_field), text)
 
 
 def unusable_row(record: Any, index: int, fields: RowFields, reason: str) -> UnusableRow:
@@ -155,6 +153,15 @@ def missing_field(fields: RowFields, present: Sequence[str], index: int) -> Inpu
     elif fields.conversations_index is None and present:
         text += "; --task-field names the field with the task"
     return InputError(text)
+
+
+def _held_list(record: Mapping[str, Any]) -> str:
+    """Name the field whose list may be what the user means; empty when there is none."""
+    for name, value in record.items():
+        is_list = isinstance(value, list) and value and all(isinstance(v, dict) for v in value)
+        if is_list and name not in CONVERSATION_FIELDS:
+            return f"; field {name!r} holds a list: to plan its objects, pass that list by itself"
+    return ""
 
 
 def identify(rows: Iterable[Row | UnusableRow]) -> DataIdentity:

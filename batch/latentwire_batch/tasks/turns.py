@@ -12,6 +12,7 @@ from latentwire_batch.errors import InputError
 # The first that a record has is read.
 CONVERSATION_FIELDS = ("conversations", "messages")
 _TEXT_FIELDS = ("value", "content")
+_TEXT_PARTS = ("text", "input_text", "output_text", None)
 
 
 def turn_text(field: str, turns: Any, index: int) -> tuple[str, Any]:
@@ -35,14 +36,18 @@ def turn_text(field: str, turns: Any, index: int) -> tuple[str, Any]:
             f"field {field!r} has {len(turns)} turns, counted from 0, and none at {index}"
         )
     turn, place = turns[index], f"field {field}[{index}]"
+    is_object = isinstance(turn, dict)
     # A column of Arrow data has every field in every turn, and null where the input had none.
-    given = [name for name in _TEXT_FIELDS if isinstance(turn, dict) and turn.get(name) is not None]
+    present = [name for name, value in turn.items() if value is not None] if is_object else []
+    given = [name for name in _TEXT_FIELDS if name in present]
     if not given:
-        raise InputError(f"{place} has neither 'value' nor 'content'")
+        shown = ", ".join(map(repr, present)) if is_object else f"{type(turn).__name__} alone"
+        raise InputError(f"{place} has neither 'value' nor 'content', but {shown or 'no fields'}")
     name = given[0]
     value = turn[name]
     place = f"{place}[{name!r}]"
-    return place, _joined(value, place) if isinstance(value, list) else value
+    parts = [value] if isinstance(value, dict) and "type" in value else value
+    return place, _joined(parts, place) if isinstance(parts, list) else value
 
 
 def _joined(parts: list[Any], place: str) -> str:
@@ -50,7 +55,7 @@ def _joined(parts: list[Any], place: str) -> str:
     texts: list[str] = []
     for part in parts:
         text = part if isinstance(part, str) else None
-        if isinstance(part, dict) and part.get("type") in ("text", None):
+        if isinstance(part, dict) and part.get("type") in _TEXT_PARTS:
             text = part.get("text")
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__

@@ -45,6 +45,8 @@ def tasks(path: Path, index: int | None) -> list[str]:
         {"messages": CHAT, "conversations": None, "task": 3},
         {"messages": [{"role": "system", "content": []}, {"role": "user", "content": PARTS}]},
         {"messages": [CHAT[0], {"role": "user", "content": "Tidy up.", "value": None}]},
+        {"messages": [{"role": "system"}, {"content": {"type": "text", "text": "Tidy up."}}]},
+        {"messages": [{"role": "s"}, {"content": [{"type": "input_text", "text": "Tidy up."}]}]},
     ],
 )
 def test_a_turn_of_either_notation_is_the_task(
@@ -68,6 +70,11 @@ def test_both_notations_in_one_file_are_read(tmp_path: Path) -> None:
         ({"messages": "hello"}, "'messages' is not a list"),
         ({"messages": [{}, {}]}, r"messages\[1\] has neither 'value' nor 'content'"),
         ({"messages": [1, 2]}, r"messages\[1\] has neither"),
+        ({"messages": ["a", "b"]}, r"neither 'value' nor 'content', but str alone"),
+        (
+            {"messages": [{}, {"speaker": "A", "text": "Tidy up."}]},
+            "neither 'value' nor 'content', but 'speaker', 'text'",
+        ),
         ({"messages": [{}, {"content": 3}]}, r"messages\[1\]\['content'\] is not text but int"),
         ({"messages": [{}, {"content": ""}]}, r"messages\[1\]\['content'\] is empty"),
         (
