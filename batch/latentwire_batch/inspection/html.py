@@ -14,6 +14,7 @@ from latentwire_batch.inspection.statistics import Inspection, Sample, project
 from latentwire_batch.inspection.svg import Axis, bars, line, points
 
 _MAX_TEXT_CHARS = 600
+_SAMPLE_NAMES = ("row", "task_id", "hidden rows", "task", "plan")
 
 _PAGE = Template("""\
 <!doctype html>
@@ -24,7 +25,7 @@ _PAGE = Template("""\
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>$title</title>
 <style>
-:root { color-scheme: light dark; --ink: #1c2330; --paper: #fff; --faint: #8891a0; --mark: #2b6cb0;
+:root { color-scheme: light dark; --ink: #1c2330; --paper: #fff; --faint: #5f6978; --mark: #2b6cb0;
   --band: #2b6cb033; --bad: #b42318; --good: #1a7f37; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --paper: #14181f; --faint: #8a93a3;
   --mark: #63a4e8; --band: #63a4e833; --bad: #ff8a7a; --good: #5fd07f; } }
@@ -35,11 +36,18 @@ table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
   border-bottom: 1px solid #8884; overflow-wrap: anywhere; }
 th { font-weight: 600; white-space: nowrap; }
-.chart { overflow-x: auto; }
-svg { width: 100%; min-width: 48rem; height: auto; }
-svg text { fill: var(--faint); font-size: 13px; }
+svg { width: 100%; height: auto; overflow: visible; }
+svg text { fill: var(--faint); font-size: 10px; }
 .bad { color: var(--bad); } .good { color: var(--good); } .note { color: var(--faint); }
 td.text { white-space: pre-wrap; }
+/* On a phone: fewer and larger numbers, and the cells of a sample below each other. */
+@media (max-width: 40rem) {
+  svg text { font-size: 17px; } svg .minor { display: none; }
+  .samples tr:first-child { display: none; }
+  .samples tr { display: block; padding: .6rem 0; border-bottom: 1px solid #8884; }
+  .samples td { display: block; padding: .1rem 0; border: 0; }
+  .samples td::before { content: attr(data-name) ": "; color: var(--faint); }
+}
 </style>
 </head>
 <body>
@@ -55,8 +63,8 @@ $norms
 <p class="note">$means_note</p>
 $means
 <h2>Samples</h2>
-<table>
-<tr><th>row</th><th>task_id</th><th>hidden rows</th><th>task</th><th>plan</th></tr>
+<table class="samples">
+<tr>$sample_names</tr>
 $samples
 </table>
 </body>
@@ -106,6 +114,7 @@ def build_page(report: Report) -> str:
             np.array([mean.num_hidden_rows for mean in inspection.means]),
             Axis("first component", "second component"),
         ),
+        sample_names="".join(_cell("th", name) for name in _SAMPLE_NAMES),
         samples="\n".join(_sample(s) for s in sorted(inspection.samples, key=lambda s: s.row)),
     )
 
@@ -123,11 +132,18 @@ def _norms(inspection: Inspection) -> str:
 
 
 def _sample(sample: Sample) -> str:
-    plain = (str(sample.row), sample.task_id, str(sample.num_hidden_rows))
-    texts = (_shortened(sample.task), _shortened(sample.plan))
-    cells = [_cell("td", text) for text in plain]
-    cells += [f'<td class="text">{escape(text)}</td>' for text in texts]
-    return f"<tr>{''.join(cells)}</tr>"
+    values = (
+        str(sample.row),
+        sample.task_id,
+        str(sample.num_hidden_rows),
+        _shortened(sample.task),
+        _shortened(sample.plan),
+    )
+    cells = "".join(
+        f'<td class="text" data-name="{name}">{escape(value)}</td>'
+        for name, value in zip(_SAMPLE_NAMES, values, strict=True)
+    )
+    return f"<tr>{cells}</tr>"
 
 
 def _cell(tag: str, text: str) -> str:

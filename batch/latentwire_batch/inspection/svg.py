@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_WIDTH, _HEIGHT = 900, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 88, 12, 12, 44
+# Small, so that a chart fits on a phone. The page enlarges the letters there: margins have room.
+_WIDTH, _HEIGHT = 640, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 88, 12, 14, 54
+_TICK = _HEIGHT - _BOTTOM + 19
 _MAX_LINE_POINTS = 600
+_MAX_BAR_LABELS = 8
 
 Numbers = npt.NDArray[Any]
 
@@ -47,7 +50,9 @@ def bars(values: Sequence[tuple[str, int]], axis: Axis) -> str:
     """Draw labelled bars."""
     if not values:
         return _nothing()
-    up = _up(0, max(count for _, count in values))
+    highest = max(count for _, count in values)
+    up = _up(0, highest)
+    labelled = _bar_labels(len(values))
     step = (_WIDTH - _LEFT - _RIGHT) / len(values)
     parts = []
     for position, (label, count) in enumerate(values):
@@ -58,9 +63,10 @@ def bars(values: Sequence[tuple[str, int]], axis: Axis) -> str:
             f'height="{height:.1f}" fill="var(--mark)"><title>{escape(label)}: {count}</title>'
             "</rect>"
         )
-        if len(values) <= 10 or position % 2 == 0:
-            parts.append(_text(left + step / 2, _HEIGHT - _BOTTOM + 16, label))
-    return _svg(parts, up, axis)
+        if position in labelled:
+            parts.append(_text(left + step / 2, _TICK, label, is_minor=labelled[position]))
+    # Counts are whole numbers.
+    return _svg(parts, up, axis, sorted({0, highest // 2, highest}))
 
 
 def line(means: Numbers, deviations: Numbers, axis: Axis) -> str:
@@ -80,10 +86,10 @@ def line(means: Numbers, deviations: Numbers, axis: Axis) -> str:
         'stroke-width="2"/>',
     ]
     parts += [
-        _text(across(float(place)), _HEIGHT - _BOTTOM + 16, str(int(place)))
-        for place in np.unique(places[np.linspace(0, len(places) - 1, 6).astype(int)])
+        _text(across(float(places[position])), _TICK, str(int(places[position])))
+        for position in _spread(len(places), 5)
     ]
-    return _svg(parts, up, axis)
+    return _svg(parts, up, axis, _ticks(up))
 
 
 def points(places: Numbers, weights: Numbers, axis: Axis) -> str:
@@ -101,35 +107,50 @@ def points(places: Numbers, weights: Numbers, axis: Axis) -> str:
     ]
     middle = (across.low + across.high) / 2
     parts += [
-        _text(across(value), _HEIGHT - _BOTTOM + 16, f"{value:.4g}", anchor)
+        _text(across(value), _TICK, f"{value:.4g}", anchor)
         for value, anchor in ((across.low, "start"), (middle, "middle"), (across.high, "end"))
     ]
-    return _svg(parts, up, axis)
+    return _svg(parts, up, axis, _ticks(up))
 
 
-def _svg(parts: Sequence[str], up: _Scale, axis: Axis) -> str:
+def _svg(parts: Sequence[str], up: _Scale, axis: Axis, ticks: Sequence[float]) -> str:
     base = _HEIGHT - _BOTTOM
     frame = [
         f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{base}" y2="{base}" '
         'stroke="var(--faint)"/>',
-        *(
-            _text(_LEFT - 8, up(value) + 4, f"{value:.4g}", anchor="end")
-            for value in (up.low, (up.low + up.high) / 2, up.high)
-        ),
-        _text((_LEFT + _WIDTH) / 2, _HEIGHT - 8, axis.across),
-        f'<text transform="translate(14 {base / 2:.0f}) rotate(-90)" text-anchor="middle">'
+        *(_text(_LEFT - 8, up(value) + 4, f"{value:.4g}", anchor="end") for value in ticks),
+        _text((_LEFT + _WIDTH) / 2, _HEIGHT - 10, axis.across),
+        f'<text transform="translate(16 {base / 2:.0f}) rotate(-90)" text-anchor="middle">'
         f"{escape(axis.up)}</text>",
     ]
     body = "\n".join([*frame, *parts])
-    # Labels stay readable on a narrow screen: the chart keeps its size there and is scrolled.
-    return (
-        '<div class="chart">'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">\n{body}\n</svg></div>'
-    )
+    name = escape(f"{axis.up} by {axis.across}")
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}">\n{body}\n</svg>'
 
 
 def _up(low: float, high: float) -> _Scale:
     return _Scale(low, high, _HEIGHT - _BOTTOM, _TOP)
+
+
+def _ticks(scale: _Scale) -> Sequence[float]:
+    return sorted({scale.low, (scale.low + scale.high) / 2, scale.high})
+
+
+def _bar_labels(count: int) -> dict[int, bool]:
+    """Return the bars that get a label, and whether a narrow screen leaves it out."""
+    step = -(-count // _MAX_BAR_LABELS)
+    # The last bar has a label, and none is nearer to another than `step`.
+    places = [*range(0, count, step)][:-1] + [count - 1]
+    last = len(places) - 1
+    return {
+        place: index != last and (index % 2 == 1 or 0 < index == last - 1)
+        for index, place in enumerate(places)
+    }
+
+
+def _spread(count: int, limit: int) -> list[int]:
+    """Return positions from first to last, at even distances: all of them, or `limit`."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, limit)).tolist()})
 
 
 def _range(values: Numbers) -> tuple[float, float]:
@@ -141,8 +162,10 @@ def _path(across: _Scale, up: _Scale, places: Numbers, values: Numbers) -> str:
     return " ".join(f"{across(step):.1f},{up(value):.1f}" for step, value in pairs)
 
 
-def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str = "middle", *, is_minor: bool = False) -> str:
+    """Place a text. A narrow screen leaves out the minor ones."""
+    kind = ' class="minor"' if is_minor else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(text)}</text>'
 
 
 def _nothing() -> str:

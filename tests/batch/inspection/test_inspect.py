@@ -14,6 +14,7 @@ from latentwire_batch.dataset.reader import StoredRow, stored_rows
 from latentwire_batch.inspection.command import main
 from latentwire_batch.inspection.findings import length_histogram, norm_profile, problems, thinned
 from latentwire_batch.inspection.statistics import MAX_MEANS, Inspection, inspect_rows, project
+from latentwire_batch.inspection.svg import Axis, bars
 from latentwire_batch.tasks.results import RowText
 from support.batch.collecting import Collect
 from support.batch.dataset_oracle import tasks_of
@@ -159,12 +160,28 @@ def test_the_report_is_one_file_that_loads_nothing(made: Path, tmp_path: Path) -
     # Colours follow the scheme of the reader, and the third chart has numbers on its x axis.
     assert "hsl(" not in text
     last_chart = text[text.rindex("<svg") : text.rindex("</svg>")]
-    assert len(re.findall(r'y="272\.0" text-anchor="(?:start|middle|end)">-?\d', last_chart)) == 3
+    assert len(re.findall(r'y="225\.0" text-anchor="(?:start|middle|end)">-?\d', last_chart)) == 3
     assert page.addresses == []
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert "url(" not in text
     assert "@import" not in text
     assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9, 15, 16, 17, 20])
+def test_the_first_and_the_last_bar_have_labels_that_do_not_touch(count: int) -> None:
+    chart = bars([(f"{900 + i}-{901 + i}", i % 2) for i in range(count)], Axis("length", "rows"))
+    found = re.findall(r'x="([\d.]+)" y="[\d.]+" text-anchor="middle"( class="minor")?>\d+-', chart)
+    for font, shown in ((10, found), (17, [place for place in found if not place[1]])):
+        places = [float(x) for x, _ in shown]
+        assert len(places) >= min(count, 2)
+        assert places == sorted(places)
+        width = 0.6 * font * len("900-901")
+        assert all(right - left > width for left, right in zip(places, places[1:], strict=False))
+    labels = re.findall(r">(\d+)-\d+</text>", chart)
+    assert (labels[0], labels[-1]) == ("900", str(899 + count))
+    # Numbers of rows are whole.
+    assert not re.search(r'text-anchor="end">\d*\.\d', chart)
 
 
 def test_texts_in_the_report_are_escaped(tmp_path: Path) -> None:
@@ -175,7 +192,7 @@ def test_texts_in_the_report_are_escaped(tmp_path: Path) -> None:
     text = html.read_text()
     assert "script" not in Page(text).tags
     assert "&lt;script&gt;alert(&#x27;$title&#x27;)&lt;/script&gt;" in text
-    assert "<td>&lt;b&gt;</td>" in text
+    assert ">&lt;b&gt;</td>" in text
 
 
 @pytest.mark.parametrize("latents", [[], [[]], [[[1.0, 2.0]]], [[[1.0]], [[1.0]]]])
