@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from latentwire_batch.errors import StorageError, storage_error
+
+_NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -52,10 +55,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames in a directory durable; an error of the system passes through."""
+    """Make renames in a directory durable; an error of the system passes through.
+
+    Some file systems (CIFS, FUSE) do so by themselves and refuse the call.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_SYNC:
+            raise
     finally:
         os.close(fd)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from latentwire_batch.ranks.gpus import restrict
+
 PASSED_ON = frozenset(
     f"LATENTWIRE_{name}"
     for name in (
@@ -33,12 +35,10 @@ def child_environment(environ: Mapping[str, str], gpu: str | None) -> dict[str, 
 
     Args:
         environ: of this process.
-        gpu: value for CUDA_VISIBLE_DEVICES; None leaves that variable as it is.
+        gpu: the one GPU that it sees; None leaves the variables of the GPUs as they are.
     """
     child = {name: value for name, value in environ.items() if _reaches_children(name)}
-    if gpu is not None:
-        child["CUDA_VISIBLE_DEVICES"] = gpu
-    return child
+    return child if gpu is None else restrict(child, gpu)
 
 
 def _reaches_children(name: str) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.errors import UsageError
+from latentwire_batch.ranks.gpus import are_own, visible_gpus
 from latentwire_batch.ranks.rank import ALONE, Rank
 
 LOOPBACK = "127.0.0.1"
@@ -21,7 +20,7 @@ class LocalReplicaSpec:
 
     Attributes:
         index: its position, also in notices.
-        gpu: value for CUDA_VISIBLE_DEVICES; None leaves the environment as it is.
+        gpu: the one GPU that it sees; None leaves the environment as it is.
         command: module to run and its arguments, all but the socket to listen on.
     """
 
@@ -44,7 +43,7 @@ def plan_local_replicas(
         UsageError: when there are fewer GPUs than processes on this machine.
     """
     wants_gpus = settings.device in (None, "auto", "cuda")
-    gpus: list[str | None] = list(visible_gpus(environ)) if wants_gpus else []
+    gpus = visible_gpus(environ) if wants_gpus else []
     if rank.count > 1 and gpus:
         gpus = _gpus_of_rank(gpus, environ, rank)
     elif rank.count > 1 and settings.threads is None:
@@ -54,17 +53,13 @@ def plan_local_replicas(
     return [LocalReplicaSpec(index, gpu, command) for index, gpu in enumerate(gpus or [None])]
 
 
-def _gpus_of_rank(
-    gpus: list[str | None], environ: Mapping[str, str], rank: Rank
-) -> list[str | None]:
+def _gpus_of_rank(gpus: list[str], environ: Mapping[str, str], rank: Rank) -> list[str]:
     """Return the GPUs of one process among several on this machine.
 
     Raises:
         UsageError: when the processes would have to share them.
     """
-    # `torchrun` shows all its processes the same GPUs. Slurm shows each task its own ones.
-    is_restricted = "CUDA_VISIBLE_DEVICES" in environ and "TORCHELASTIC_RUN_ID" not in environ
-    if is_restricted and (len(gpus) == 1 or "SLURM_GPUS_PER_TASK" in environ):
+    if are_own(gpus, environ):
         return gpus
     # Without LOCAL_WORLD_SIZE, only this process's own place is known.
     num_processes = rank.local_count if "LOCAL_WORLD_SIZE" in environ else rank.local_index + 1
@@ -97,26 +92,6 @@ def serve_command(settings: CollectSettings) -> tuple[str, ...]:
         flags.append("--ignore-chat-template")
     # JSON, because this process reads the log.
     return ("latentwire", "serve", "--host", LOOPBACK, "--log-format", "json", *flags)
-
-
-def visible_gpus(environ: Mapping[str, str]) -> list[str]:
-    """List the GPUs that this process may use, in the words of CUDA_VISIBLE_DEVICES.
-
-    Without that variable the driver's own tool lists them: importing torch would take seconds and
-    a CUDA context in a process that needs neither.
-    """
-    listed = environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        names = [name.strip() for name in listed.split(",")]
-        # CUDA itself stops at the first name that is not a device.
-        end = next((i for i, name in enumerate(names) if name in ("", "-1")), len(names))
-        return names[:end]
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    answer = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
-    gpus = [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(index) for index in range(len(gpus))]
 
 
 def _num_cores() -> int:

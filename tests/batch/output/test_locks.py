@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,23 @@ def test_looking_at_a_lock_says_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     for look in (acquire_lock, is_locked):
         with pytest.raises(UsageError, match="no file locks"):
             look(path)
+
+
+@pytest.mark.parametrize("name", ["EINVAL", "ENOSYS", "EOPNOTSUPP"])
+def test_a_file_system_that_does_not_sync_directories_can_hold_an_output(
+    name: str,
+    collect: Collect,
+    stub: StubReplica,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sync = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(getattr(errno, name), "made up")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert collect(replicas=[stub]).status == 0
+    assert (output / "data.parquet").exists()

@@ -102,17 +102,39 @@ UNDER_TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"}
         ({"CUDA_VISIBLE_DEVICES": "1", "LOCAL_WORLD_SIZE": "2"}, 1, ["1"]),
         # Each task sees two.
         ({"SLURM_GPUS_PER_TASK": "2", "CUDA_VISIBLE_DEVICES": "0,1"}, 3, ["0", "1"]),
+        (
+            {"SLURM_GPUS_PER_TASK": "a100:2", "CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"},
+            3,
+            ["MIG-a", "MIG-b"],
+        ),
+        # Slurm counts one for each task, and binds none: all tasks see all.
+        (SRUN | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 3, ["3"]),
+        (SRUN | {"ROCR_VISIBLE_DEVICES": "5"}, 3, ["5"]),
+        # A task without a GPU.
+        (SRUN | {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 3, [None]),
         # All tasks see all.
         ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 3, ["3"]),
         (UNDER_TORCHRUN | {"CUDA_VISIBLE_DEVICES": "2,5"}, 1, ["5"]),
     ],
 )
 def test_a_process_uses_the_gpus_that_are_its_own(
-    environ: dict[str, str], local_index: int, gpus: list[str]
+    environ: dict[str, str], local_index: int, gpus: list[str | None]
 ) -> None:
     # Without LOCAL_WORLD_SIZE, all processes of the run count as local.
     rank = Rank(local_index, 8, local_index, local_count=2 if "LOCAL_WORLD_SIZE" in environ else 8)
     assert [spec.gpu for spec in plan_local_replicas(SETTINGS, environ, rank)] == gpus
+
+
+@pytest.mark.parametrize(
+    "environ", [{"WORLD_SIZE": "4", "RANK": "3"}, SRUN | {"LOCAL_RANK": "3"}], ids=["pods", "srun"]
+)
+def test_the_only_gpu_of_a_container_is_its_processs_own(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No variable restricts the GPUs: the container does, and the driver lists one."""
+    monkeypatch.setattr("latentwire_batch.ranks.gpus._listed_by_driver", lambda: ["0"])
+    (spec,) = plan_local_replicas(SETTINGS, environ, Rank(3, 4, 3, 4))
+    assert spec.gpu == "0"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ import pytest
 
 from latentwire import ProtocolError
 from latentwire_batch.config import CollectSettings
+from latentwire_batch.ranks.gpus import visible_gpus
+from latentwire_batch.replicas.child_environment import child_environment
 from latentwire_batch.replicas.health_watch import until_hung
-from latentwire_batch.replicas.local_plan import plan_local_replicas, serve_command, visible_gpus
+from latentwire_batch.replicas.local_plan import plan_local_replicas, serve_command
 from support.batch.collecting import Collect, WatchedStream
 from support.batch.dataset_oracle import assert_complete, tasks_of
 
@@ -47,6 +49,11 @@ def as_children(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ("-1", []),
         ("0,-1,2", ["0"]),
         ("GPU-a", ["GPU-a"]),
+        ("MIG-a, MIG-GPU-b/1/0", ["MIG-a", "MIG-GPU-b/1/0"]),
+        # What Slurm and container runtimes write where there is none.
+        ("NoDevFiles", []),
+        ("none", []),
+        ("0,void", ["0"]),
     ],
 )
 def test_the_environment_lists_the_visible_gpus(listed: str, gpus: list[str]) -> None:
@@ -63,6 +70,66 @@ def test_the_driver_lists_the_gpus_when_the_environment_does_not(
     assert visible_gpus({}) == ["0", "1"]
     monkeypatch.setenv("PATH", "/nowhere")
     assert visible_gpus({}) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "gpus"),
+    [
+        # A divided GPU and a whole one.
+        (
+            "#!/bin/sh\ncat <<end\nGPU 0: A (UUID: GPU-x)\n  MIG 3g.40gb Device  0: (UUID: MIG-a)\n"
+            "  MIG 3g.40gb Device  1: (UUID: MIG-b)\nGPU 1: B (UUID: GPU-y)\nend\n",
+            ["MIG-a", "MIG-b", "1"],
+        ),
+        ("#!/bin/sh\nprintf 'GPU 0: \\351 (UUID: x)\\n'\n", ["0"]),
+        ("#!/bin/sh\necho 'No devices were found'; exit 6\n", []),
+        ("not a program of this machine", []),
+        ("#!/nowhere/interpreter\n", []),
+    ],
+    ids=["MIG", "bytes", "no driver", "no program", "no interpreter"],
+)
+def test_answers_of_the_drivers_tool(
+    script: str, gpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(script)
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert visible_gpus({}) == gpus
+
+
+def test_a_driver_that_does_not_answer_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("latentwire_batch.ranks.gpus._TOOL_TIMEOUT_S", 0.1)
+    assert visible_gpus({}) == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "children"),
+    [
+        ({"ROCR_VISIBLE_DEVICES": "2,3"}, [{"ROCR_VISIBLE_DEVICES": gpu} for gpu in "23"]),
+        ({"HIP_VISIBLE_DEVICES": "1,0"}, [{"HIP_VISIBLE_DEVICES": gpu} for gpu in "10"]),
+        (
+            {"CUDA_VISIBLE_DEVICES": "4,5", "HIP_VISIBLE_DEVICES": "4,5"},
+            [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in "45"],
+        ),
+        (
+            {"HIP_VISIBLE_DEVICES": "1", "ROCR_VISIBLE_DEVICES": "6,7"},
+            [{"HIP_VISIBLE_DEVICES": "1", "ROCR_VISIBLE_DEVICES": "6,7"}],
+        ),
+        ({"CUDA_VISIBLE_DEVICES": ""}, [{"CUDA_VISIBLE_DEVICES": ""}]),
+    ],
+)
+def test_each_child_sees_its_gpu_through_the_variable_that_listed_it(
+    environ: dict[str, str], children: list[dict[str, str]]
+) -> None:
+    specs = plan_local_replicas(SETTINGS, environ)
+    assert [child_environment(environ, spec.gpu) for spec in specs] == children
 
 
 def test_each_gpu_gets_a_replica() -> None:
