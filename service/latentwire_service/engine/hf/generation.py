@@ -1,7 +1,8 @@
-"""What `generation_config.json` changes about the choice of tokens, applied as `generate` does.
+"""Settings of `generation_config.json` that choose tokens, applied as `generate` applies them.
 
-The processors are those that transformers itself would build, in its order. Temperature, top-p,
-top-k and the number of tokens are the request's. Whatever asks for another search is refused.
+The processors are those that transformers itself builds, in its order. Temperature, top-p, top-k
+and the number of tokens come from the request. Settings that need another search are refused, and
+so are settings of a newer transformers that no table here names.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from transformers import LogitsProcessorList
+import transformers
+from transformers import GenerationConfig, LogitsProcessorList
 
 from latentwire_service.engine.backend import GenerationSpec
 from latentwire_service.engine.errors import UnsupportedModelError
 from latentwire_service.engine.hf.penalties import CountPenalty, LogitBias
+from latentwire_service.engine.logits import RowLogits, TokenPenalties
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.sampling_params import SamplingParams
 
@@ -35,8 +38,8 @@ PROCESSOR_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "forced_eos_token_id": (),
     "remove_invalid_values": (False,),
     "exponential_decay_length_penalty": (),
-    "suppress_tokens": (),
-    "begin_suppress_tokens": (),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
 }
 # Fields that build a processor that follows top-k and top-p.
 LATE_FIELDS: Mapping[str, tuple[Any, ...]] = {
@@ -60,9 +63,58 @@ REFUSED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "guidance_scale": (1.0,),
     "token_healing": (False,),
     "max_time": (),
+    "is_assistant": (False,),
 }
+# The request's own fields.
+REQUEST_FIELDS = frozenset(
+    ["max_length", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p"]
+)
+# Fields that change neither tokens nor their order: caches, forms of output, speed, token ids that
+# the loader reads, and settings of searches that are refused.
+IGNORED_FIELDS = frozenset(
+    [
+        "assistant_confidence_threshold",
+        "assistant_early_exit",
+        "assistant_ensemble_weight",
+        "assistant_lookbehind",
+        "bos_token_id",
+        "cache_config",
+        "cache_implementation",
+        "compile_config",
+        "continuous_batching_config",
+        "decoder_start_token_id",
+        "disable_compile",
+        "diversity_penalty",
+        "early_stopping",
+        "eos_token_id",
+        "length_penalty",
+        "low_memory",
+        "max_cache_len",
+        "max_matching_ngram_size",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "num_return_sequences",
+        "output_attentions",
+        "output_hidden_states",
+        "output_logits",
+        "output_scores",
+        "pad_token_id",
+        "prefill_chunk_size",
+        "prompt_lookup_num_tokens",
+        "renormalize_logits",
+        "return_dict_in_generate",
+        "speculation_type",
+        "target_lookbehind",
+        "transformers_version",
+        "use_cache",
+        "use_mtp",
+    ]
+)
 # A cache in fewer bits gives other logits.
 _REFUSED_CACHES = ("quantized",)
+
+_REPETITION = "repetition_penalty"
+_NO_PENALTIES = TokenPenalties()
 
 _APPLIED = {**PROCESSOR_FIELDS, **LATE_FIELDS, **SAMPLER_FIELDS, **STOPPING_FIELDS}
 
@@ -83,6 +135,7 @@ class GenerationDefaults:
         self._model = model
         config = copy.deepcopy(model.generation_config)
         _refuse_other_searches(config)
+        _refuse_unknown(config)
         eos = sorted(eos_token_ids)
         config._eos_token_tensor = torch.tensor(eos, device=model.device) if eos else None
         self._config = config
@@ -92,39 +145,56 @@ class GenerationDefaults:
         if not eos:
             active -= {"min_length", "min_new_tokens", "exponential_decay_length_penalty"}
             config.exponential_decay_length_penalty = None
-        self._has_processors = any(name in PROCESSOR_FIELDS for name in active)
         self._has_watermark = "watermarking_config" in active
+        # Repetition penalties are computed for all rows at once, unless other processors surround
+        # them.
+        self._has_others = any(name in PROCESSOR_FIELDS for name in active - {_REPETITION})
+        self._repetition: float = 1.0
         self.applied: Mapping[str, object] = {
             name: _plain(getattr(config, name)) for name in sorted(active)
         }
-        stop = getattr(config, "stop_strings", None) or ()
-        self.stop: tuple[str, ...] = (stop,) if isinstance(stop, str) else tuple(stop)
+        self.stop = _stop_strings(config)
         self._check(active)
+        if _REPETITION in active:
+            self._repetition = config.repetition_penalty
 
-    def row_logits(self, spec: GenerationSpec) -> HfRowLogits | None:
+    def row_logits(self, spec: GenerationSpec) -> RowLogits | None:
         """Make the changes to the logits of one request; None when there are none."""
         sampling = self._with_defaults(spec.sampling)
+        is_late = self._is_late and (not sampling.is_greedy or self._has_watermark)
+        if self._has_others or is_late:
+            return self._row_by_row(spec, sampling, is_late)
+        repetition = sampling.repetition_penalty
+        penalties = TokenPenalties(
+            sampling.logit_bias,
+            self._repetition if repetition is None else repetition,
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
+        )
+        if penalties != _NO_PENALTIES:
+            return RowLogits(sampling, penalties)
+        return None if sampling == spec.sampling else RowLogits(sampling)
+
+    def _row_by_row(
+        self, spec: GenerationSpec, sampling: SamplingParams, is_late: bool
+    ) -> RowLogits:
+        """Make changes that run for this request alone."""
         # Positions that hold embeddings have no token to be counted.
         prompt = spec.prompt.text_only()
-        is_late = self._is_late and (not sampling.is_greedy or self._has_watermark)
         processors = LogitsProcessorList()
         if sampling.logit_bias:
             processors.append(LogitBias(sampling.logit_bias))
-        penalty = LogitsProcessorList()
+        counts = LogitsProcessorList()
         if sampling.presence_penalty or sampling.frequency_penalty:
-            penalty.append(
+            counts.append(
                 CountPenalty(sampling.presence_penalty, sampling.frequency_penalty, len(prompt))
             )
-        if self._has_processors or is_late or sampling.repetition_penalty not in (None, 1.0):
-            processors += self._model_processors(prompt, sampling, is_late, penalty)
-        else:
-            processors += penalty
-        if not processors and sampling == spec.sampling:
-            return None
+        processors += self._model_processors(prompt, sampling, is_late, counts)
+        process = HfProcessors(processors, sampling.max_new_tokens, prompt)
         if is_late and not sampling.is_greedy:
             # The processors hold the filters of the request, too.
             sampling = replace(sampling, temperature=1.0, top_p=1.0, top_k=0, min_p=None)
-        return HfRowLogits(processors, sampling, prompt)
+        return RowLogits(sampling, process=process)
 
     def _with_defaults(self, sampling: SamplingParams) -> SamplingParams:
         if self._min_p is None or sampling.min_p is not None:
@@ -170,10 +240,9 @@ class GenerationDefaults:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    late = name in LATE_FIELDS
-                    processors = self._model_processors(
-                        prompt, sampling, late, LogitsProcessorList()
-                    )
+                    late = name in LATE_FIELDS or name in SAMPLER_FIELDS
+                    used = self._with_defaults(sampling) if name in SAMPLER_FIELDS else sampling
+                    processors = self._model_processors(prompt, used, late, LogitsProcessorList())
                     processors(torch.zeros(1, 1, dtype=torch.long, device=logits.device), logits)
             except Exception as error:
                 raise UnsupportedModelError(
@@ -183,23 +252,22 @@ class GenerationDefaults:
         self._config = whole
 
 
-class HfRowLogits:
+class HfProcessors:
     """The processors of one request, and its tokens as they read them.
 
     Args:
         processors: called with the tokens of prompt and plan, and the logits.
-        sampling: how to draw from the result.
+        max_new_tokens: of the request.
         prompt: of the request.
     """
 
     def __init__(
-        self, processors: LogitsProcessorList, sampling: SamplingParams, prompt: Prompt
+        self, processors: LogitsProcessorList, max_new_tokens: int, prompt: Prompt
     ) -> None:
-        self.sampling = sampling
         self._processors = processors
-        self._token_ids = torch.empty(1, len(prompt) + sampling.max_new_tokens, dtype=torch.long)
+        self._token_ids = torch.empty(1, len(prompt) + max_new_tokens, dtype=torch.long)
         self._num_prompt = self._num_tokens = len(prompt)
-        self._token_ids[0, : len(prompt)] = torch.tensor(prompt.token_ids)
+        self._token_ids[0, : len(prompt)] = torch.tensor(prompt.token_ids, dtype=torch.long)
 
     def __call__(self, token_ids: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
         """Change the logits `[1, vocab_size]` float32 of the token after `token_ids`."""
@@ -228,6 +296,31 @@ def _refuse_other_searches(config: Any) -> None:
             f"generation_config.json sets cache_implementation to {cache!r}, which this service "
             "does not do; remove it from the file to serve the model without it"
         )
+
+
+def _refuse_unknown(config: Any) -> None:
+    """Refuse a setting that this version of transformers reads and no table here names."""
+    known = {*_APPLIED, *REFUSED_FIELDS, *REQUEST_FIELDS, *IGNORED_FIELDS}
+    neutral = GenerationConfig._get_default_generation_params()
+    for name in vars(GenerationConfig()):
+        is_known = name in known or name.startswith("_")
+        if not is_known and _is_set(config, name, (neutral.get(name), False)):
+            raise UnsupportedModelError(
+                f"generation_config.json sets {name} to {_plain(getattr(config, name))!r}, which "
+                f"transformers {transformers.__version__} applies and this service does not know; "
+                "remove it from the file to serve the model without it"
+            )
+
+
+def _stop_strings(config: Any) -> tuple[str, ...]:
+    value = getattr(config, "stop_strings", None) or ()
+    stop = (value,) if isinstance(value, str) else value
+    if not isinstance(stop, list | tuple) or not all(isinstance(s, str) and s for s in stop):
+        raise UnsupportedModelError(
+            f"generation_config.json: stop_strings {_plain(value)!r} cannot be applied: it must "
+            "hold texts that are not empty"
+        )
+    return tuple(stop)
 
 
 def _is_set(config: Any, name: str, neutral: Sequence[Any]) -> bool:
