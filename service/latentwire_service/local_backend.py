@@ -166,6 +166,7 @@ class LocalBackend:
             ignores_template=settings.ignore_chat_template,
         )
         vocabulary = Vocabulary.of(model, loaded.tokenizer)
+        vocabulary.warn_about_ends(loaded.eos_token_ids)
         defaults = GenerationDefaults(model, loaded.eos_token_ids)
         runner = self._wrap_runner(
             build_runner(

@@ -8,17 +8,20 @@ so are settings of a newer transformers that no table here names.
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
 from transformers import GenerationConfig, LogitsProcessorList
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from latentwire_service.engine.backend import GenerationSpec
-from latentwire_service.engine.errors import UnsupportedModelError
+from latentwire_service.engine.errors import DamagedModelError, UnsupportedModelError
 from latentwire_service.engine.hf.penalties import CountPenalty, LogitBias
 from latentwire_service.engine.logits import RowLogits, TokenPenalties
 from latentwire_service.engine.prompt import Prompt
@@ -119,6 +122,18 @@ _NO_PENALTIES = TokenPenalties()
 _APPLIED = {**PROCESSOR_FIELDS, **LATE_FIELDS, **SAMPLER_FIELDS, **STOPPING_FIELDS}
 
 
+def checked_eos_token_ids(value: object) -> frozenset[int]:
+    """Return the token ids of an `eos_token_id`: a number, several, or None.
+
+    Raises:
+        DamagedModelError: it is something else.
+    """
+    token_ids = value if isinstance(value, list | tuple) else () if value is None else (value,)
+    if not all(isinstance(each, int) and not isinstance(each, bool) for each in token_ids):
+        raise DamagedModelError(f"eos_token_id {value!r} is neither a token id nor a list of them")
+    return frozenset(token_ids)
+
+
 class GenerationDefaults:
     """A model's generation defaults, checked once.
 
@@ -127,11 +142,13 @@ class GenerationDefaults:
         eos_token_ids: tokens that end generation.
 
     Raises:
-        UnsupportedModelError: the configuration names what this service does not do, or a value
+        DamagedModelError: `generation_config.json` cannot be read.
+        UnsupportedModelError: the configuration sets what this service does not do, or a value
             that transformers cannot use.
     """
 
     def __init__(self, model: Any, eos_token_ids: Iterable[int]) -> None:
+        _check_file(model)
         self._model = model
         config = copy.deepcopy(model.generation_config)
         _refuse_other_searches(config)
@@ -281,6 +298,34 @@ class HfProcessors:
         input_ids = cast(torch.LongTensor, self._token_ids[:, :end])
         changed: torch.Tensor = self._processors(input_ids, logits)
         return changed
+
+
+def _check_file(model: Any) -> None:
+    """Refuse a `generation_config.json` that transformers ignores because it cannot be read.
+
+    Raises:
+        DamagedModelError: the file is no JSON object.
+    """
+    location, revision = model.name_or_path, getattr(model.config, "_commit_hash", None)
+    if not location:
+        return
+    file = cached_file(
+        location,
+        GENERATION_CONFIG_NAME,
+        revision=revision,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    if file is None:
+        return
+    try:
+        is_object = isinstance(json.loads(Path(file).read_bytes()), dict)
+    except ValueError as error:
+        raise DamagedModelError(f"{GENERATION_CONFIG_NAME} cannot be read: {error}") from error
+    if not is_object:
+        raise DamagedModelError(f"{GENERATION_CONFIG_NAME} does not hold a JSON object")
 
 
 def _refuse_other_searches(config: Any) -> None:

@@ -36,6 +36,7 @@ from latentwire_service.engine.errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
+from latentwire_service.engine.hf.generation import checked_eos_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -326,6 +327,4 @@ def _eos_token_ids(generation_config: GenerationConfig | None, tokenizer: Any) -
     eos = getattr(generation_config, "eos_token_id", None)
     if eos is None:
         eos = tokenizer.eos_token_id
-    if eos is None:
-        return frozenset()
-    return frozenset([eos] if isinstance(eos, int) else eos)
+    return checked_eos_token_ids(eos)

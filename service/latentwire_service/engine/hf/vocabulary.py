@@ -1,8 +1,9 @@
-"""Which token ids a model can read and choose, held against those of its tokenizer."""
+"""The token ids that a model can read and choose, compared with those of its tokenizer."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The token ids `0..size-1`, which the embedding and the LM head both have."""
+    """The token ids `0..size-1`, which both the embedding and the LM head have."""
 
     size: int
 
@@ -46,6 +47,17 @@ class Vocabulary:
             )
         return vocabulary
 
+    def warn_about_ends(self, eos_token_ids: Iterable[int]) -> None:
+        """Log a warning when the model cannot choose a token that ends generation."""
+        beyond = sorted(each for each in eos_token_ids if not 0 <= each < self.size)
+        if beyond:
+            logger.warning(
+                "eos_token_id names %s, which is not one of the model's %d token ids: plans do not "
+                "end there",
+                ", ".join(map(str, beyond)),
+                self.size,
+            )
+
     def check(self, prompt: Prompt) -> Prompt:
         """Return a prompt that the model can read.
 
@@ -53,7 +65,7 @@ class Vocabulary:
             InvalidParamsError: an id is not one of the embedding's.
         """
         for token_id in prompt.token_ids:
-            # A tokenizer without an unknown token may answer None for a character.
+            # A tokenizer without an unknown token may give None for a character.
             if not isinstance(token_id, int):
                 raise InvalidParamsError("task", "the tokenizer has no token for part of the text")
             if not 0 <= token_id < self.size:
@@ -75,6 +87,6 @@ def _largest_id(tokenizer: Any) -> int | None:
     try:
         return max(tokenizer.get_vocab().values(), default=None)
     except Exception:
-        # Some tokenizers of remote code have no list of their tokens; each prompt is checked.
+        # Some tokenizers of remote code do not list their tokens. Each prompt is checked anyway.
         logger.debug("the tokenizer does not list its tokens", exc_info=True)
         return None

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, WatermarkingConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessorList,
+    WatermarkingConfig,
+)
 from transformers.generation.logits_process import MinPLogitsWarper
 
-from latentwire_service.engine.errors import NoTokenError, UnsupportedModelError
+from latentwire_service.engine.errors import (
+    DamagedModelError,
+    NoTokenError,
+    UnsupportedModelError,
+)
 from latentwire_service.engine.hf import generation
-from latentwire_service.engine.hf.generation import GenerationDefaults
+from latentwire_service.engine.hf.generation import GenerationDefaults, checked_eos_token_ids
+from latentwire_service.engine.hf.loader import load_model
 from latentwire_service.engine.sampler import SamplingBatch, sample
 from support.engine.harness import EngineHarness
 from support.engine.requests import make_spec
-from support.tiny_models import EOS, VOCAB_SIZE, build_model, generate, llama_config, random_prompts
+from support.tiny_models import (
+    EOS,
+    VOCAB_SIZE,
+    build_model,
+    generate,
+    llama_config,
+    random_prompts,
+    save_model,
+)
 
 PROMPTS = random_prompts([1, 6, 20, 33], seed=5)
 BUDGET = 24
@@ -91,6 +111,56 @@ def test_a_setting_is_applied_as_generate_applies_it(
     requests = [harness.submit(prompt, BUDGET) for prompt in PROMPTS]
     harness.run()
     assert [request.future.result(0).token_ids for request in requests] == expected
+
+
+def as_json(value: Any) -> Any:
+    """A setting as `generation_config.json` holds it: no tuples as keys, no objects."""
+    if isinstance(value, WatermarkingConfig):
+        return {"greenlist_ratio": value.greenlist_ratio, "bias": value.bias}
+    if isinstance(value, dict):
+        return [[list(token_ids), bias] for token_ids, bias in value.items()]
+    return value
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_setting_is_read_from_the_files_of_a_model(
+    tmp_path: Path, plain: list[list[int]], name: str, file: str
+) -> None:
+    """`config.json` holds the settings of older models, which have no `generation_config.json`."""
+    folder = save_model(tmp_path / "model")
+    settings = {key: as_json(value) for key, value in cases(plain)[name].items()}
+    generation_file = folder / "generation_config.json"
+    if file == "config.json":
+        generation_file.unlink()
+        settings = {**json.loads((folder / file).read_text()), **settings}
+    else:
+        settings = {"eos_token_id": EOS, "pad_token_id": 0, **settings}
+    (folder / file).write_text(json.dumps(settings))
+    loaded = load_model(
+        str(folder), device=torch.device("cpu"), dtype=torch.float32, cache_dir=tmp_path
+    )
+    harness = EngineHarness(loaded.model, eos=loaded.eos_token_ids)
+    requests = [harness.submit(prompt, BUDGET) for prompt in PROMPTS[:3]]
+    harness.run()
+    expected = [generated(loaded.model, prompt) for prompt in PROMPTS[:3]]
+    assert [request.future.result(0).token_ids for request in requests] == expected
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}", b'{"eos_token_id": 1,}'])
+def test_a_generation_config_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes) -> None:
+    """The library ignores such a file: the model would lose its settings in silence."""
+    folder = save_model(tmp_path / "model")
+    (folder / "generation_config.json").write_bytes(content)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(DamagedModelError, match="generation_config.json cannot be read"):
+        GenerationDefaults(model, [EOS])
+
+
+@pytest.mark.parametrize("value", ["</s>", 1.0, True, [[1]], [1, None], {"a": 1}])
+def test_an_eos_token_id_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(DamagedModelError, match="eos_token_id .* is neither a token id nor a list"):
+        checked_eos_token_ids(value)
 
 
 def test_values_that_change_nothing_are_no_processors(model: Any) -> None:
