@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +77,7 @@ class Prompt:
     Attributes:
         token_ids: one per position; `PLACEHOLDER_ID` where the position holds an embedding.
         embeddings: given embeddings, in the order of their positions.
+        day: the date that the chat template wrote into the prompt; None when it wrote none.
 
     Raises:
         ValueError: spans overlap, are not in order, exceed the prompt, or differ in width.
@@ -83,6 +85,7 @@ class Prompt:
 
     token_ids: tuple[int, ...]
     embeddings: tuple[EmbeddingSpan, ...] = ()
+    day: date | None = None
 
     def __post_init__(self) -> None:
         """Check the spans."""

@@ -18,7 +18,8 @@ from typing import Any, cast
 import torch
 import transformers
 from transformers import GenerationConfig, LogitsProcessorList
-from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils.hub import cached_file
 
 from latentwire_service.engine.backend import GenerationSpec
 from latentwire_service.engine.errors import DamagedModelError, UnsupportedModelError

@@ -1,13 +1,16 @@
 """Prompt texts to token ids, through the model's chat template and tokenizer.
 
-The template is rendered once at start: one that raises, or loses the task, is told before the first
-request. What a prompt depends on is its text and a date, never this machine's clock or time zone.
+The template is rendered at start: one that raises, or does not carry a task as it is, is refused
+before the first request. A prompt depends on its text and a date, never on this machine's clock or
+time zone.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from datetime import UTC, date, datetime, time
+from functools import partial
 from typing import Any
 
 from transformers.utils import chat_template_utils
@@ -15,10 +18,21 @@ from transformers.utils import chat_template_utils
 from latentwire_service.engine.errors import InvalidParamsError, UnsupportedModelError
 from latentwire_service.engine.prompt import CHATML, Prompt
 
-_SENTINEL = "latentwire sentinel 7f3a9c"
+# A task that shows what a template does to it: letters of both cases, markup, braces, white space
+# inside, and more characters than a template would keep that cuts tasks. Many models' templates
+# strip white space around a task, which is left to them.
+_SENTINEL = (
+    "Task 7f3a9C\n\n  <b>&amp; \"x\" 'y'</b>\t{{ a }} {% b %} \\n \u00c4\u6587\U0001f600 "
+    + "latentwire " * 2000
+    + "end of the task"
+)
+# Not failures of a tokenizer.
+_OURS = (KeyboardInterrupt, SystemExit, MemoryError)
 _ANY_DATE = date(2024, 2, 29)
-# Enough to notice a template that draws lots.
-_NUM_RENDERINGS = 8
+# A template that draws between two texts is missed once in 2**31 starts.
+_NUM_RENDERINGS = 32
+# Directives of `strftime`: "%%" is a percent sign, "%s" the seconds since 1970.
+_SECONDS = re.compile("%(.)", re.DOTALL)
 
 
 class PromptEncoder:
@@ -38,9 +52,11 @@ class PromptEncoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._eos_token_ids = {*eos_token_ids, tokenizer.eos_token_id} - {None}
+        self._end_token_ids = self._eos_token_ids | _added_at_end(tokenizer)
         self._has_template = bool(tokenizer.chat_template) and not ignores_template
         if self._has_template:
             self._check_template()
+        self._is_dated = self._has_template and "strftime_now" in tokenizer.get_chat_template()
 
     def encode(self, text: str, chat_template: str, day: date | None = None) -> Prompt:
         """Tokenize a prompt.
@@ -56,36 +72,39 @@ class PromptEncoder:
         """
         try:
             if chat_template == "auto" and self._has_template:
-                chat = self._render(text, day or datetime.now(UTC).date())
+                day = day or datetime.now(UTC).date()
                 # The template writes its own special tokens; adding them again would double the
                 # first.
-                return Prompt(tuple(self._tokenizer.encode(chat, add_special_tokens=False)))
+                token_ids = self._tokenizer.encode(
+                    self._render(text, day), add_special_tokens=False
+                )
+                return Prompt(tuple(token_ids), day=day if self._is_dated else None)
             if chat_template == "qwen":
                 text = CHATML.replace("{prompt}", text)
             return Prompt(tuple(self._bare(text)))
+        except _OURS:
+            raise
         except BaseException as error:
             # Foreign code that runs for one request, with a text that the request chose. A panic in
             # Rust is no `Exception`.
-            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-                raise
             raise InvalidParamsError(
                 "task", f"the tokenizer or its chat template fails on the prompt: {error}"
             ) from error
 
     def _bare(self, text: str) -> list[int]:
-        """Tokenize without a template, so that generation goes on from the text's end.
+        """Tokenize without a template, so that the model continues the text.
 
-        Tokenizers may add a beginning-of-sequence token, also to a text that has one, and an
-        end-of-sequence token, after which a model begins something else.
+        Tokenizers may add a beginning-of-sequence token, even to a text that has one. They may also
+        add a token behind the text, after which a model begins another one.
         """
         token_ids = list(self._tokenizer.encode(text))
         begin = self._tokenizer.bos_token_id
         is_doubled = begin is not None and token_ids[:2] == [begin, begin]
-        if not (is_doubled or (token_ids and token_ids[-1] in self._eos_token_ids)):
+        if not (is_doubled or (token_ids and token_ids[-1] in self._end_token_ids)):
             return token_ids
         written = list(self._tokenizer.encode(text, add_special_tokens=False))
-        num_ends = _num_leading(reversed(token_ids), self._eos_token_ids.__contains__)
-        num_written = _num_leading(reversed(written), self._eos_token_ids.__contains__)
+        num_ends = _num_leading(reversed(token_ids), self._end_token_ids.__contains__)
+        num_written = _num_leading(reversed(written), self._end_token_ids.__contains__)
         # A prompt of nothing but such tokens is left to the caller.
         if num_written < num_ends < len(token_ids) or not written:
             token_ids = token_ids[: len(token_ids) - (num_ends - num_written)]
@@ -106,7 +125,12 @@ class PromptEncoder:
             )
         # transformers gives templates this machine's clock, and lets no caller replace it.
         compile_template: Callable[[str], Any] = chat_template_utils._compile_jinja_template
-        moment = datetime.combine(day, time(), UTC)
+        # Like theirs, without a time zone.
+        moment = datetime.combine(day, time())
+
+        def strftime_now(directives: str) -> str:
+            return moment.strftime(_SECONDS.sub(partial(_without_clock, day), directives))
+
         return str(
             compile_template(template).render(
                 messages=messages,
@@ -114,7 +138,7 @@ class PromptEncoder:
                 documents=None,
                 add_generation_prompt=True,
                 **self._tokenizer.special_tokens_map,
-                strftime_now=moment.strftime,
+                strftime_now=strftime_now,
             )
         )
 
@@ -125,16 +149,47 @@ class PromptEncoder:
         except Exception as error:
             reason = f"it raises {type(error).__name__}: {error}"
         else:
-            if any(_SENTINEL not in text for text in rendered):
-                reason = "the task is not in the text that it makes"
-            elif len(rendered) > 1:
-                reason = "it makes another text each time"
+            reason = _defect(rendered)
         if reason is not None:
             raise UnsupportedModelError(
                 f"the model's chat template cannot be used: {' '.join(reason.split())}; "
                 "--ignore-chat-template serves the model with the bare prompt instead (collect: "
                 "--chat-template none or qwen)"
             )
+
+
+def _defect(rendered: Collection[str]) -> str | None:
+    """Return why the texts of the sentinel are no prompts; None when they are."""
+    counts = {text.count(_SENTINEL) for text in rendered}
+    if counts == {1}:
+        return "it makes another text each time" if len(rendered) > 1 else None
+    if min(counts) > 1:
+        return f"it writes the task {min(counts)} times"
+    changed = any("latentwire" in text.lower() for text in rendered)
+    return "it changes or cuts the task" if changed else "the task is not in the text that it makes"
+
+
+def _without_clock(day: date, directive: re.Match[str]) -> str:
+    """Replace the one directive that reads this machine's time zone."""
+    if directive[1] != "s":
+        return directive[0]
+    return str(int(datetime.combine(day, time(), UTC).timestamp()))
+
+
+def _added_at_end(tokenizer: Any) -> set[int]:
+    """Return the tokens that a tokenizer adds behind a text: end of sequence, separators."""
+    try:
+        added = list(tokenizer.encode("Go"))
+        written = list(tokenizer.encode("Go", add_special_tokens=False))
+    except _OURS:
+        raise
+    except BaseException:
+        # It may fail on this text and not on others.
+        return set()
+    for start in range(len(added) - len(written) + 1):
+        if written and added[start : start + len(written)] == written:
+            return set(added[start + len(written) :])
+    return set()
 
 
 def _num_leading(token_ids: Any, is_counted: Callable[[int], Any]) -> int:

@@ -15,7 +15,7 @@ from support.tiny_models import EOS, build_tokenizer
 
 BOS = 5
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[plan]"
-DATED = "[{{ strftime_now('%d %b %Y %H:%M') }}]{{ messages[0].content }}"
+DATED = "[{{ strftime_now('%d %b %Y %H:%M%z %s%%s') }}]{{ messages[0].content }}"
 
 
 def with_template(template: str) -> Any:
@@ -40,8 +40,26 @@ BROKEN = {
     "reads parts of the content": ("{{ messages[0].content[0].text }}", "task is not in the text"),
     "writes a constant": ("[user][plan]", "the task is not in the text"),
     "writes nothing": ("{% if false %}{{ messages[0].content }}{% endif %}", "the task is not"),
-    "changes the text": ("{{ messages[0].content | upper }}", "the task is not in the text"),
+    "writes upper case": ("{{ messages[0].content | upper }}", "it changes or cuts the task"),
+    "writes lower case": ("{{ messages[0].content | lower }}", "it changes or cuts the task"),
+    "escapes": ("{{ messages[0].content | e }}", "it changes or cuts the task"),
+    "writes JSON": ("{{ messages[0].content | tojson }}", "it changes or cuts the task"),
+    "joins lines": (
+        "{{ messages[0].content | replace('\n', ' ') }}",
+        "it changes or cuts the task",
+    ),
+    "joins white space": (
+        "{{ messages[0].content.split() | join(' ') }}",
+        "it changes or cuts the task",
+    ),
     "cuts the text": ("{{ messages[0].content[:10] }}", "the task is not in the text"),
+    "cuts long texts": ("{{ messages[0].content[:9000] }}", "it changes or cuts the task"),
+    "truncates": ("{{ messages[0].content | truncate(4096) }}", "it changes or cuts the task"),
+    "repeats the task": ("{{ messages[0].content * 2 }}", "it writes the task 2 times"),
+    "repeats for each turn": (
+        "{% for m in messages + messages %}{{ m.content }}{% endfor %}",
+        "it writes the task 2 times",
+    ),
     "reads another role": (
         "{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}",
         "the task is not in the text",
@@ -50,7 +68,20 @@ BROKEN = {
         "{{ range(10000) | random }} {{ messages[0].content }}",
         "it makes another text each time",
     ),
+    "draws one of two": (
+        "{{ ['Hi', 'Hello'] | random }} {{ messages[0].content }}",
+        "it makes another text each time",
+    ),
+    "writes Latin": ("{{ lipsum(1) }} {{ messages[0].content }}", "it makes another text each"),
 }
+
+
+@pytest.mark.parametrize(
+    "template",
+    [PLAIN, "[INST] {{ messages[0].content | trim }} [/INST]", "{{ messages[0]['content'] }}"],
+)
+def test_a_template_that_carries_the_task_is_used(template: str) -> None:
+    assert "Go <b>\n\n on" in text_of(with_template(template), "Go <b>\n\n on")
 
 
 @pytest.mark.parametrize("name", list(BROKEN))
@@ -132,6 +163,20 @@ def test_the_beginning_token_is_not_doubled(text: str, added: str, num_begins: i
     assert prompt.token_ids[: num_begins + 1].count(300) == num_begins
 
 
+def test_a_separator_that_the_tokenizer_adds_is_left_out() -> None:
+    tokenizer = build_tokenizer()
+    separator = tokenizer.convert_ids_to_tokens(301)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {separator}", special_tokens=[(separator, 301)]
+    )
+    bare = build_tokenizer().encode("Go", add_special_tokens=False)
+    encoder = PromptEncoder(tokenizer, (EOS,))
+    assert list(encoder.encode("Go", "none").token_ids) == bare
+    assert list(encoder.encode(f"Go{separator}", "none").token_ids) == tokenizer.encode(
+        f"Go{separator}", add_special_tokens=False
+    )
+
+
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12", "UTC"])
 def test_a_dated_template_writes_the_given_date_in_every_time_zone(
     monkeypatch: pytest.MonkeyPatch, zone: str
@@ -144,9 +189,23 @@ def test_a_dated_template_writes_the_given_date_in_every_time_zone(
     finally:
         monkeypatch.undo()
         time.tzset()
-    assert text == "[09 Dec 2031 00:00]Go"
-    assert datetime.now(UTC).strftime("%Y") in today
-    assert today.endswith(" 00:00]Go")
+    assert text == "[09 Dec 2031 00:00 1954540800%s]Go"
+    assert datetime.now(UTC).strftime("[%d %b %Y 00:00 ") in today
+
+
+def test_a_prompt_states_the_date_that_is_in_it() -> None:
+    day = date(2031, 12, 9)
+    dated = PromptEncoder(with_template(DATED), ())
+    assert dated.encode("Go", "auto", day).day == day
+    assert dated.encode("Go", "auto").day is not None
+    for chat_template in ("none", "qwen"):
+        assert dated.encode("Go", chat_template, day).day is None
+    for encoder in (
+        PromptEncoder(with_template(PLAIN), ()),
+        PromptEncoder(build_tokenizer(), ()),
+        PromptEncoder(with_template(DATED), (), ignores_template=True),
+    ):
+        assert encoder.encode("Go", "auto", day).day is None
 
 
 def test_a_dated_template_is_rendered_as_transformers_renders_it() -> None:

@@ -147,9 +147,7 @@ def test_penalties_do_not_count_the_positions_of_a_latent(llama: Any) -> None:
     changes = EngineHarness(llama).engine._changes
     harness = EngineHarness(llama)
     request = harness.submit(prompt, 4, repetition_penalty=1e6, presence_penalty=1.0)
-    change = changes._make(request.spec)
-    assert change is not None
-    logits = change([], torch.ones(1, llama.config.vocab_size))
+    logits = changes.apply([request], torch.ones(1, llama.config.vocab_size)).logits
     assert set(torch.nonzero(logits[0] < 1)[:, 0].tolist()) == set(text)
     harness.run()
     assert len(request.future.result(0).token_ids) == 4
