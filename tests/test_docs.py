@@ -183,6 +183,7 @@ def test_named_paths_exist(page: Page) -> None:
         "generation_config.json",
         "failures.jsonl",
         "README.md",
+        "bridge.json",
         "utils.py",
     }
     for path in set(named) - elsewhere:

@@ -241,6 +241,36 @@ class Limits(ResponseModel):
     )
 
 
+class BridgeSource(ResponseModel):
+    """The latents that a bridge was made for; null accepts any value."""
+
+    model: str | None = None
+    revision: str | None = None
+    hidden_size: int | None = Field(default=None, description="Width of the rows.")
+    layer: str | None = None
+    normed: bool | None = None
+
+
+class BridgePrompt(ResponseModel):
+    """The user message that a bridge was fitted with: the latent stands between the two texts."""
+
+    before: str
+    after: str
+
+
+class BridgeInfo(ResponseModel):
+    """A bridge: it maps hidden rows of a sender to input embeddings of the served model."""
+
+    name: str
+    kind: str = Field(description="How it maps: embeddings, norm, weights, ridge, mlp or interlat.")
+    source: BridgeSource
+    content_hash: str = Field(description="SHA-256 of what decides its values.")
+    is_step_bridge: bool = Field(
+        description="Whether it maps each row by itself, so that it can feed latent steps."
+    )
+    prompt: BridgePrompt | None = None
+
+
 class InfoResponse(ResponseModel):
     """The model that a replica serves. Holds no host name and no path."""
 
@@ -257,6 +287,9 @@ class InfoResponse(ResponseModel):
         default={},
         description="Settings of the model's generation_config.json that are applied to the choice "
         "of tokens. Temperature, top_p and top_k are the request's.",
+    )
+    bridges: list[BridgeInfo] = Field(
+        default=[], description="What makes input embeddings of another model's hidden rows."
     )
 
 

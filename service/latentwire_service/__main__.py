@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from latentwire.settings_flags import FlagError, parse_settings
 from latentwire_service.api.access_policy import PolicyError, is_open_to_all, policy_of
@@ -47,6 +48,8 @@ def main(args: Sequence[str]) -> int:
         policy = policy_of(settings)
     except PolicyError as error:
         return _refuse(error)
+    if settings.bridge and not _are_bridges(settings.bridge):
+        return EXIT_BAD_SETTINGS
     if is_open_to_all(settings):
         logger.warning(
             "--host %s lets other machines call, and there is no API key: everybody who reaches "
@@ -72,6 +75,21 @@ def main(args: Sequence[str]) -> int:
     from latentwire_service.server import serve
 
     return serve(settings, policy)
+
+
+def _are_bridges(directories: Sequence[Path]) -> bool:
+    """Check the directories before the model is loaded, which takes longer."""
+    from latentwire_service.bridges.directory import check_bridge
+    from latentwire_service.engine.seams.bridge import BridgeError
+
+    for directory in directories:
+        try:
+            check_bridge(directory)
+        except BridgeError as error:
+            lines = [f"{_COMMAND}: --bridge: {error}", *filter(None, [error.hint])]
+            sys.stderr.write("\n".join(lines) + "\n")
+            return False
+    return True
 
 
 def _ignore_variables() -> None:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from pathlib import Path
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
+from latentwire_service.bridges.builtin import Receiver
+from latentwire_service.bridges.registry import BridgeRegistry, load_registry
 from latentwire_service.engine.backend import (
     LATENTS_IN,
     BackendInfo,
@@ -27,7 +30,7 @@ from latentwire_service.engine.backend import (
 from latentwire_service.engine.detokenizer import Tokenizer
 from latentwire_service.engine.engine import Engine
 from latentwire_service.engine.engine_thread import EngineThread, SubmittedRequest
-from latentwire_service.engine.errors import EngineError
+from latentwire_service.engine.errors import EngineError, ModelError
 from latentwire_service.engine.hf.build import build_runner
 from latentwire_service.engine.hf.cpu.cpu_tuning import give_way
 from latentwire_service.engine.hf.cpu.linear import bytes_kept_twice
@@ -40,6 +43,7 @@ from latentwire_service.engine.hf.vocabulary import Vocabulary
 from latentwire_service.engine.prefix_cache import MAX_PREFIX_TOKENS
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.runner import ModelRunner
+from latentwire_service.engine.seams.bridge import BridgeError
 from latentwire_service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -56,6 +60,7 @@ class _Started:
     """The parts of a backend whose model is loaded."""
 
     loaded: LoadedModel
+    bridges: BridgeRegistry
     encoder: PromptEncoder
     vocabulary: Vocabulary
     info: BackendInfo
@@ -95,6 +100,11 @@ class LocalBackend:
         return self._require().info
 
     @property
+    def bridges(self) -> BridgeRegistry:
+        """What makes input embeddings of hidden rows; only after `load`."""
+        return self._require().bridges
+
+    @property
     def occupancy(self) -> Occupancy:
         """How busy the engine is; only after `load`."""
         return self._require().thread.occupancy
@@ -129,8 +139,10 @@ class LocalBackend:
             trust_remote_code=settings.trust_remote_code,
         )
         probed = probe(loaded.model)
+        # Before the memory is divided, and before the runner packs the model's weights.
+        bridges = _load_bridges(loaded, settings.bridge)
         capacity = plan_slots(settings, loaded, probed)
-        self._started = self._start(loaded, probed, capacity)
+        self._started = self._start(loaded, bridges, probed, capacity)
 
     def encode_prompt(self, text: str, chat_template: str, day: date | None = None) -> Prompt:
         """Tokenize a filled template, as `Backend.encode_prompt`."""
@@ -158,7 +170,9 @@ class LocalBackend:
         assert self._started is not None, "used before `load`"
         return self._started
 
-    def _start(self, loaded: LoadedModel, probed: Probe, capacity: Capacity) -> _Started:
+    def _start(
+        self, loaded: LoadedModel, bridges: BridgeRegistry, probed: Probe, capacity: Capacity
+    ) -> _Started:
         settings, model = self._settings, loaded.model
         encoder = PromptEncoder(
             loaded.tokenizer,
@@ -208,10 +222,24 @@ class LocalBackend:
             embedding_size=probed.embedding_size,
             capabilities=capabilities,
             refusals=refusals,
+            bridges=tuple(bridges),
         )
         if defaults.applied:
             logger.info("generation_config.json sets %s", dict(defaults.applied))
-        return _Started(loaded, encoder, vocabulary, info, thread, defaults.stop)
+        return _Started(loaded, bridges, encoder, vocabulary, info, thread, defaults.stop)
+
+
+def _load_bridges(loaded: LoadedModel, directories: Sequence[Path]) -> BridgeRegistry:
+    """Make and load the bridges of a model.
+
+    Raises:
+        ModelError: a bridge cannot be used with it.
+    """
+    receiver = Receiver(loaded.model, loaded.model_id, loaded.revision)
+    try:
+        return load_registry(receiver, directories)
+    except BridgeError as error:
+        raise ModelError(f"{error}. {error.hint}".rstrip(". ")) from error
 
 
 def _capabilities(probed: Probe) -> tuple[frozenset[str], Mapping[str, str]]:

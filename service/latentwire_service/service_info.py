@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from latentwire.protocol import InfoResponse, Limits
+from dataclasses import asdict
+
+from latentwire.protocol import BridgeInfo, BridgePrompt, BridgeSource, InfoResponse, Limits
 from latentwire_service.engine.backend import BackendInfo
+from latentwire_service.engine.seams.bridge import Bridge
 from latentwire_service.settings import Settings
 
 
@@ -33,4 +36,17 @@ def service_info(backend: BackendInfo, settings: Settings, version: str) -> Info
         version=version,
         compressors=[],
         generation_defaults=dict(backend.generation_defaults),
+        bridges=[_bridge_info(bridge) for bridge in backend.bridges],
+    )
+
+
+def _bridge_info(bridge: Bridge) -> BridgeInfo:
+    prompt = bridge.prompt
+    return BridgeInfo(
+        name=bridge.name,
+        kind=bridge.kind,
+        source=BridgeSource(**asdict(bridge.source)),
+        content_hash=bridge.content_hash,
+        is_step_bridge=bridge.is_row_wise,
+        prompt=None if prompt is None else BridgePrompt(**asdict(prompt)),
     )

@@ -157,6 +157,12 @@ class Settings(BaseSettings):
         default=Path("~/.cache/latentwire"),
         description="Directory for converted GGUF files and compiled steps.",
     )
+    bridge: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="Directory of a bridge, which maps another model's hidden rows to input "
+        "embeddings of this one. Repeat the flag for several; LATENTWIRE_BRIDGE separates them by "
+        "commas. The built-in bridges need no flag.",
+    )
     trust_remote_code: bool = Field(
         default=False,
         description="Run code that is part of a hub model. Only for models that you trust.",
@@ -169,7 +175,7 @@ class Settings(BaseSettings):
         description="Format of the log. text: one line per record. json: one object per line.",
     )
 
-    @field_validator("api_key", "allowed_host", "cors_origin", mode="before")
+    @field_validator("api_key", "allowed_host", "cors_origin", "bridge", mode="before")
     @classmethod
     def _split_variable(cls, value: object) -> object:
         """Split a text at commas: that is how an environment variable holds several values.

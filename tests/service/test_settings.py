@@ -23,7 +23,7 @@ def parse(*args: str) -> Settings:
 
 def values_of(settings: Settings, name: str) -> list[str]:
     values: tuple[Any, ...] = getattr(settings, name)
-    return [v.get_secret_value() if isinstance(v, SecretStr) else v for v in values]
+    return [v.get_secret_value() if isinstance(v, SecretStr) else str(v) for v in values]
 
 
 @pytest.mark.parametrize("name", LISTS)

@@ -41,6 +41,7 @@ from latentwire_service.engine.errors import (
 )
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.settings import Settings
+from support.fake_bridges import FakeBridges, fake_bridges
 from support.tiny_shape import HIDDEN_SIZE, MAX_MODEL_LEN, VOCAB_SIZE
 
 _CHATML = "<|im_start|>user\n%s<|im_end|>\n<|im_start|>assistant\n"
@@ -142,7 +143,12 @@ class FakeBackend:
             max_model_len=MAX_MODEL_LEN,
             embedding_size=HIDDEN_SIZE,
             capabilities=frozenset({LATENTS_IN}),
+            bridges=tuple(self.bridges),
         )
+
+    @property
+    def bridges(self) -> FakeBridges:
+        return fake_bridges(Path(self._settings.model).name)
 
     @property
     def occupancy(self) -> Occupancy:

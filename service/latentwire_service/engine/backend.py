@@ -23,6 +23,7 @@ from latentwire_service.engine.errors import (
 )
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.sampling_params import SamplingParams
+from latentwire_service.engine.seams.bridge import Bridge, Bridges
 
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 
@@ -137,6 +138,7 @@ class BackendInfo:
         embedding_size: width of an input embedding; None when the engine takes none.
         capabilities: which of `LATENTS_IN`, `LATENT_STEPS` and `SCORING` it has.
         refusals: for capabilities that it lacks, the reason.
+        bridges: the bridges that `/info` lists.
     """
 
     model_id: str
@@ -151,6 +153,7 @@ class BackendInfo:
     embedding_size: int | None = None
     capabilities: frozenset[str] = frozenset()
     refusals: Mapping[str, str] = field(default_factory=dict)
+    bridges: Sequence[Bridge] = ()
 
     def require(self, capability: str, request_field: str) -> None:
         """Do nothing when the engine has a capability.
@@ -221,6 +224,11 @@ class Backend(Protocol):
     @property
     def info(self) -> BackendInfo:
         """Facts about the model; only after `load`."""
+        ...
+
+    @property
+    def bridges(self) -> Bridges:
+        """What makes input embeddings of hidden rows; only after `load`."""
         ...
 
     @property

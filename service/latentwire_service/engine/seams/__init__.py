@@ -1,0 +1,1 @@
+"""What plugs into the service below HTTP, as plain values and protocols."""
