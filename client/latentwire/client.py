@@ -12,8 +12,8 @@ import httpx
 from latentwire import exchange
 from latentwire.constants import (
     DEFAULT_BASE_URL,
-    DEFAULT_MAX_RETRIES,
     DEFAULT_READY_TIMEOUT_S,
+    DEFAULT_RETRY_TIMEOUT_S,
     DEFAULT_TIMEOUT_S,
     PROBE_TIMEOUT_S,
 )
@@ -32,7 +32,10 @@ class Client:
     Args:
         base_url: address of the service; a path prefix is kept.
         timeout_s: maximum silence while waiting for an answer, in seconds.
-        max_retries: attempts after the first one; `latentwire.retry` names the failures.
+        retry_timeout_s: seconds from the beginning of a call within which a busy service (429, 503)
+            gets the request again. `Retry-After` sets the pauses.
+        max_retries: attempts after the first one; None: a busy service has no limit but the time,
+            and a broken connection is retried 4 times.
         api_key: sent as ``Authorization: Bearer``.
         wire: preferred form of the answers; "safetensors" is smaller and faster for large latents.
             A service that does not offer it answers with JSON.
@@ -42,7 +45,7 @@ class Client:
         on_retry: called before the pause of each retry, with the error and the pause in seconds.
         rng: source of the retry jitter.
         sleep: waits for a number of seconds.
-        clock: monotonic seconds, for `wait_ready`.
+        clock: monotonic seconds.
 
     Raises:
         InvalidArgumentError: when an argument is out of its limits, or the environment holds a
@@ -54,7 +57,8 @@ class Client:
         base_url: str = DEFAULT_BASE_URL,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        max_retries: int = DEFAULT_MAX_RETRIES,
+        retry_timeout_s: float = DEFAULT_RETRY_TIMEOUT_S,
+        max_retries: int | None = None,
         api_key: str | None = None,
         wire: Wire = "json",
         uses_proxy: bool = True,
@@ -66,7 +70,12 @@ class Client:
     ) -> None:
         self._timeout_s = exchange.check_timeout(timeout_s)
         self._wire = exchange.check_wire(wire)
-        self._retries = RetryPolicy(exchange.check_max_retries(max_retries), rng or random.Random())
+        self._retries = RetryPolicy(
+            exchange.check_max_retries(max_retries),
+            exchange.check_retry_timeout(retry_timeout_s),
+            rng or random.Random(),
+            clock,
+        )
         self._on_retry = on_retry
         self._sleep = sleep
         self._clock = clock
@@ -177,15 +186,14 @@ class Client:
         self.close()
 
     def _exchange(self, call: Call, *, is_stream: bool = False) -> Outcome:
-        attempt = 0
+        retries = self._retries.begin()
         while True:
             outcome = self._attempt(call, self._timeout_s, is_stream=is_stream)
-            pause_s = self._retries.pause_s(outcome, attempt, now_s=time.time())
+            pause_s = retries.pause_s(outcome, now_s=time.time())
             if pause_s is None:
                 return outcome
             self._on_retry(exchange.error_of(outcome), pause_s)
             self._sleep(pause_s)
-            attempt += 1
 
     def _unready_reason(self, call: Call, timeout_s: float) -> LatentwireError | None:
         return exchange.unready_reason(self._attempt(call, min(timeout_s, self._timeout_s)))

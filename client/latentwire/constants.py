@@ -13,6 +13,8 @@ READY_POLL_INTERVAL_S = 0.25
 # Loading a model of several billion parameters from a cold disk takes minutes.
 DEFAULT_READY_TIMEOUT_S = 300.0
 
+# A busy service is retried for as long as one answer may take, a broken connection this often.
+DEFAULT_RETRY_TIMEOUT_S = 600.0
 DEFAULT_MAX_RETRIES = 4
 INITIAL_RETRY_DELAY_S = 0.5
 MAX_RETRY_DELAY_S = 8.0

@@ -176,9 +176,17 @@ def check_wire(wire: Wire) -> Wire:
     return wire
 
 
-def check_max_retries(max_retries: int) -> int:
+def check_retry_timeout(timeout_s: float) -> float:
+    """Return a time in seconds, or raise InvalidArgumentError when it is negative."""
+    if not (timeout_s >= 0 and math.isfinite(timeout_s)):
+        message = f"retry_timeout_s: must be at least 0, got {timeout_s}"
+        raise InvalidArgumentError("retry_timeout_s", message)
+    return timeout_s
+
+
+def check_max_retries(max_retries: int | None) -> int | None:
     """Return a number of retries, or raise InvalidArgumentError when it is negative."""
-    if max_retries < 0:
+    if max_retries is not None and max_retries < 0:
         raise InvalidArgumentError("max_retries", f"max_retries: must be >= 0, got {max_retries}")
     return max_retries
 

@@ -1,4 +1,4 @@
-"""Which calls are retried, and after which pause. Pure: knows no client, clock or sleep.
+"""Which calls are retried, for how long, and after which pause. Knows no client and no sleep.
 
 Retrying is safe: `plan_latent` changes nothing in the service, so a call whose fate is unknown
 (the connection broke after it was sent) may run twice and only costs work. A read timeout is not
@@ -14,13 +14,21 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 import httpx
+from pydantic import ValidationError
 
-from latentwire.constants import INITIAL_RETRY_DELAY_S, MAX_RETRY_AFTER_S, MAX_RETRY_DELAY_S
+from latentwire.constants import (
+    DEFAULT_MAX_RETRIES,
+    INITIAL_RETRY_DELAY_S,
+    MAX_RETRY_AFTER_S,
+    MAX_RETRY_DELAY_S,
+)
+from latentwire.protocol import ErrorBody
 
 RETRIED_STATUSES = frozenset({429, 503})
 # RemoteProtocolError and ReadError also occur when the service closes an idle keep-alive connection
@@ -46,24 +54,64 @@ class RetryPolicy:
     """When one client retries.
 
     Attributes:
-        max_retries: attempts allowed after the first one.
+        max_retries: attempts allowed after the first one; None: `timeout_s` alone limits how often
+            a busy service is retried, and a broken connection is retried `DEFAULT_MAX_RETRIES`
+            times in a row.
+        timeout_s: seconds from the beginning of a call after which it is not retried.
         rng: source of the jitter.
+        clock: monotonic seconds.
     """
 
-    max_retries: int
+    max_retries: int | None
+    timeout_s: float
     rng: random.Random
+    clock: Callable[[], float]
 
-    def pause_s(self, outcome: Outcome, attempt: int, now_s: float) -> float | None:
+    def begin(self) -> CallRetries:
+        """Begin a call."""
+        return CallRetries(self)
+
+
+class CallRetries:
+    """The retries of one call.
+
+    Args:
+        policy: of the client.
+    """
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self._begun_at = policy.clock()
+        self._paused_s = 0.0
+        self._num_failures = 0
+        self._num_broken = 0
+
+    def pause_s(self, outcome: Outcome, now_s: float) -> float | None:
         """Seconds to wait before the next attempt; None when the outcome is final.
 
+        An attempt that would begin after the deadline is not waited for.
+
         Args:
-            outcome: result of the attempt.
-            attempt: 0 for the first attempt of a call.
+            outcome: result of the latest attempt.
             now_s: current time, in seconds since the epoch.
         """
-        if not should_retry(outcome, attempt, self.max_retries):
+        if not self._may_retry(outcome):
             return None
-        return retry_delay(attempt, retry_after_of(outcome, now_s), self.rng)
+        retry_after_s = retry_after_of(outcome, now_s)
+        pause_s = retry_delay(self._num_failures, retry_after_s, self._policy.rng)
+        # The pauses count by themselves, too: a caller's own `sleep` need not advance the clock.
+        elapsed_s = max(self._policy.clock() - self._begun_at, self._paused_s)
+        if elapsed_s + pause_s > self._policy.timeout_s:
+            return None
+        self._paused_s += pause_s
+        self._num_failures += 1
+        self._num_broken = 0 if is_busy(outcome) else self._num_broken + 1
+        return pause_s
+
+    def _may_retry(self, outcome: Outcome) -> bool:
+        if self._policy.max_retries is not None:
+            return should_retry(outcome, self._num_failures, self._policy.max_retries)
+        return is_busy(outcome) or should_retry(outcome, self._num_broken, DEFAULT_MAX_RETRIES)
 
 
 def should_retry(outcome: Outcome, attempt: int, max_retries: int) -> bool:
@@ -79,6 +127,21 @@ def should_retry(outcome: Outcome, attempt: int, max_retries: int) -> bool:
     if isinstance(outcome, httpx.Response):
         return outcome.status_code in RETRIED_STATUSES
     return isinstance(outcome, RETRIED_ERRORS)
+
+
+def is_busy(outcome: Outcome) -> bool:
+    """Whether a service refused a request because it accepts none now.
+
+    A request that the service had accepted, and whose engine failed, is not of this kind: perhaps
+    the request itself ends engines, and many retries would end one after another.
+    """
+    if not isinstance(outcome, httpx.Response) or outcome.status_code not in RETRIED_STATUSES:
+        return False
+    try:
+        return not ErrorBody.model_validate_json(outcome.content).engine_failed
+    except ValidationError:
+        # A gateway's page.
+        return True
 
 
 def retry_delay(attempt: int, retry_after_s: float | None, rng: random.Random) -> float:

@@ -141,6 +141,17 @@ def test_retries_of_a_busy_service_end_at_max_retries(server: Any, call: Any, wi
     assert len(server.received) == 3
 
 
+def test_a_busy_service_is_retried_until_the_deadline(
+    server: Any, call: Any, wire: Any, fake_time: Any
+) -> None:
+    server.script = [wire.json_answer(wire.problem(429, "queue-full"), 429, Retry_After="20")]
+    with pytest.raises(QueueFullError):
+        call("plan_latent", "t", client={"retry_timeout_s": 300})
+    # 20 s each, and jitter.
+    assert 12 <= len(fake_time.sleeps) <= 14
+    assert sum(fake_time.sleeps) <= 300
+
+
 def test_gateway_page_with_503_is_retried(
     server: Any, call: Any, wire: Any, fake_time: Any
 ) -> None:
@@ -275,6 +286,8 @@ def test_unsendable_task_is_refused(call: Any, task: str) -> None:
         ({"timeout_s": float("nan")}, "timeout_s"),
         ({"timeout_s": float("inf")}, "timeout_s"),
         ({"max_retries": -1}, "max_retries"),
+        ({"retry_timeout_s": -1}, "retry_timeout_s"),
+        ({"retry_timeout_s": float("inf")}, "retry_timeout_s"),
         ({"api_key": ""}, "api_key"),
         ({"api_key": "two words"}, "api_key"),
         ({"api_key": "line\nbreak"}, "api_key"),

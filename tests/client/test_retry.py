@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterable
+from itertools import repeat
 
 import httpx
 import pytest
 
 from latentwire.retry import (
     Outcome,
+    RetryPolicy,
     parse_http_date,
     parse_retry_after,
     retry_after_of,
@@ -159,3 +162,85 @@ def test_date_is_taken_relative_to_now_without_one() -> None:
 
 def test_no_answer_means_no_retry_after() -> None:
     assert retry_after_of(httpx.ConnectError(""), now_s=0.0) is None
+
+
+# --- the retries of one call
+
+
+class Clock:
+    """Advances when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 50.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def problem(status: int, **members: object) -> httpx.Response:
+    return httpx.Response(
+        status, json={"title": "", "status": status, "code": "not-ready", "detail": ""} | members
+    )
+
+
+def pauses(
+    outcomes: Iterable[Outcome],
+    max_retries: int | None = None,
+    timeout_s: float = 100.0,
+    attempt_s: float = 0.0,
+    is_clock_moving: bool = True,
+) -> int:
+    """Number of pauses of a call with these outcomes, each of which takes `attempt_s` seconds."""
+    clock = Clock()
+    call = RetryPolicy(max_retries, timeout_s, FixedRng(0.0), clock).begin()
+    for count, outcome in enumerate(outcomes):
+        clock.now_s += attempt_s
+        pause_s = call.pause_s(outcome, now_s=0.0)
+        if pause_s is None:
+            return count
+        clock.now_s += pause_s * is_clock_moving
+    raise AssertionError("the call never ended")
+
+
+BUSY = httpx.Response(429)
+BROKEN = httpx.ConnectError("")
+ENGINE_LOST = problem(503, engine_failed=True)
+
+
+@pytest.mark.parametrize("busy", [BUSY, problem(503), httpx.Response(503, text="<html>")])
+@pytest.mark.parametrize("is_clock_moving", [True, False])
+def test_a_busy_service_is_retried_until_the_deadline(
+    busy: httpx.Response, is_clock_moving: bool
+) -> None:
+    # Pauses of 0.25, 0.5, 1, 2 and then 4 seconds: 3.75 s, and 24 times 4 s.
+    assert pauses(repeat(busy, 99), is_clock_moving=is_clock_moving) == 4 + 24
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "attempt_s", "num_pauses"),
+    [(0.0, 0.0, 0), (0.2, 0.0, 0), (0.25, 0.0, 1), (10.0, 9.8, 0), (10.0, 4.0, 2), (1e9, 9e9, 0)],
+)
+def test_a_pause_beyond_the_deadline_is_not_waited_for(
+    timeout_s: float, attempt_s: float, num_pauses: int
+) -> None:
+    assert pauses(repeat(BUSY, 9), timeout_s=timeout_s, attempt_s=attempt_s) == num_pauses
+
+
+@pytest.mark.parametrize("failure", [BROKEN, ENGINE_LOST])
+def test_what_may_end_a_service_is_retried_a_few_times(failure: Outcome) -> None:
+    assert pauses(repeat(failure, 9)) == 4
+    # An answer in between shows that the service is there.
+    assert pauses([failure] * 4 + [BUSY] + [failure] * 9) == 9
+    assert pauses(repeat(failure, 9), timeout_s=0.8) == 2
+
+
+@pytest.mark.parametrize("failure", [BUSY, BROKEN, ENGINE_LOST])
+@pytest.mark.parametrize("max_retries", [0, 1, 7])
+def test_a_number_of_retries_limits_every_kind(failure: Outcome, max_retries: int) -> None:
+    assert pauses(repeat(failure, 9), max_retries) == max_retries
+    assert pauses([BUSY, failure] * 9, max_retries) == max_retries
+
+
+@pytest.mark.parametrize("final", [httpx.Response(422), problem(500), httpx.ReadTimeout("")])
+def test_a_final_outcome_is_final_before_the_deadline(final: Outcome) -> None:
+    assert pauses([BUSY, final]) == 1
