@@ -144,7 +144,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def queries() -> dict[str, list[str]]:
-    """Return the expressions of each file that asks Prometheus."""
+    """Return the expressions of each file that queries Prometheus."""
     dashboard = json.loads((ROOT / "deploy/grafana/latentwire.json").read_text())
     panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     (metric,) = BY_KIND["HorizontalPodAutoscaler"]["spec"]["metrics"]

@@ -173,18 +173,47 @@ class LocalBackend:
     def _start(
         self, loaded: LoadedModel, bridges: BridgeRegistry, probed: Probe, capacity: Capacity
     ) -> _Started:
-        settings, model = self._settings, loaded.model
+        model = loaded.model
         encoder = PromptEncoder(
             loaded.tokenizer,
             loaded.eos_token_ids,
-            ignores_template=settings.ignore_chat_template,
+            ignores_template=self._settings.ignore_chat_template,
         )
         vocabulary = Vocabulary.of(model, loaded.tokenizer)
         vocabulary.warn_about_ends(loaded.eos_token_ids)
         defaults = GenerationDefaults(model, loaded.eos_token_ids)
+        thread = self._start_thread(loaded, probed, capacity, defaults)
+        capabilities, refusals = _capabilities(probed)
+        info = BackendInfo(
+            model_id=loaded.model_id,
+            revision=loaded.revision,
+            hidden_size=probed.hidden_size,
+            vocab_size=vocabulary.size,
+            dtype=_DTYPE_NAMES[model.dtype],
+            device=model.device.type,
+            max_slots=capacity.max_slots,
+            max_model_len=capacity.max_model_len,
+            generation_defaults=defaults.applied,
+            embedding_size=probed.embedding_size,
+            capabilities=capabilities,
+            refusals=refusals,
+            bridges=tuple(bridges),
+        )
+        if defaults.applied:
+            logger.info("generation_config.json sets %s", dict(defaults.applied))
+        return _Started(loaded, bridges, encoder, vocabulary, info, thread, defaults.stop)
+
+    def _start_thread(
+        self,
+        loaded: LoadedModel,
+        probed: Probe,
+        capacity: Capacity,
+        defaults: GenerationDefaults,
+    ) -> EngineThread:
+        settings = self._settings
         runner = self._wrap_runner(
             build_runner(
-                model,
+                loaded.model,
                 probed,
                 capacity.max_slots,
                 capacity.max_model_len,
@@ -205,28 +234,10 @@ class LocalBackend:
             settings.max_queue,
             self._on_step,
             self._on_failure,
-            give_way if model.device.type == "cpu" else None,
+            give_way if loaded.model.device.type == "cpu" else None,
         )
         thread.start()
-        capabilities, refusals = _capabilities(probed)
-        info = BackendInfo(
-            model_id=loaded.model_id,
-            revision=loaded.revision,
-            hidden_size=probed.hidden_size,
-            vocab_size=vocabulary.size,
-            dtype=_DTYPE_NAMES[model.dtype],
-            device=model.device.type,
-            max_slots=capacity.max_slots,
-            max_model_len=capacity.max_model_len,
-            generation_defaults=defaults.applied,
-            embedding_size=probed.embedding_size,
-            capabilities=capabilities,
-            refusals=refusals,
-            bridges=tuple(bridges),
-        )
-        if defaults.applied:
-            logger.info("generation_config.json sets %s", dict(defaults.applied))
-        return _Started(loaded, bridges, encoder, vocabulary, info, thread, defaults.stop)
+        return thread
 
 
 def _load_bridges(loaded: LoadedModel, directories: Sequence[Path]) -> BridgeRegistry:

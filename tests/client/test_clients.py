@@ -120,7 +120,7 @@ def test_retry_after_seconds_are_waited(server: Any, call: Any, wire: Any, fake_
 
 
 def test_retry_after_date_is_waited(server: Any, call: Any, wire: Any, fake_time: Any) -> None:
-    # The script's server dates its answers itself, so a date long past asks for no wait at all.
+    # The script's server dates its answers itself, so a date long past sets no wait.
     past = wire.json_answer(
         wire.problem(429, "queue-full"), 429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"
     )

@@ -91,9 +91,30 @@ class Fleet:
             UsageError: when one is no latentwire service, rejects the key, or serves a different
                 model than the first.
         """
+        first = list(self.replicas)
+        answers = await self._first_answers(first, patience_s)
+        self._identity = _common_identity(answers)
+        for index, info in answers.items():
+            self.replicas[index].come_up(info, self._concurrency)
+        self._is_connected.set()
+        for replica in first:
+            if not replica.is_up:
+                self._notify(f"{replica.name} is not ready; the run continues without it")
+                self._start(self._rejoin(replica))
+        return self._identity
+
+    async def _first_answers(
+        self, replicas: list[Replica], patience_s: float
+    ) -> dict[int, InfoResponse]:
+        """Return the `/info` of each replica that is up in time, by its index.
+
+        Raises:
+            ReplicasLostError: when none came up in time.
+            UsageError: when one is no latentwire service or rejects the key.
+        """
         waiting = asyncio.create_task(self._report_waiting())
         greetings = {
-            replica.index: asyncio.create_task(self._greet(replica)) for replica in self.replicas
+            replica.index: asyncio.create_task(self._greet(replica)) for replica in replicas
         }
         try:
             done, late = await asyncio.wait(
@@ -106,20 +127,11 @@ class Fleet:
                 )
             if late:
                 await asyncio.wait(late, timeout=_GRACE_S)
-            answers = {index: task.result() for index, task in greetings.items() if task.done()}
+            return {index: task.result() for index, task in greetings.items() if task.done()}
         finally:
             waiting.cancel()
             for task in greetings.values():
                 task.cancel()
-        self._identity = _common_identity(answers)
-        for index, info in answers.items():
-            self.replicas[index].come_up(info, self._concurrency)
-        self._is_connected.set()
-        for replica in [self.replicas[index] for index in greetings]:
-            if not replica.is_up:
-                self._notify(f"{replica.name} is not ready; the run continues without it")
-                self._start(self._rejoin(replica))
-        return self._identity
 
     async def _report_waiting(self) -> None:
         started_s = time.monotonic()

@@ -14,7 +14,12 @@ _INTERVAL_S = 5.0
 HANG_PATIENCE_S = 60.0
 
 
-async def until_hung(probe: Callable[[], Awaitable[bool]], patience_s: float) -> None:
+async def until_hung(
+    probe: Callable[[], Awaitable[bool]],
+    patience_s: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
     """Return when a process that has been healthy was not so for too long.
 
     Before its first answer, it may load for hours.
@@ -22,6 +27,8 @@ async def until_hung(probe: Callable[[], Awaitable[bool]], patience_s: float) ->
     Args:
         probe: whether the process is healthy now; may raise LatentwireError instead.
         patience_s: longest time without health, in seconds.
+        clock: in seconds; only differences count.
+        sleep: awaited between two probes; waits for a number of seconds.
     """
     healthy_at_s: float | None = None
     while True:
@@ -29,9 +36,9 @@ async def until_hung(probe: Callable[[], Awaitable[bool]], patience_s: float) ->
             is_healthy = await probe()
         except LatentwireError:
             is_healthy = False
-        now_s = time.monotonic()
+        now_s = clock()
         if is_healthy:
             healthy_at_s = now_s
         elif healthy_at_s is not None and now_s - healthy_at_s >= patience_s:
             return
-        await asyncio.sleep(min(_INTERVAL_S, patience_s / 4))
+        await sleep(min(_INTERVAL_S, patience_s / 4))

@@ -217,6 +217,11 @@ def test_an_own_replica_that_hangs_is_restarted(
 def test_a_process_hangs_only_after_it_was_healthy_once() -> None:
     answers = [False] * 20 + [True] + [False] * 3 + [True]
     num_probes = 0
+    now_s = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
 
     async def probe() -> bool:
         nonlocal num_probes
@@ -225,8 +230,9 @@ def test_a_process_hangs_only_after_it_was_healthy_once() -> None:
             raise ProtocolError("another service")
         return answers.pop(0) if answers else False
 
-    asyncio.run(until_hung(probe, patience_s=0.04))
-    assert num_probes > 25
+    asyncio.run(until_hung(probe, 40.0, lambda: now_s, sleep))
+    # A probe every 5 s: 25 answers, then 8 without health until the patience of 40 s ends.
+    assert num_probes == 1 + 25 + 8
 
 
 def test_the_output_of_an_own_replica_that_cannot_start_is_shown(

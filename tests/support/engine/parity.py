@@ -50,7 +50,7 @@ def assert_as_generated(
 
 
 def assert_same(actual: Completion, expected: Completion) -> None:
-    """Check two completions of one request, alone and in company.
+    """Check two completions of one request, alone and in a batch.
 
     In 16 bits only up to the first token that differs: a row comes before the choice of its token.
     """
