@@ -14,7 +14,7 @@ EngineError
 ├── NoTokenError             every token is excluded
 └── ModelError               the model cannot be served
     ├── ModelNotFoundError       nothing loadable under that name
-    ├── DamagedModelError        its files are there and cannot be read
+    ├── DamagedModelError        its files cannot be read, or are not complete
     └── UnsupportedModelError    loaded, but not a decoder with a standard KV cache
 """
 

