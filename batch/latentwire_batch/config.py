@@ -99,7 +99,9 @@ class ReplicaFields(BaseModel):
     @classmethod
     def _split_addresses(cls, value: object) -> object:
         """Let an environment variable hold several addresses, separated by commas."""
-        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return tuple(filter(None, map(str.strip, value.split(","))))
 
 
 class OwnReplicaFields(BaseModel):
@@ -181,6 +183,14 @@ class CollectSettings(
         if unknown:
             raise ValueError(f"{unknown[0]!r} is not one of {', '.join(_EXTRA_NAMES)}")
         return tuple(name for name in _EXTRA_NAMES if name in names)
+
+    @field_validator("dataset", "output_dir", mode="before")
+    @classmethod
+    def _refuse_empty(cls, value: object) -> object:
+        """Refuse what a script passes when its own variable is not set: it is no folder."""
+        if value == "":
+            raise ValueError("must not be empty")
+        return value
 
     @field_validator("max_shard_size", mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from latentwire_batch.__main__ import main
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.errors import UsageError
 from latentwire_batch.flags import parse_settings
+from support.batch.collecting import Collect
 
 REQUIRED = ["--dataset", "in.jsonl", "--output-dir", "out"]
 
@@ -139,3 +140,17 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in CollectSettings.model_fields:
         assert f"--{name.replace('_', '-')}" in text
+
+
+@pytest.mark.parametrize("flag", ["--dataset", "--output-dir"])
+def test_an_empty_path_is_refused(flag: str, collect: Collect) -> None:
+    """It would be the current folder."""
+    ended = collect(flag, "")
+    assert ended.status == 2
+    assert f"{flag}: must not be empty" in ended.stderr
+
+
+def test_addresses_in_a_variable_may_have_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENTWIRE_COLLECT_REPLICA", "http://a:1, http://b:2 ,")
+    settings = CollectSettings(dataset=Path("in"), output_dir=Path("out"))
+    assert settings.replica == ("http://a:1", "http://b:2")

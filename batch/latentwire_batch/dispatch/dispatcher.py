@@ -24,6 +24,7 @@ from latentwire_batch.dispatch.verdicts import (
     Verdict,
     failure_of,
     failure_of_guilty,
+    run_refusal,
     verdict_of,
 )
 from latentwire_batch.errors import ReplicasLostError, UsageError
@@ -95,7 +96,7 @@ class Dispatcher:
 
         Raises:
             ReplicasLostError: when no replica was up for longer than the patience allowed.
-            UsageError: when a replica rejects the key.
+            UsageError: when a replica rejects the key, or a setting of the run.
             BatchError: when a result cannot be stored, or the input can no longer be read.
         """
         try:
@@ -227,7 +228,8 @@ class Dispatcher:
         failure = failure_of(error)
         match verdict_of(error):
             case Verdict.RUN_IS_BAD:
-                raise UsageError(f"--api-key: {replica.name} rejected the key") from error
+                version = "unknown" if replica.info is None else replica.info.version
+                raise UsageError(run_refusal(error, replica.name, version)) from error
             case Verdict.ROW_IS_BAD:
                 await self._give_up(attempt, failure)
             case Verdict.REPLICA_BUSY:

@@ -11,12 +11,15 @@ from latentwire import (
     ApiError,
     ConnectionFailedError,
     InvalidArgumentError,
+    InvalidRequestError,
     LatentwireError,
     NotReadyError,
     QueueFullError,
     TransportTimeoutError,
     UnauthorizedError,
+    __version__,
 )
+from latentwire.sampling import SamplingFields
 from latentwire_batch.tasks.results import Suspicion
 
 
@@ -53,6 +56,10 @@ class Failure:
 _BAD_ROW_STATUSES = frozenset({400, 404, 405, 413, 422})
 
 
+# Equal in every row's request, so that every row would be refused alike.
+_RUN_FIELDS = frozenset({*SamplingFields.model_fields, "date"})
+
+
 def verdict_of(error: LatentwireError) -> Verdict:
     """Judge a failed try."""
     match error:
@@ -68,10 +75,29 @@ def verdict_of(error: LatentwireError) -> Verdict:
             return Verdict.REPLICA_LOST if was_sent else Verdict.REPLICA_AWAY
         case InvalidArgumentError():
             return Verdict.ROW_IS_BAD
+        case InvalidRequestError() if error.body.field in _RUN_FIELDS:
+            return Verdict.RUN_IS_BAD
         case ApiError() if error.status in _BAD_ROW_STATUSES:
             return Verdict.ROW_IS_BAD
         case _:
             return Verdict.ROW_FAILED
+
+
+def run_refusal(error: LatentwireError, name: str, version: str) -> str:
+    """Word an error for which every row would fail.
+
+    Args:
+        error: whose verdict is RUN_IS_BAD.
+        name: of the replica.
+        version: of the replica's service.
+    """
+    if not isinstance(error, InvalidRequestError):
+        return f"--api-key: {name} rejected the key"
+    flag = "--" + str(error.body.field).replace("_", "-")
+    return (
+        f"{flag}: {name} refuses it ({error.body.detail}); it is latentwire {version}, and this is "
+        f"{__version__}"
+    )
 
 
 def failure_of(error: LatentwireError) -> Failure:

@@ -26,6 +26,7 @@ from latentwire_batch.replicas.replica import Replica
 # Wait for the other replicas once one can take work; later ones join during the run.
 _GRACE_S = 3.0
 _REPORT_INTERVAL_S = 5.0
+_MAX_REPORT_INTERVAL_S = 60.0
 _MIN_PROBE_PAUSE_S = 0.25
 _MAX_PROBE_PAUSE_S = 2.0
 
@@ -134,11 +135,12 @@ class Fleet:
                 task.cancel()
 
     async def _report_waiting(self) -> None:
-        started_s = time.monotonic()
+        started_s, pause_s = time.monotonic(), _REPORT_INTERVAL_S
         while True:
-            await asyncio.sleep(_REPORT_INTERVAL_S)
+            await asyncio.sleep(pause_s)
             seconds = round(time.monotonic() - started_s)
             self._notify(f"waiting for replicas since {seconds} s: {self._states()}")
+            pause_s = min(2 * pause_s, _MAX_REPORT_INTERVAL_S)
 
     def _states(self) -> str:
         """Describe the replicas that are not up; equal ones together."""

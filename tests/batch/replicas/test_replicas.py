@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import latentwire
 from latentwire.protocol import InfoResponse, Limits
 from latentwire_batch.dispatch.isolation import MAX_LOST
 from latentwire_batch.errors import UsageError
@@ -165,6 +166,32 @@ def test_a_key_is_sent_and_a_wrong_one_is_bad_usage(
     assert "wrong" not in ended.stderr
     assert not (output / "data.parquet").exists()
     assert collect("--overwrite", "--api-key", "right", replicas=[stub]).status == 0
+
+
+@pytest.mark.parametrize("field", ["date", "min_p", "top_p"])
+def test_a_setting_that_a_replica_refuses_ends_the_run(
+    collect: Collect, stub: StubReplica, output: Path, field: str
+) -> None:
+    """Every row would fail alike, as with a service of an earlier version."""
+    stub.behaviour.refused_field = field
+    ended = collect("--min-p", "0.1", replicas=[stub])
+    assert ended.status == 2
+    flag = "--" + field.replace("_", "-")
+    assert (
+        f"{flag}: replica 0 refuses it (scripted invalid-request); it is latentwire 0, and this is "
+        f"{latentwire.__version__}"
+    ) in ended.stderr
+    assert len(stub.received) <= 4
+    assert not (output / "data.parquet").exists()
+    stub.behaviour.refused_field = None
+    assert collect("--min-p", "0.1", replicas=[stub]).status == 0
+
+
+def test_a_task_that_a_replica_refuses_fails_alone(collect: Collect, stub: StubReplica) -> None:
+    stub.behaviour.refused_field = "task"
+    ended = collect("--limit", "3", replicas=[stub])
+    assert ended.status == 3
+    assert "3 failed with invalid-request" in ended.stderr
 
 
 def test_another_service_at_the_address_is_bad_usage(collect: Collect, stub: StubReplica) -> None:

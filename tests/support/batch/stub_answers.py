@@ -47,6 +47,7 @@ class Behaviour:
         restart_s: seconds from such an end until it is back; None: it stays away.
         tells_why: such an end is told by an answer, like that of a service whose engine failed.
         finish_reason: of every answer.
+        refused_field: requests with this field are refused, as by a service that lacks it.
     """
 
     model: str = "stub"
@@ -71,6 +72,7 @@ class Behaviour:
     restart_s: float | None = 0.0
     tells_why: bool = False
     finish_reason: str = "stop"
+    refused_field: str | None = None
 
 
 def info(behaviour: Behaviour) -> dict[str, object]:

@@ -209,6 +209,9 @@ class _Handler(BaseHTTPRequestHandler):
         stub, behaviour = self.server.stub, self.server.stub.behaviour
         if self._is_gone():
             return
+        if behaviour.refused_field in body:
+            self._problem(422, "invalid-request", {"field": behaviour.refused_field})
+            return
         if body["task"] in behaviour.drop_tasks:
             self.close_connection = True
             return
