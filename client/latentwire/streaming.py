@@ -143,7 +143,9 @@ class PlanStream:
 
     def __init__(self, call: Call, opened: Callable[[], httpx.Response]) -> None:
         self._assembly = PlanAssembly(call)
-        self._steps = self._run(opened)
+        # The steps know nothing of this object: in a cycle, a stream that is dropped would keep its
+        # request until the next garbage collection.
+        self._steps = _steps(self._assembly, opened)
 
     @property
     def plan(self) -> PlanLatent:
@@ -170,25 +172,13 @@ class PlanStream:
         """Close the connection."""
         self.close()
 
-    def _run(self, opened: Callable[[], httpx.Response]) -> Generator[PlanStep, None, None]:
-        response = opened()
-        self._assembly.begin(response)
-        try:
-            for chunk in response.iter_bytes():
-                yield from self._assembly.feed(chunk)
-        except httpx.RequestError as error:
-            raise error_of(error) from error
-        finally:
-            response.close()
-        self._assembly.check_is_whole()
-
 
 class AsyncPlanStream:
     """`PlanStream` with awaits."""
 
     def __init__(self, call: Call, opened: Callable[[], Awaitable[httpx.Response]]) -> None:
         self._assembly = PlanAssembly(call)
-        self._steps = self._run(opened)
+        self._steps = _steps_async(self._assembly, opened)
 
     @property
     def plan(self) -> PlanLatent:
@@ -215,17 +205,33 @@ class AsyncPlanStream:
         """Close the connection."""
         await self.aclose()
 
-    async def _run(
-        self, opened: Callable[[], Awaitable[httpx.Response]]
-    ) -> AsyncGenerator[PlanStep, None]:
-        response = await opened()
-        self._assembly.begin(response)
-        try:
-            async for chunk in response.aiter_bytes():
-                for step in self._assembly.feed(chunk):
-                    yield step
-        except httpx.RequestError as error:
-            raise error_of(error) from error
-        finally:
-            await response.aclose()
-        self._assembly.check_is_whole()
+
+def _steps(
+    assembly: PlanAssembly, opened: Callable[[], httpx.Response]
+) -> Generator[PlanStep, None, None]:
+    response = opened()
+    assembly.begin(response)
+    try:
+        for chunk in response.iter_bytes():
+            yield from assembly.feed(chunk)
+    except httpx.RequestError as error:
+        raise error_of(error) from error
+    finally:
+        response.close()
+    assembly.check_is_whole()
+
+
+async def _steps_async(
+    assembly: PlanAssembly, opened: Callable[[], Awaitable[httpx.Response]]
+) -> AsyncGenerator[PlanStep, None]:
+    response = await opened()
+    assembly.begin(response)
+    try:
+        async for chunk in response.aiter_bytes():
+            for step in assembly.feed(chunk):
+                yield step
+    except httpx.RequestError as error:
+        raise error_of(error) from error
+    finally:
+        await response.aclose()
+    assembly.check_is_whole()

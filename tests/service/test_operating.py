@@ -6,10 +6,17 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from latentwire_service.api.access_policy import ApiKeys, PolicyError, all_keys, policy_of
+from latentwire_service.api.access_policy import (
+    ApiKeys,
+    PolicyError,
+    all_keys,
+    is_open_to_all,
+    policy_of,
+)
 from latentwire_service.key_watch import KeyFileWatch
 from latentwire_service.settings import Settings
 from support.backends import Faults
@@ -142,6 +149,29 @@ def test_an_origin_that_no_page_has_is_refused(origin: str) -> None:
 @pytest.mark.parametrize("origin", ["*", "null", "https://example.org", "http://[::1]:3000"])
 def test_an_origin_of_a_page_is_kept(origin: str) -> None:
     assert policy_of(Settings(cors_origin=(origin,))).cors_origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_open"),
+    [
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "::"}, True),
+        ({"host": "10.0.0.1"}, True),
+        ({"host": "example.org"}, True),
+        ({"host": "0.0.0.0", "allowed_host": ("example.org",)}, True),
+        ({"host": "0.0.0.0", "api_key": ("k",)}, False),
+        ({"host": "0.0.0.0", "api_key_file": Path("keys")}, False),
+        ({"host": "127.0.0.1"}, False),
+        ({"host": "127.0.0.2"}, False),
+        ({"host": "::1"}, False),
+        ({"host": "LocalHost"}, False),
+        ({}, False),
+    ],
+)
+def test_a_service_without_keys_that_others_reach_is_noticed(
+    changes: dict[str, Any], is_open: bool
+) -> None:
+    assert is_open_to_all(Settings(**changes)) is is_open
 
 
 @pytest.mark.backends("fake")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 
 import pytest
 
-from latentwire import Client
+from latentwire import AsyncClient, Client
 from latentwire.sse import EventDecoder
 from latentwire_service.api import event_stream
 from support.backends import Faults
@@ -76,6 +77,35 @@ def test_a_reader_that_leaves_a_waiting_stream_frees_its_place(
         gate.may_pass.set()
         running.read()
     assert plan_of(post(live, GREEDY))
+
+
+def test_a_stream_that_is_dropped_without_close_frees_its_slot(
+    start: Callable[..., LiveServer], gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    live = start(Faults(before_decode=gate), max_slots=1).wait_ready()
+    with Client(live.url) as client:
+        for step in client.stream_plan_latent("x", max_new_tokens=50):
+            assert step.index == 0
+            break
+        assert live.watch.cancelled.wait(TIMEOUT_S)
+        logged(live, caplog, 499)
+
+
+def test_an_asyncio_stream_that_is_dropped_without_close_frees_its_slot(
+    start: Callable[..., LiveServer], gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def leave() -> None:
+        async with AsyncClient(live.url) as client:
+            async for step in client.stream_plan_latent("x", max_new_tokens=50):
+                assert step.index == 0
+                break
+            assert await asyncio.to_thread(live.watch.cancelled.wait, TIMEOUT_S)
+
+    caplog.set_level(logging.INFO)
+    live = start(Faults(before_decode=gate), max_slots=1).wait_ready()
+    asyncio.run(leave())
+    logged(live, caplog, 499)
 
 
 def test_a_stream_that_ends_in_an_error_is_logged_with_its_status(
