@@ -12,8 +12,8 @@ from latentwire_batch.console import Console
 from latentwire_batch.errors import BatchError, UsageError
 
 _ADVICE = {
-    "prompt-too-long": "serve with a larger --max-model-len and rerun with --retry-failed, or "
-    "collect into another --output-dir with a smaller --max-new-tokens",
+    "prompt-too-long": "serve with a larger --max-model-len and rerun with --retry-failed; a "
+    "smaller --max-new-tokens, with another --output-dir, helps only prompts below the limit",
     "invalid-request": "--retry-failed would fail again; the message says what to change",
     "invalid-row": "correct them in the input and collect into another --output-dir",
     "payload-too-large": "serve with a larger --max-body-bytes and rerun with --retry-failed",

@@ -219,27 +219,32 @@ def test_own_replicas_are_restarted_until_the_rows_are_known(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fast_probes")
+@pytest.mark.parametrize("concurrency", [64])
 def test_the_real_service_is_restarted_until_the_rows_are_known(
-    collect: Collect, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    collect: Collect,
+    output: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    concurrency: int,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("latentwire_batch.replicas.local._RESTART_PAUSE_S", 0.01)
 
     def command(_: CollectSettings) -> tuple[str, ...]:
-        return ("support.batch.killer_service", "--host", "127.0.0.1", "--max-slots", "4")
+        return ("support.batch.killer_service", "--host", "127.0.0.1", "--max-slots", "64")
 
     monkeypatch.setattr("latentwire_batch.replicas.local_plan.serve_command", command)
-    tasks = [f"KILL {i}" if i in (3, 17) else f"Open window {i}" for i in range(24)]
+    tasks = [f"{'KILL' if i in KILLERS else 'Open window'} {i}" for i in range(NUM_ROWS)]
     lines = [json.dumps({"id": f"t{i}", "task": task}) for i, task in enumerate(tasks)]
     dataset = tmp_path / "fragile.jsonl"
     dataset.write_text("\n".join(lines))
-    ended = collect("--dataset", str(dataset))
+    ended = collect("--dataset", str(dataset), "--concurrency", str(concurrency))
     assert ended.status == 3
     failures = (output / "failures.jsonl").read_text().splitlines()
-    assert [json.loads(line)["row"] for line in failures] == [3, 17]
+    assert [json.loads(line)["row"] for line in failures] == [*KILLERS]
     assert {json.loads(line)["code"] for line in failures} == {"ends-replica"}
-    assert pq.read_table(output / "data.parquet").num_rows == 22
+    assert pq.read_table(output / "data.parquet").num_rows == NUM_ROWS - len(KILLERS)
 
 
 def _attempts(count: int) -> list[Attempt]:
