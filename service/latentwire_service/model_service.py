@@ -233,7 +233,7 @@ class ModelService:
         """
         check_latent(
             completion.hidden_state,
-            num_rows=min(spec.max_rows, len(completion.token_ids)),
+            num_rows=min(spec.max_rows, completion.num_steps),
             hidden_size=backend.hidden_size,
         )
         plan = Plan(spec.plan_id, spec.sampling.seed, completion)

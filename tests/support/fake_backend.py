@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentwire_service.engine.backend import (
+    LATENT_STEPS,
     LATENTS_IN,
     BackendInfo,
     Completion,
@@ -83,7 +84,16 @@ class _Request:
     future: Future[Completion] = field(default_factory=Future)
     token_ids: list[int] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
+    num_latent_steps: int = 0
     is_cancelled: bool = False
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_latent_steps + len(self.token_ids)
+
+    @property
+    def is_latent(self) -> bool:
+        return self.num_latent_steps < self.spec.latent_steps
 
     def cancel(self) -> None:
         with self.condition:
@@ -96,7 +106,7 @@ class _Request:
 
 
 class FakeBackend:
-    """Runs `settings.max_slots` requests at a time, a token per step each.
+    """Runs `settings.max_slots` requests at a time, a latent step or a token per step each.
 
     Args:
         settings: limits, and the name of the model.
@@ -142,7 +152,7 @@ class FakeBackend:
             max_slots=self._max_slots,
             max_model_len=MAX_MODEL_LEN,
             embedding_size=HIDDEN_SIZE,
-            capabilities=frozenset({LATENTS_IN}),
+            capabilities=frozenset({LATENTS_IN, LATENT_STEPS}),
             bridges=tuple(self.bridges),
         )
 
@@ -241,17 +251,18 @@ class FakeBackend:
             request.fail(error)
 
     def _step(self) -> None:
-        if any(request.token_ids for request in self._running):
+        if any(request.num_steps for request in self._running):
             self._before_decode()
-        started = [request for request in self._running if not request.token_ids]
-        num_new_tokens = len(self._running)
+        started = [request for request in self._running if not request.num_steps]
+        num_latent_steps = sum(request.is_latent for request in self._running)
         now = time.monotonic()
         for request in started:
             request.first_token_at = now
         self._on_step(
             StepStats(
                 num_prompt_tokens=sum(len(request.spec.prompt) for request in started),
-                num_new_tokens=num_new_tokens,
+                num_new_tokens=len(self._running) - num_latent_steps,
+                num_latent_steps=num_latent_steps,
                 first_token_s=[now - request.submitted_at for request in started],
             )
         )
@@ -263,22 +274,32 @@ class FakeBackend:
                 self._finish(request, reason)
 
     def _advance(self, request: _Request) -> FinishReason | None:
-        """Give a request its next token."""
-        index = len(request.token_ids)
-        token_id = letter(request.spec, index)
-        request.token_ids.append(token_id)
-        row = hidden_row(token_id, index) if index < request.spec.max_rows else None
+        """Give a request its next latent step or token."""
+        index = request.num_steps
+        token_id = None if request.is_latent else letter(request.spec, len(request.token_ids))
+        row = hidden_row(token_id or 0, index) if index < request.spec.max_rows else None
         if row is not None:
             request.rows.append(row)
         reason = None
-        if request.detokenizer.append(token_id):
-            reason = FinishReason.STOP
-        elif len(request.token_ids) == request.spec.sampling.max_new_tokens:
-            reason = FinishReason.LENGTH
+        if token_id is None:
+            request.num_latent_steps += 1
+            if request.num_steps == request.spec.num_outputs:
+                reason = FinishReason.LATENT
+        else:
+            reason = self._append_token(request, token_id)
         if request.on_step is not None:
-            text = request.detokenizer.take_text(request.token_ids if reason else None)
+            text = ""
+            if token_id is not None:
+                text = request.detokenizer.take_text(request.token_ids if reason else None)
             request.on_step(Step(index, token_id, text, row))
         return reason
+
+    def _append_token(self, request: _Request, token_id: int) -> FinishReason | None:
+        request.token_ids.append(token_id)
+        if request.detokenizer.append(token_id):
+            return FinishReason.STOP
+        is_last = len(request.token_ids) == request.spec.sampling.max_new_tokens
+        return FinishReason.LENGTH if is_last else None
 
     def _finish(self, request: _Request, reason: FinishReason) -> None:
         try:
@@ -296,6 +317,7 @@ class FakeBackend:
             queue_s=request.started_at - request.submitted_at,
             prefill_s=request.first_token_at - request.started_at,
             decode_s=time.monotonic() - request.first_token_at,
+            num_latent_steps=request.num_latent_steps,
         )
         if request.future.set_running_or_notify_cancel():
             request.future.set_result(completion)

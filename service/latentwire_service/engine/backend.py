@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from latentwire_service.engine.errors import (
     EngineError,
     InvalidParamsError,
     LatentInvalidError,
+    PromptTooLongError,
 )
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.sampling_params import SamplingParams
@@ -32,6 +33,22 @@ ComputeDtype = Literal["bfloat16", "float16", "float32"]
 LATENTS_IN, LATENT_STEPS, SCORING = "latents-in", "latent-steps", "scoring"
 
 
+class StepBridge(Protocol):
+    """Turns hidden rows into the inputs of latent steps. It is pure, and works row by row.
+
+    The types are Any because this module knows no tensors: both are `torch.Tensor`. A bridge may
+    have an attribute `start`, a `[embedding_size]` tensor: the input of the first latent step in
+    place of what the bridge makes.
+    """
+
+    def __call__(self, rows: Any, /) -> Any:
+        """Return `[B, embedding_size]` float32 for rows `[B, hidden_size]` float32.
+
+        Requests with the same bridge are computed together, on the model's device.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationSpec:
     """Everything that decides one answer, and the caller who gets it.
@@ -42,6 +59,11 @@ class GenerationSpec:
         sampling: how tokens are chosen and when generation ends.
         k: number of hidden rows to keep; None keeps all.
         caller: requests of one caller share its turns in the queue; "" when callers are unknown.
+        latent_steps: steps before the first token whose input is an embedding made of the last row.
+        step_bridge: makes these inputs; needed if there are any.
+
+    Raises:
+        InvalidParamsError: there is nothing to generate, or no bridge for the latent steps.
     """
 
     plan_id: str
@@ -49,19 +71,44 @@ class GenerationSpec:
     sampling: SamplingParams
     k: int | None = None
     caller: str = ""
+    latent_steps: int = 0
+    step_bridge: StepBridge | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is something to generate."""
+        if self.latent_steps < 0:
+            raise InvalidParamsError("latent_steps", "must be at least 0")
+        if not self.num_outputs:
+            raise InvalidParamsError("max_new_tokens", "must be at least 1 without latent_steps")
+        if self.latent_steps and self.step_bridge is None:
+            raise InvalidParamsError("step_bridge", "latent_steps need a bridge")
+
+    @property
+    def num_outputs(self) -> int:
+        """Most steps of the answer: latent steps and tokens."""
+        return self.latent_steps + self.sampling.max_new_tokens
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of a slot that the request may need."""
+        return len(self.prompt) + self.num_outputs
 
     @property
     def max_rows(self) -> int:
         """Most hidden rows that the answer can have."""
-        limit = self.sampling.max_new_tokens
+        limit = self.num_outputs
         return limit if self.k is None else min(self.k, limit)
 
 
 class FinishReason(enum.Enum):
-    """Why generation ended. When the last allowed token is also a stop, the reason is STOP."""
+    """Why generation ended. When the last allowed token is also a stop, the reason is STOP.
+
+    LATENT: the request has latent steps alone.
+    """
 
     STOP = "stop"
     LENGTH = "length"
+    LATENT = "latent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +118,13 @@ class Completion:
     Attributes:
         text: the plan, without special tokens, cut before a stop string.
         token_ids: the L generated tokens, end-of-sequence included.
-        hidden_state: `[min(k, L), hidden_size]` float32, C-contiguous, CPU.
+        hidden_state: `[min(k, n + L), hidden_size]` float32, C-contiguous, CPU: the rows of the n
+            latent steps, then one for each token. Row i < n is the one that became the input of
+            latent step i; row n + t predicts token t.
         queue_s: seconds from the submission to a slot.
-        prefill_s: seconds from there to the first token.
+        prefill_s: seconds from there to the first row.
         decode_s: seconds from there to the last token.
+        num_latent_steps: n.
     """
 
     text: str
@@ -85,22 +135,28 @@ class Completion:
     queue_s: float
     prefill_s: float
     decode_s: float
+    num_latent_steps: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Latent steps and tokens: the number of rows when all are kept."""
+        return self.num_latent_steps + len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One generated token, as a streaming caller gets it.
+    """One latent step or generated token, as a streaming caller gets it.
 
     Attributes:
-        index: position among the generated tokens, from 0.
-        token_id: the token.
+        index: position among the latent steps and the tokens after them, from 0.
+        token_id: the token; None for a latent step.
         text: the characters that the plan grew by; empty while a character is unfinished, or while
             the end of the text may be the beginning of a stop string.
         row: `[hidden_size]` float32, a view of the request's own rows; None after its first k.
     """
 
     index: int
-    token_id: int
+    token_id: int | None
     text: str
     row: npt.NDArray[np.float32] | None
 
@@ -112,12 +168,14 @@ class StepStats:
     Attributes:
         num_prompt_tokens: prompt positions computed.
         num_new_tokens: tokens generated.
+        num_latent_steps: latent steps made.
         first_token_s: for each request that got its first token, the seconds since its submission.
     """
 
     num_prompt_tokens: int
     num_new_tokens: int
     first_token_s: Sequence[float]
+    num_latent_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +236,17 @@ class BackendInfo:
 
         Raises:
             InvalidParamsError: the engine lacks a capability, or embeddings have another width.
+            PromptTooLongError: the request needs more positions than a slot has.
         """
+        if spec.num_positions > self.max_model_len:
+            raise PromptTooLongError(
+                len(spec.prompt),
+                spec.sampling.max_new_tokens,
+                self.max_model_len,
+                spec.latent_steps,
+            )
+        if spec.latent_steps:
+            self.require(LATENT_STEPS, "latent_steps")
         width = spec.prompt.embedding_size
         if width is not None:
             self.require(LATENTS_IN, "prompt")
@@ -272,11 +340,11 @@ class Backend(Protocol):
 
         Args:
             spec: the request.
-            on_step: called on the engine's thread with each token before the future is resolved;
+            on_step: called on the engine's thread with each step before the future is resolved;
                 must not block. None: the caller does not stream.
 
         Raises:
-            InvalidParamsError: the engine cannot run it; see `BackendInfo.check`.
+            InvalidParamsError, PromptTooLongError: as `BackendInfo.check`.
             QueueFullError: the queue is full.
             EngineUnavailableError: the engine is stopping or lost.
         """
@@ -317,7 +385,7 @@ def check_latent(
 
     Args:
         hidden_state: `[rows, width]` float32.
-        num_rows: min(k, L) for L generated tokens.
+        num_rows: min(k, n + L) for n latent steps and L generated tokens.
         hidden_size: width H of the model.
 
     Raises:

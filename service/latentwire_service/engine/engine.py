@@ -1,13 +1,10 @@
-"""One synchronous step: schedule, run, sample, deliver each request's token and hidden row."""
+"""One synchronous step: schedule, run, sample, deliver each request's step and hidden row."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from latentwire_service.engine.backend import GenerationSpec, OnStep, StepStats
 from latentwire_service.engine.detokenizer import Tokenizer, special_tokens
@@ -15,54 +12,16 @@ from latentwire_service.engine.errors import (
     DetokenizationError,
     EngineError,
     LatentInvalidError,
-    NoTokenError,
     RequestCancelledError,
 )
 from latentwire_service.engine.logits import LogitsChanges, RowLogitsFactory
+from latentwire_service.engine.passes.latent_steps import LatentSteps
+from latentwire_service.engine.passes.outputs import Computed, OutputReader
 from latentwire_service.engine.prefix_cache import PrefixCache
-from latentwire_service.engine.request import Request
-from latentwire_service.engine.row_copy import PendingRows, RowCopier
-from latentwire_service.engine.runner import ModelRunner, PromptPart, StepOutput
-from latentwire_service.engine.sampler import SamplingBatch, sample
+from latentwire_service.engine.request import Request, RequestStatus
+from latentwire_service.engine.row_copy import RowCopier
+from latentwire_service.engine.runner import ModelRunner, PromptPart
 from latentwire_service.engine.scheduler import PrefillChunk, Scheduler
-
-
-@dataclass(frozen=True, slots=True)
-class _Computed:
-    """What a pass gives its requests, on the host.
-
-    Attributes:
-        token_ids: `[B]`, the next token of each request.
-        is_finite: `[B]`, whether every value of its hidden row is finite.
-        is_choice: `[B]`, whether the token's logit is a number above -inf.
-        errors: the failure of each request whose logits could not be changed.
-        changed: indices of the requests whose logits were changed.
-        keeping: indices of the requests that keep this step's row.
-        rows: `[len(keeping), hidden_size]` float32; the next step may overwrite it.
-    """
-
-    token_ids: Sequence[int]
-    is_finite: Sequence[int]
-    is_choice: Sequence[int]
-    errors: Mapping[int, EngineError]
-    changed: frozenset[int]
-    keeping: Sequence[int]
-    rows: Sequence[npt.NDArray[np.float32]] | npt.NDArray[np.float32]
-
-    def error_of(self, index: int) -> EngineError | None:
-        """Return why a request has no valid token; None when it has one."""
-        if not self.is_finite[index]:
-            return LatentInvalidError("the model's hidden state is not finite")
-        if index in self.errors:
-            return self.errors[index]
-        if self.is_choice[index]:
-            return None
-        if index in self.changed:
-            return NoTokenError(
-                "no token can be chosen: the request and the model's generation defaults exclude "
-                "them all"
-            )
-        return LatentInvalidError("the model's logits are not numbers")
 
 
 class Engine:
@@ -93,7 +52,9 @@ class Engine:
         self._eos_token_ids = eos_token_ids
         self._clock = clock
         self._changes = LogitsChanges(make_row_logits)
-        self._copier = RowCopier(runner.device, runner.max_slots, runner.hidden_size)
+        self._latents = LatentSteps(runner.embedding_size)
+        copier = RowCopier(runner.device, runner.max_slots, runner.hidden_size)
+        self._reader = OutputReader(self._changes, self._latents, copier)
         self._prefixes = PrefixCache()
         self._scheduler = Scheduler(runner.max_slots, prefill_chunk, self._prefixes)
 
@@ -137,6 +98,9 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """Drop a request; its slot is free from the next step on. A finished one stays as it is."""
         if not request.is_finished:
+            # Nothing has shown yet that the model computes the given embeddings to numbers.
+            if request.status is RequestStatus.PREFILL and request.spec.prompt.embeddings:
+                self._runner.clear_slot(_slot(request))
             self._fail(request, RequestCancelledError("the request was cancelled"))
 
     def fail_all(self, error: EngineError) -> None:
@@ -153,19 +117,22 @@ class Engine:
             self._runner.move_slot(move.source, move.target, move.num_tokens)
         for load in schedule.loads:
             self._runner.load_prefix(load.match.prefix_id, load.slot, load.match.num_tokens)
-        first_token_s: Sequence[float] = ()
+        stepping = [*schedule.decode, *(c.request for c in schedule.prefill if c.is_last)]
+        num_latent_steps = sum(request.is_latent for request in stepping)
+        first_token_s: list[float] = []
         if schedule.prefill:
-            first_token_s = self._prefill(schedule.prefill)
+            first_token_s += self._prefill(schedule.prefill)
         if schedule.decode:
-            self._decode(schedule.decode, schedule.num_slots)
+            first_token_s += self._decode(schedule.decode, schedule.num_slots)
         return StepStats(
             num_prompt_tokens=sum(chunk.end - chunk.start for chunk in schedule.prefill),
-            num_new_tokens=len(schedule.decode) + sum(chunk.is_last for chunk in schedule.prefill),
+            num_new_tokens=len(stepping) - num_latent_steps,
             first_token_s=first_token_s,
+            num_latent_steps=num_latent_steps,
         )
 
     def _prefill(self, chunks: Sequence[PrefillChunk]) -> Sequence[float]:
-        """Compute prompt chunks; return the time to first token, in seconds, of each that ends."""
+        """Compute prompt chunks; return the time to first token of each request that gets one."""
         parts = [
             PromptPart(_slot(c.request), c.request.spec.prompt.slice(c.start, c.end), c.start)
             for c in chunks
@@ -177,9 +144,12 @@ class Engine:
         if not complete:
             return ()
         requests = [chunks[row].request for row in complete]
-        computed = self._compute(requests, complete, output)
+        computed = self._reader.read(requests, complete, output)
         now = self._clock()
-        first_token_s = [request.start_decode(now) for request in requests]
+        waits = [request.start_decode(now) for request in requests]
+        first_token_s = [
+            wait for request, wait in zip(requests, waits, strict=True) if not request.is_latent
+        ]
         for request, is_finite in zip(requests, computed.is_finite, strict=True):
             # A prompt that the model cannot compute teaches no prefix.
             if is_finite:
@@ -195,58 +165,26 @@ class Engine:
             self._runner.drop_prefix(prefix_id)
         self._runner.keep_prefix(change.prefix_id, _slot(request), change.num_tokens)
 
-    def _decode(self, requests: Sequence[Request], num_slots: int) -> None:
+    def _decode(self, requests: Sequence[Request], num_slots: int) -> Sequence[float]:
+        """Run one step; return the time to first token of each request that gets one."""
         token_ids = np.zeros(num_slots, dtype=np.int64)
         positions = np.full(num_slots, self._runner.max_model_len, dtype=np.int64)
         slots = [_slot(request) for request in requests]
-        token_ids[slots] = [request.token_ids[-1] for request in requests]
+        # In a latent step, the runner reads an embedding in place of the token.
+        token_ids[slots] = [
+            request.token_ids[-1] if request.token_ids else 0 for request in requests
+        ]
         positions[slots] = [request.num_cached for request in requests]
-        computed = self._compute(requests, slots, self._runner.decode(token_ids, positions))
-        self._deliver(requests, computed, self._clock())
+        embeddings = self._latents.take(requests, slots, num_slots)
+        output = self._runner.decode(token_ids, positions, embeddings)
+        computed = self._reader.read(requests, slots, output)
+        now = self._clock()
+        is_first = [not (request.is_latent or request.token_ids) for request in requests]
+        self._deliver(requests, computed, now)
+        return [now - r.submitted_at for r, first in zip(requests, is_first, strict=True) if first]
 
-    @torch.inference_mode()
-    def _compute(
-        self, requests: Sequence[Request], rows: Sequence[int], output: StepOutput
-    ) -> _Computed:
-        """Sample the next token of each request from its row, and copy the hidden rows it keeps."""
-        logits, hidden = output.logits, output.hidden
-        if len(rows) != len(logits):
-            index = torch.tensor(rows, device=logits.device)
-            logits, hidden = logits[index], hidden[index]
-        changed = self._changes.apply(requests, logits)
-        batch = SamplingBatch.build(
-            changed.sampling, [len(request.token_ids) for request in requests], logits.device
-        )
-        # Begun before sampling and awaited after it: on a GPU the two run side by side.
-        keeping = [row for row, request in enumerate(requests) if not request.rows.is_full]
-        pending = self._start_copy(keeping, hidden)
-        sampled = sample(changed.logits, batch)
-        chosen = changed.logits.gather(1, sampled[:, None])[:, 0]
-        # False for NaN, too.
-        is_choice = chosen > float("-inf")
-        token_ids, is_finite, is_choice = torch.stack(
-            [sampled, torch.isfinite(hidden).all(dim=-1).long(), is_choice.long()]
-        ).tolist()
-        return _Computed(
-            token_ids,
-            is_finite,
-            is_choice,
-            changed.errors,
-            changed.rows,
-            keeping,
-            () if pending is None else pending.wait(),
-        )
-
-    def _start_copy(self, keeping: Sequence[int], hidden: torch.Tensor) -> PendingRows | None:
-        """Move hidden rows off the device: one copy for all, none for requests that have theirs."""
-        if not keeping:
-            return None
-        if len(keeping) != len(hidden):
-            hidden = hidden[torch.tensor(keeping, device=hidden.device)]
-        return self._copier.start(hidden)
-
-    def _deliver(self, requests: Sequence[Request], computed: _Computed, now: float) -> None:
-        """Give each request its row and its token; end those that are done or have failed."""
+    def _deliver(self, requests: Sequence[Request], computed: Computed, now: float) -> None:
+        """Give each request its row and its step; end those that are done or have failed."""
         for index, row in zip(computed.keeping, computed.rows, strict=True):
             requests[index].rows.append(row)
         for index, request in enumerate(requests):
@@ -257,7 +195,10 @@ class Engine:
                 self._fail(request, error)
                 continue
             try:
-                reason = request.append_token(computed.token_ids[index], self._eos_token_ids)
+                if index in computed.stepping:
+                    reason = request.append_latent()
+                else:
+                    reason = request.append_token(computed.token_ids[index], self._eos_token_ids)
             except DetokenizationError as failure:
                 self._fail(request, failure)
                 continue
@@ -267,6 +208,7 @@ class Engine:
     def _finish(self, request: Request, now: float) -> None:
         self._scheduler.remove(request)
         self._changes.forget(request)
+        self._latents.forget(request)
         try:
             completion = request.completion(now)
         except (LatentInvalidError, DetokenizationError) as error:
@@ -277,6 +219,7 @@ class Engine:
     def _fail(self, request: Request, error: EngineError) -> None:
         self._scheduler.remove(request)
         self._changes.forget(request)
+        self._latents.forget(request)
         request.resolve(error)
 
 

@@ -11,6 +11,7 @@ EngineError
 ├── LatentInvalidError       a hidden row is missing, of another width, or not finite
 ├── DetokenizationError      the tokenizer cannot decode the tokens
 ├── ProcessorError           a change to the logits raised
+├── BridgeError              a bridge cannot make the inputs of latent steps
 ├── NoTokenError             every token is excluded
 └── ModelError               the model cannot be served
     ├── ModelNotFoundError       nothing loadable under that name
@@ -35,11 +36,16 @@ class InvalidParamsError(EngineError):
 
 
 class PromptTooLongError(EngineError):
-    """The prompt and `max_new_tokens` do not fit into `max_model_len` positions."""
+    """Prompt, `latent_steps` and `max_new_tokens` do not fit into `max_model_len` positions."""
 
-    def __init__(self, prompt_tokens: int, max_new_tokens: int, max_model_len: int) -> None:
+    def __init__(
+        self, prompt_tokens: int, max_new_tokens: int, max_model_len: int, latent_steps: int = 0
+    ) -> None:
+        parts = [f"the prompt has {prompt_tokens} tokens"]
+        if latent_steps:
+            parts.append(f"latent_steps is {latent_steps}")
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens and max_new_tokens is {max_new_tokens}; "
+            f"{', '.join(parts)} and max_new_tokens is {max_new_tokens}; "
             f"together they must not exceed {max_model_len}"
         )
         self.prompt_tokens = prompt_tokens
@@ -82,6 +88,10 @@ class DetokenizationError(EngineError):
 
 class ProcessorError(EngineError):
     """A change to the request's logits raised; the cause is its own exception."""
+
+
+class BridgeError(EngineError):
+    """The bridge of a request's latent steps raised, or gave other shapes; the cause tells."""
 
 
 class NoTokenError(EngineError):

@@ -23,6 +23,7 @@ from latentwire_service.engine.backend import (
 )
 from latentwire_service.engine.detokenizer import Detokenizer, SpecialToken, Tokenizer
 from latentwire_service.engine.errors import EngineError, LatentInvalidError
+from latentwire_service.engine.prompt import PLACEHOLDER_ID
 
 
 class RequestStatus(enum.Enum):
@@ -62,8 +63,8 @@ class HiddenRows:
         row: npt.NDArray[np.float32] | None = self._rows[index] if index < self._num_rows else None
         return row
 
-    def checked(self, num_tokens: int) -> npt.NDArray[np.float32]:
-        """Return the rows once the latent's invariant holds for `num_tokens` generated tokens.
+    def checked(self, num_steps: int) -> npt.NDArray[np.float32]:
+        """Return the rows once the latent's invariant holds for `num_steps` steps.
 
         Raises:
             LatentInvalidError: rows are missing or of another width, or a value is not finite.
@@ -73,7 +74,7 @@ class HiddenRows:
             raise LatentInvalidError(f"a hidden row is not {hidden_size} wide")
         return check_latent(
             self._rows[: self._num_rows],
-            num_rows=min(max_rows, num_tokens),
+            num_rows=min(max_rows, num_steps),
             hidden_size=hidden_size,
         )
 
@@ -85,7 +86,7 @@ class Request:
         spec: what was submitted.
         hidden_size: width H of a hidden row.
         tokenizer: turns tokens into text.
-        on_step: called with each token before the future is resolved; None: nobody streams.
+        on_step: called with each step before the future is resolved; None: nobody streams.
         submitted_at: seconds on the engine's clock.
         special: the tokenizer's special tokens.
     """
@@ -95,8 +96,9 @@ class Request:
         "_admitted_at",
         "_detokenizer",
         "_finish_reason",
-        "_first_token_at",
+        "_first_row_at",
         "_max_new_tokens",
+        "_num_latent_steps",
         "_num_prefilled",
         "_on_step",
         "_slot",
@@ -134,9 +136,10 @@ class Request:
         self._status = RequestStatus.WAITING
         self._slot: int | None = None
         self._num_prefilled = 0
+        self._num_latent_steps = 0
         self._finish_reason: FinishReason | None = None
         self._admitted_at = 0.0
-        self._first_token_at = 0.0
+        self._first_row_at = 0.0
 
     @property
     def status(self) -> RequestStatus:
@@ -161,7 +164,22 @@ class Request:
     @property
     def num_cached(self) -> int:
         """Positions of the slot that hold keys and values."""
-        return self._num_prefilled + max(0, len(self.token_ids) - 1)
+        return self._num_prefilled + max(0, self.num_steps - 1)
+
+    @property
+    def num_steps(self) -> int:
+        """Latent steps and tokens so far."""
+        return self._num_latent_steps + len(self.token_ids)
+
+    @property
+    def last_token_id(self) -> int:
+        """The input of the next step; a placeholder where that is an embedding."""
+        return self.token_ids[-1] if self.token_ids else PLACEHOLDER_ID
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether the next row is that of a latent step, and not that of a token."""
+        return self._num_latent_steps < self.spec.latent_steps
 
     @property
     def admitted_at(self) -> float:
@@ -192,14 +210,14 @@ class Request:
         self._num_prefilled = end
 
     def start_decode(self, now: float) -> float:
-        """Note that the prompt is complete and its step gives the first token.
+        """Note that the prompt is complete and its step gives the first row.
 
         Returns:
-            seconds since the submission: the time to first token.
+            seconds since the submission: the time to first token, when there are no latent steps.
         """
         assert self._status is RequestStatus.PREFILL
         assert self._num_prefilled == self.num_prompt_tokens
-        self._first_token_at = now
+        self._first_row_at = now
         self._status = RequestStatus.DECODE
         return now - self.submitted_at
 
@@ -207,6 +225,22 @@ class Request:
         """Take another slot instead of the current one."""
         assert self._slot is not None
         self._slot = slot
+
+    def append_latent(self) -> FinishReason | None:
+        """Note a latent step, and pass it to the streaming caller.
+
+        Returns:
+            why generation ends with this step; None when it continues.
+        """
+        assert self._status is RequestStatus.DECODE
+        assert self.is_latent
+        index = self._num_latent_steps
+        self._num_latent_steps += 1
+        if not self.is_latent and not self._max_new_tokens:
+            self._finish_reason = FinishReason.LATENT
+        if self._on_step is not None:
+            self._on_step(Step(index, None, "", self.rows.row(index)))
+        return self._finish_reason
 
     def append_token(self, token_id: int, eos_token_ids: frozenset[int]) -> FinishReason | None:
         """Take the next generated token and pass it to the streaming caller.
@@ -218,6 +252,7 @@ class Request:
             DetokenizationError: the tokenizer cannot decode the tokens.
         """
         assert self._status is RequestStatus.DECODE
+        assert not self.is_latent
         self.token_ids.append(token_id)
         if token_id in eos_token_ids or self._detokenizer.append(token_id):
             self._finish_reason = FinishReason.STOP
@@ -226,7 +261,7 @@ class Request:
         if self._on_step is not None:
             is_last = self._finish_reason is not None
             text = self._detokenizer.take_text(self.token_ids if is_last else None)
-            index = len(self.token_ids) - 1
+            index = self.num_steps - 1
             self._on_step(Step(index, token_id, text, self.rows.row(index)))
         return self._finish_reason
 
@@ -236,7 +271,7 @@ class Request:
         self._status = RequestStatus.FINISHED
 
     def completion(self, now: float) -> Completion:
-        """Build the result of a request whose last token came at `now`.
+        """Build the result of a request whose last step came at `now`.
 
         Raises:
             LatentInvalidError: the hidden rows break the latent's invariant.
@@ -246,12 +281,13 @@ class Request:
         return Completion(
             text=self._detokenizer.final_text(self.token_ids),
             token_ids=self.token_ids,
-            hidden_state=self.rows.checked(len(self.token_ids)),
+            hidden_state=self.rows.checked(self.num_steps),
             finish_reason=self._finish_reason,
             prompt_tokens=self.num_prompt_tokens,
             queue_s=self._admitted_at - self.submitted_at,
-            prefill_s=self._first_token_at - self._admitted_at,
-            decode_s=now - self._first_token_at,
+            prefill_s=self._first_row_at - self._admitted_at,
+            decode_s=now - self._first_row_at,
+            num_latent_steps=self._num_latent_steps,
         )
 
     def resolve(self, outcome: Completion | EngineError) -> None:

@@ -38,6 +38,19 @@ class StepOutput:
     hidden: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class StepEmbeddings:
+    """The inputs of a decode step that are not tokens.
+
+    Attributes:
+        rows: `[B, embedding_size]` float32 on the model's device, finite.
+        is_used: `[B]` bool on the model's device, which rows are read.
+    """
+
+    rows: torch.Tensor
+    is_used: torch.Tensor
+
+
 class ModelRunner(Protocol):
     """What the engine needs of a model."""
 
@@ -49,6 +62,11 @@ class ModelRunner(Protocol):
     @property
     def hidden_size(self) -> int:
         """Width H of a hidden row."""
+        ...
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of an input embedding."""
         ...
 
     @property
@@ -66,9 +84,15 @@ class ModelRunner(Protocol):
         ...
 
     def decode(
-        self, token_ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+        self,
+        token_ids: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        embeddings: StepEmbeddings | None = None,
     ) -> StepOutput:
-        """Run one token of each slot ``0..B-1``; a row at position `max_model_len` stays idle."""
+        """Run one input of each slot ``0..B-1``; a row at position `max_model_len` stays idle.
+
+        With embeddings, some rows get these in place of the embedding of their token.
+        """
         ...
 
     def move_slot(self, source: int, target: int, num_tokens: int) -> None:

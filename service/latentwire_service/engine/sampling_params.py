@@ -13,7 +13,7 @@ class SamplingParams:
     """Sampling parameters of one request, with Hugging Face's meanings.
 
     Attributes:
-        max_new_tokens: maximum number of tokens to generate, >= 1.
+        max_new_tokens: maximum number of tokens to generate; 0 needs latent steps.
         seed: in [0, 2**63); the seed and the step index determine all noise of the request.
         do_sample: False means greedy decoding.
         temperature: logits are divided by it; 0 means greedy decoding.
@@ -49,8 +49,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.max_new_tokens < 1:
-            raise InvalidParamsError("max_new_tokens", "must be at least 1")
+        if self.max_new_tokens < 0:
+            raise InvalidParamsError("max_new_tokens", "must be at least 0")
         if not 0 <= self.seed < 2**63:
             raise InvalidParamsError("seed", "must be in [0, 2**63)")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from latentwire_service.engine.runner import PromptPart, StepOutput
+from latentwire_service.engine.runner import PromptPart, StepEmbeddings, StepOutput
 
 VOCAB_SIZE = 50
 HIDDEN_SIZE = 4
+EMBEDDING_SIZE = 4
 
 
 def count_up(history: Sequence[int]) -> int:
@@ -24,6 +25,8 @@ def hidden_row(token_id: int, position: int) -> list[float]:
 
 class FakeModelRunner:
     """Greedily, each slot's next token is `next_token(all tokens fed to it)`.
+
+    An embedding is read as the token that its first value names.
 
     Args:
         before_step: called at the start of each pass; may block on an event, or raise.
@@ -40,6 +43,7 @@ class FakeModelRunner:
     ) -> None:
         self.device = torch.device("cpu")
         self.hidden_size = HIDDEN_SIZE
+        self.embedding_size = EMBEDDING_SIZE
         self.max_slots = max_slots
         self.max_model_len = max_model_len
         self.histories: list[list[int]] = [[] for _ in range(max_slots)]
@@ -53,13 +57,23 @@ class FakeModelRunner:
         self._before_step()
         for part in parts:
             del self.histories[part.slot][part.start :]
-            self._feed(part.slot, part.prompt.token_ids, part.start)
+            tokens = list(part.prompt.token_ids)
+            for span in part.prompt.embeddings:
+                tokens[span.start : span.end] = [int(row[0]) for row in span.rows]
+            self._feed(part.slot, tokens, part.start)
         return self._output([part.slot for part in parts])
 
     def decode(
-        self, token_ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+        self,
+        token_ids: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        embeddings: StepEmbeddings | None = None,
     ) -> StepOutput:
         self._before_step()
+        if embeddings is not None:
+            assert embeddings.rows.shape == (len(token_ids), EMBEDDING_SIZE)
+            used = embeddings.is_used.numpy()
+            token_ids = np.where(used, embeddings.rows[:, 0].numpy(), token_ids).astype(np.int64)
         for slot, (token_id, position) in enumerate(zip(token_ids, positions, strict=True)):
             if position != self.max_model_len:
                 self._feed(slot, [int(token_id)], int(position))

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from latentwire_service.engine.backend import GenerationSpec
+from latentwire_service.engine.backend import GenerationSpec, StepBridge
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.request import Request
 from latentwire_service.engine.sampling_params import SamplingParams
@@ -28,6 +28,8 @@ def make_spec(
     *,
     k: int | None = None,
     caller: str = "",
+    latent_steps: int = 0,
+    step_bridge: StepBridge | None = None,
     **params: Any,
 ) -> GenerationSpec:
     """A greedy request by default; `params` override its sampling parameters."""
@@ -35,7 +37,9 @@ def make_spec(
     sampling = SamplingParams(max_new_tokens=max_new_tokens, **(defaults | params))
     if not isinstance(prompt, Prompt):
         prompt = Prompt(tuple(prompt))
-    return GenerationSpec(f"plan-{next(_ids)}", prompt, sampling, k, caller)
+    return GenerationSpec(
+        f"plan-{next(_ids)}", prompt, sampling, k, caller, latent_steps, step_bridge
+    )
 
 
 def make_request(prompt: Sequence[int], max_new_tokens: int = 4, **options: Any) -> Request:

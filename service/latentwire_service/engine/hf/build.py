@@ -68,7 +68,13 @@ def _build(
     if compile_decode:
         make_traceable(model)
     runner = HfModelRunner(
-        model, probed.shapes, probed.hidden_size, max_slots, max_model_len, compile_decode
+        model,
+        probed.shapes,
+        probed.hidden_size,
+        max_slots,
+        max_model_len,
+        compile_decode,
+        takes_embeddings=probed.embedding_refusal is None,
     )
     if max_model_len >= PROBE_TOKENS:
         _check(model, probed, runner)

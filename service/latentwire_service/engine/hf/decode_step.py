@@ -9,16 +9,17 @@ from __future__ import annotations
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
 
 from latentwire_service.engine.hf.kv_cache import CacheView
-from latentwire_service.engine.runner import StepOutput
+from latentwire_service.engine.runner import StepEmbeddings, StepOutput
 
-# A step over the `[B, 1]` int64 tokens of a view.
-Step = Callable[[torch.Tensor, CacheView], StepOutput]
+# A step over the `[B, 1]` int64 tokens of a view; the second kind reads embeddings, too.
+TokenStep = Callable[[torch.Tensor, CacheView], StepOutput]
+MixedStep = Callable[[torch.Tensor, CacheView, StepEmbeddings], StepOutput]
 # Records what a function does on the device; returns a function that does it again.
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 
@@ -45,13 +46,39 @@ def make_traceable(model: Any) -> None:
                 module.forward = types.MethodType(forward.__wrapped__, module)
 
 
-def compiled(step: Step, device: torch.device) -> Step:
-    """Compile a step in one graph without a break, and record it where the device is a GPU.
+class Step(Protocol):
+    """A decode step, with embeddings in place of some tokens or without."""
+
+    def __call__(
+        self, token_ids: torch.Tensor, view: CacheView, embeddings: StepEmbeddings | None = None, /
+    ) -> StepOutput:
+        """Run the step over `[B, 1]` int64 tokens."""
+        ...
+
+
+def either(step: TokenStep, mixed_step: MixedStep) -> Step:
+    """Return a step that is the first one without embeddings, and the second one with some."""
+
+    def run(
+        token_ids: torch.Tensor, view: CacheView, embeddings: StepEmbeddings | None = None, /
+    ) -> StepOutput:
+        if embeddings is None:
+            return step(token_ids, view)
+        return mixed_step(token_ids, view, embeddings)
+
+    return run
+
+
+def compiled(step: TokenStep, mixed_step: MixedStep, device: torch.device) -> Step:
+    """Compile steps in one graph each without a break, and record them where the device is a GPU.
 
     Rows and lengths become dynamic once they vary, so that few shapes are compiled, however many
     are recorded. The CUDA branch is reached on a GPU only.
     """
-    traced = torch.compile(step, fullgraph=True)
+    traced = either(
+        torch.compile(step, fullgraph=True),
+        torch.compile(mixed_step, fullgraph=True),
+    )
     return RecordedStep(traced, CudaGraphRecorder(device)) if device.type == "cuda" else traced
 
 
@@ -61,6 +88,7 @@ class _Recording:
 
     token_ids: torch.Tensor
     view: CacheView
+    embeddings: StepEmbeddings | None
     output: StepOutput
     replay: Callable[[], None]
 
@@ -78,29 +106,38 @@ class RecordedStep:
     def __init__(self, step: Step, record: Recorder) -> None:
         self._step = step
         self._record = record
-        self._recordings: dict[tuple[int, int], _Recording] = {}
+        self._recordings: dict[tuple[int, int, bool], _Recording] = {}
         # Outside the recordings' own memory: those share it, and keep nothing in it.
         self._outputs: dict[int, StepOutput] = {}
 
-    def __call__(self, token_ids: torch.Tensor, view: CacheView) -> StepOutput:
+    def __call__(
+        self, token_ids: torch.Tensor, view: CacheView, embeddings: StepEmbeddings | None = None, /
+    ) -> StepOutput:
         """Run the step.
 
         Args:
             token_ids: `[B, 1]` int64.
             view: dense, of the slots ``0..B-1``.
+            embeddings: of B rows; None when all inputs are tokens.
         """
         assert view.is_dense
-        key = (len(token_ids), view.kv_length)
+        key = (len(token_ids), view.kv_length, embeddings is not None)
         recording = self._recordings.get(key)
         if recording is None:
-            recording = self._recordings[key] = self._recorded(token_ids, view)
+            recording = self._recorded(token_ids, view, embeddings)
+            self._recordings[key] = recording
         recording.token_ids.copy_(token_ids)
         recording.view.write_positions.copy_(view.write_positions)
         recording.view.query_positions.copy_(view.query_positions)
+        if embeddings is not None and recording.embeddings is not None:
+            recording.embeddings.rows.copy_(embeddings.rows)
+            recording.embeddings.is_used.copy_(embeddings.is_used)
         recording.replay()
         return recording.output
 
-    def _recorded(self, token_ids: torch.Tensor, view: CacheView) -> _Recording:
+    def _recorded(
+        self, token_ids: torch.Tensor, view: CacheView, embeddings: StepEmbeddings | None
+    ) -> _Recording:
         token_ids = token_ids.clone()
         view = CacheView(
             slots=view.slots,
@@ -109,18 +146,20 @@ class RecordedStep:
             query_positions=view.query_positions.clone(),
             kv_length=view.kv_length,
         )
-        first = self._step(token_ids, view)
+        if embeddings is not None:
+            embeddings = StepEmbeddings(embeddings.rows.clone(), embeddings.is_used.clone())
+        first = self._step(token_ids, view, embeddings)
         output = self._outputs.setdefault(
             len(token_ids),
             StepOutput(torch.empty_like(first.logits), torch.empty_like(first.hidden)),
         )
 
         def run() -> None:
-            step_output = self._step(token_ids, view)
+            step_output = self._step(token_ids, view, embeddings)
             output.logits.copy_(step_output.logits)
             output.hidden.copy_(step_output.hidden)
 
-        return _Recording(token_ids, view, output, self._record(run))
+        return _Recording(token_ids, view, embeddings, output, self._record(run))
 
 
 class CudaGraphRecorder:

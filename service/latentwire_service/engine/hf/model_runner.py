@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from latentwire_service.engine.hf.decode_step import Step, compiled
+from latentwire_service.engine.hf.decode_step import Step, compiled, either
 from latentwire_service.engine.hf.kv_cache import CacheView, LayerShape, SlotCache
-from latentwire_service.engine.runner import PromptPart, StepOutput
+from latentwire_service.engine.runner import PromptPart, StepEmbeddings, StepOutput
 
 # Attention reads whole buckets of this many positions, which gives few shapes and little waste.
 KV_BUCKET = 64
@@ -33,10 +34,12 @@ class DecodeShape:
     Attributes:
         num_rows: slots of the step.
         length: positions that attention reads.
+        has_embeddings: whether rows may get an embedding in place of a token.
     """
 
     num_rows: int
     length: int
+    has_embeddings: bool = False
 
 
 class HfModelRunner:
@@ -51,6 +54,7 @@ class HfModelRunner:
         compile_decode: compile the decode step, and record it as CUDA graphs on a GPU.
         has_few_shapes: round rows and KV cache buckets of a decode step up to powers of two, so
             that there are few shapes to record. None means True if shapes are recorded.
+        takes_embeddings: whether the warm-up covers decode steps with embeddings.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class HfModelRunner:
         max_model_len: int,
         compile_decode: bool,
         has_few_shapes: bool | None = None,
+        takes_embeddings: bool = False,
     ) -> None:
         self._model = model
         self._max_slots = max_slots
@@ -83,7 +88,15 @@ class HfModelRunner:
         if has_few_shapes is None:
             has_few_shapes = compile_decode and self._device.type == "cuda"
         self._has_few_shapes = has_few_shapes
-        self._decode_step: Step = compiled(self._run, self._device) if compile_decode else self._run
+        self._takes_embeddings = takes_embeddings
+        self._embed: Any = model.get_input_embeddings()
+        with torch.inference_mode():
+            self._embedding_size: int = self._embed(self._slots[:1]).shape[-1]
+        self._decode_step: Step = (
+            compiled(self._run, self._run_mixed, self._device)
+            if compile_decode
+            else either(self._run, self._run_mixed)
+        )
 
     def close(self) -> None:
         """Detach from the model, which keeps this runner and its KV cache alive until then."""
@@ -104,6 +117,11 @@ class HfModelRunner:
     def hidden_size(self) -> int:
         """Width H of a hidden row."""
         return self._hidden_size
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of an input embedding."""
+        return self._embedding_size
 
     @property
     def max_slots(self) -> int:
@@ -144,14 +162,18 @@ class HfModelRunner:
 
     @torch.inference_mode()
     def decode(
-        self, token_ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+        self,
+        token_ids: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        embeddings: StepEmbeddings | None = None,
     ) -> StepOutput:
-        """Run one token of each slot ``0..B-1``.
+        """Run one input of each slot ``0..B-1``.
 
         Args:
             token_ids: `[B]`, the input tokens.
             positions: `[B]`, their positions. A row at position `max_model_len` is idle: it writes
                 to the scratch position.
+            embeddings: of B rows, read in place of some tokens; None when all inputs are tokens.
 
         Returns:
             one row per slot. On a GPU, the next call of a compiled step overwrites them.
@@ -169,7 +191,11 @@ class HfModelRunner:
             query_positions=self._to_device(query_positions[:, None]),
             kv_length=self._decode_length(int(query_positions.max()) + 1),
         )
-        output = self._decode_step(self._to_device(token_ids[:, None]), view)
+        if embeddings is not None and num_idle:
+            embeddings = StepEmbeddings(
+                pad(embeddings.rows, (0, 0, 0, num_idle)), pad(embeddings.is_used, (0, num_idle))
+            )
+        output = self._decode_step(self._to_device(token_ids[:, None]), view, embeddings)
         return StepOutput(output.logits[:num_rows], output.hidden[:num_rows])
 
     def warm_up(self) -> None:
@@ -181,21 +207,29 @@ class HfModelRunner:
         """Run a decode step of one shape, on slots that are empty."""
         position = min(shape.length, self._max_model_len) - 1
         token_ids = np.zeros(shape.num_rows, dtype=np.int64)
-        self.decode(token_ids, np.full(shape.num_rows, position, dtype=np.int64))
+        embeddings = None
+        if shape.has_embeddings:
+            embeddings = StepEmbeddings(
+                torch.zeros(shape.num_rows, self._embedding_size, device=self._device),
+                torch.zeros(shape.num_rows, dtype=torch.bool, device=self._device),
+            )
+        self.decode(token_ids, np.full(shape.num_rows, position, dtype=np.int64), embeddings)
 
     def warm_up_shapes(self) -> list[DecodeShape]:
         """Return the decode shapes for which a compiler does work.
 
         With few shapes, these are all of them. The largest come first, so that the recordings of
         smaller ones share their memory. Without, these are one row, which is compiled separately,
-        and some others, because rows and lengths become dynamic when they vary.
+        and some others, because rows and lengths become dynamic when they vary. Steps with
+        embeddings have the same sizes.
         """
         rows, lengths = {1, min(2, self._max_slots), self._max_slots}, {KV_BUCKET, 3 * KV_BUCKET}
         if self._has_few_shapes:
             rows = {self._padded_rows(n) for n in range(1, self._max_slots + 1)}
             lengths = {self._decode_length(n) for n in range(1, self._max_model_len + 1)}
         return [
-            DecodeShape(num_rows, length)
+            DecodeShape(num_rows, length, has_embeddings)
+            for has_embeddings in ((False, True) if self._takes_embeddings else (False,))
             for num_rows in sorted(rows, reverse=True)
             for length in sorted(lengths, reverse=True)
         ]
@@ -226,7 +260,7 @@ class HfModelRunner:
 
     def _embedded(self, token_ids: torch.Tensor, parts: Sequence[PromptPart]) -> torch.Tensor:
         """Look up `[B, Q]` tokens that end at the last column; write given embeddings over them."""
-        embeddings: torch.Tensor = self._model.get_input_embeddings()(token_ids)
+        embeddings: torch.Tensor = self._embed(token_ids)
         for row, part in enumerate(parts):
             start = token_ids.shape[1] - len(part.prompt)
             for span in part.prompt.embeddings:
@@ -237,6 +271,14 @@ class HfModelRunner:
 
     def _run(self, token_ids: torch.Tensor, view: CacheView) -> StepOutput:
         return self._forward(view, input_ids=token_ids)
+
+    def _run_mixed(
+        self, token_ids: torch.Tensor, view: CacheView, embeddings: StepEmbeddings
+    ) -> StepOutput:
+        of_tokens = self._embed(token_ids)
+        given = embeddings.rows[:, None].to(of_tokens.dtype)
+        mixed = torch.where(embeddings.is_used[:, None, None], given, of_tokens)
+        return self._forward(view, inputs_embeds=mixed)
 
     def _forward(self, view: CacheView, **inputs: torch.Tensor) -> StepOutput:
         """Call the model with `input_ids` or `inputs_embeds`."""

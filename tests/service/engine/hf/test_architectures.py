@@ -23,7 +23,7 @@ from latentwire_service.engine.hf.model_runner import HfModelRunner
 from latentwire_service.engine.hf.probe import probe
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.request import Request
-from latentwire_service.engine.runner import PromptPart
+from latentwire_service.engine.runner import PromptPart, StepEmbeddings
 from support.engine.architectures import (
     BASE,
     FALCON_LIKE,
@@ -35,8 +35,9 @@ from support.engine.architectures import (
     ConfigBuilder,
     llama_like,
 )
-from support.engine.device import IS_EXACT, TOLERANCE
+from support.engine.device import DEVICE, IS_EXACT, TOLERANCE
 from support.engine.harness import EngineHarness
+from support.engine.latent_reference import random_latent
 from support.engine.parity import assert_as_generated
 from support.tiny_models import VOCAB_SIZE, build_model, random_prompts
 
@@ -216,12 +217,17 @@ def test_the_decode_step_traces_without_a_graph_break(
         build_runner(copied, probe(copied), max_slots=3, max_model_len=128, compile_decode=on)
         for on, copied in ((False, copy.deepcopy(model)), (True, model))
     )
-    assert [options["fullgraph"] for options in options_seen] == [True]
+    # Steps over tokens, and those with embeddings.
+    assert [options["fullgraph"] for options in options_seen] == [True, True]
     for runner in (eager, compiled):
         fill(runner)
     tokens, positions = np.array([7, 8, 9]), np.array([40, 3, 70])
-    for step in range(2):
-        ours, theirs = (r.decode(tokens + step, positions + step) for r in (compiled, eager))
+    latent = torch.tensor(random_latent(3), device=DEVICE)
+    mixed = StepEmbeddings(latent, torch.tensor([False, True, True], device=DEVICE))
+    for step, embeddings in enumerate((None, mixed, None, mixed)):
+        ours, theirs = (
+            r.decode(tokens + step, positions + step, embeddings) for r in (compiled, eager)
+        )
         largest = theirs.hidden.abs().max().item()
         torch.testing.assert_close(
             ours.hidden, theirs.hidden, atol=TOLERANCE.value * largest, rtol=0

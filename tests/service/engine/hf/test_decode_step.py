@@ -18,8 +18,9 @@ from latentwire_service.engine.hf.kv_cache import CacheView
 from latentwire_service.engine.hf.model_runner import HfModelRunner
 from latentwire_service.engine.hf.probe import probe
 from latentwire_service.engine.prompt import Prompt
-from latentwire_service.engine.runner import PromptPart, StepOutput
+from latentwire_service.engine.runner import PromptPart, StepEmbeddings, StepOutput
 from support.engine.device import DEVICE, DTYPE, IS_EXACT, TOLERANCE, needs_cuda
+from support.engine.latent_reference import random_latent
 from support.tiny_models import build_model, llama_config, random_prompts
 
 SLOTS = 5
@@ -41,8 +42,12 @@ def view_of(positions: list[int], kv_length: int) -> CacheView:
     return CacheView(torch.arange(len(positions)), True, columns, columns, kv_length)
 
 
-def step(token_ids: torch.Tensor, view: CacheView) -> StepOutput:
+def step(
+    token_ids: torch.Tensor, view: CacheView, embeddings: StepEmbeddings | None = None, /
+) -> StepOutput:
     total = token_ids * 100 + view.write_positions * 10 + view.query_positions + view.kv_length
+    if embeddings is not None:
+        total = torch.where(embeddings.is_used[:, None], embeddings.rows, total.float())
     return StepOutput(total.float(), -total.float())
 
 
@@ -72,6 +77,19 @@ def test_a_recording_does_not_keep_the_callers_tensors() -> None:
     assert tokens.tolist() == [[9], [9]]
 
 
+def test_steps_with_embeddings_have_recordings_of_their_own() -> None:
+    record = FakeRecorder()
+    recorded = RecordedStep(step, record)
+    tokens, view = torch.tensor([[1], [2]]), view_of([3, 4], 64)
+    for value, is_used in ((5.0, [True, False]), (6.0, [False, True]), (7.0, [False, False])) * 2:
+        embeddings = StepEmbeddings(torch.full((2, 1), value), torch.tensor(is_used))
+        for given in (embeddings, None):
+            actual = recorded(tokens, view, given)
+            assert torch.equal(actual.hidden, step(tokens, view, given).hidden)
+        embeddings.rows.fill_(9.0)
+    assert record.num_recordings == 2
+
+
 def test_a_recorded_model_decodes_as_the_model_does() -> None:
     model = build_model(llama_config())
     probed = probe(model)
@@ -79,25 +97,44 @@ def test_a_recorded_model_decodes_as_the_model_does() -> None:
     model = copy.deepcopy(model)
     build_runner(model, probed, SLOTS, 200)
     runner = HfModelRunner(
-        model, probed.shapes, probed.hidden_size, SLOTS, 200, False, has_few_shapes=True
+        model,
+        probed.shapes,
+        probed.hidden_size,
+        SLOTS,
+        200,
+        False,
+        has_few_shapes=True,
+        takes_embeddings=True,
     )
     record = FakeRecorder()
     runner._decode_step = RecordedStep(runner._decode_step, record)
     runner.warm_up()
-    # 1, 2, 4 and 5 rows; 64, 128 and 200 positions.
-    assert record.num_recordings == 4 * 3
+    # 1, 2, 4 and 5 rows; 64, 128 and 200 positions; with embeddings and without.
+    assert record.num_recordings == 4 * 3 * 2
     for prepared in (plain, runner):
         for slot, prompt in enumerate(random_prompts([40, 3, 70])):
             prepared.prefill([PromptPart(slot, Prompt(tuple(prompt)), 0)])
-    for tokens, positions in (([7, 8, 9], [40, 3, 70]), ([7], [41]), ([7, 8, 9], [42, 4, 71])):
+    latent = StepEmbeddings(
+        torch.tensor(random_latent(3), device=DEVICE),
+        torch.tensor([True, False, True], device=DEVICE),
+    )
+    for tokens, positions, embeddings in (
+        ([7, 8, 9], [40, 3, 70], None),
+        ([7], [41], None),
+        ([7, 8, 9], [42, 4, 71], latent),
+        ([7, 8, 9], [43, 5, 72], None),
+        # Three rows are padded to the four of a recording.
+        ([7, 8, 9], [44, 6, 73], latent),
+    ):
         actual, expected = (
-            prepared.decode(np.array(tokens), np.array(positions)) for prepared in (runner, plain)
+            prepared.decode(np.array(tokens), np.array(positions), embeddings)
+            for prepared in (runner, plain)
         )
         torch.testing.assert_close(actual.hidden, expected.hidden, atol=TOLERANCE.value, rtol=0)
         if IS_EXACT:
             torch.testing.assert_close(actual.logits, expected.logits, atol=1e-4, rtol=1e-4)
     # All shapes were recorded in the warm-up.
-    assert record.num_recordings == 4 * 3
+    assert record.num_recordings == 4 * 3 * 2
 
 
 def test_a_closed_runner_frees_its_kv_cache() -> None:
@@ -134,8 +171,13 @@ def test_cuda_graphs_decode_as_the_model_does() -> None:
         for step_index in range(40):
             tokens = np.array([7, 8, 9]) + step_index
             positions = np.array([40, 3, 70]) + step_index
-            actual = thread.submit(runner.decode, tokens, positions).result()
-            expected = plain.decode(tokens, positions)
+            latent = StepEmbeddings(
+                torch.randn(3, runner.embedding_size, device=cuda),
+                torch.tensor([True, False, True], device=cuda),
+            )
+            embeddings = latent if step_index % 3 == 0 else None
+            actual = thread.submit(runner.decode, tokens, positions, embeddings).result()
+            expected = plain.decode(tokens, positions, embeddings)
             torch.testing.assert_close(actual.hidden, expected.hidden, atol=TOLERANCE.value, rtol=0)
             if IS_EXACT:
                 torch.testing.assert_close(actual.logits, expected.logits, atol=1e-3, rtol=1e-3)
