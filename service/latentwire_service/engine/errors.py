@@ -11,7 +11,7 @@ EngineError
 ├── LatentInvalidError       a hidden row is missing, of another width, or not finite
 ├── DetokenizationError      the tokenizer cannot decode the tokens
 ├── ProcessorError           a change to the logits raised
-├── BridgeError              a bridge cannot make the inputs of latent steps
+├── StepBridgeError          a bridge cannot make the inputs of latent steps
 ├── NoTokenError             every token is excluded
 └── ModelError               the model cannot be served
     ├── ModelNotFoundError       nothing loadable under that name
@@ -90,7 +90,7 @@ class ProcessorError(EngineError):
     """A change to the request's logits raised; the cause is its own exception."""
 
 
-class BridgeError(EngineError):
+class StepBridgeError(EngineError):
     """The bridge of a request's latent steps raised, or gave other shapes; the cause tells."""
 
 

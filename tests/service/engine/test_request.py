@@ -73,7 +73,7 @@ def test_a_stop_wins_over_the_length(tokens: list[int], reason: FinishReason | N
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("max_new_tokens", 0),
+        ("max_new_tokens", -1),
         ("seed", -1),
         ("seed", 2**63),
         ("temperature", -0.1),

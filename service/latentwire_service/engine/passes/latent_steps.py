@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from latentwire_service.engine.backend import StepBridge
-from latentwire_service.engine.errors import BridgeError, EngineError
+from latentwire_service.engine.errors import EngineError, StepBridgeError
 from latentwire_service.engine.request import Request
 from latentwire_service.engine.runner import StepEmbeddings
 
@@ -56,7 +56,7 @@ class LatentSteps:
             except Exception as error:
                 # Foreign code: the requests that use it fail, and no others.
                 for index in members:
-                    errors[index] = BridgeError("the bridge of the latent steps failed")
+                    errors[index] = StepBridgeError("the bridge of the latent steps failed")
                     errors[index].__cause__ = error
                 continue
             is_finite[members] = torch.isfinite(made).all(dim=-1)

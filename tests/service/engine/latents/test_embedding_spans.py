@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from latentwire_service.engine.backend import LATENTS_IN, BackendInfo
-from latentwire_service.engine.errors import InvalidParamsError
+from latentwire_service.engine.backend import LATENT_STEPS, LATENTS_IN, BackendInfo
+from latentwire_service.engine.errors import InvalidParamsError, PromptTooLongError
 from latentwire_service.engine.prefix_cache import PrefixCache
 from latentwire_service.engine.prompt import EmbeddingSpan, Prompt
 from support.engine.requests import make_spec
@@ -136,3 +138,46 @@ def test_latents_that_an_engine_cannot_take_are_refused(
     with pytest.raises(InvalidParamsError, match=message):
         info.check(spec)
     info.check(make_spec([5]))
+
+
+def identity(rows: object, /) -> object:
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_new_tokens", {"max_new_tokens": 0}),
+        ("latent_steps", {"latent_steps": -1}),
+        ("step_bridge", {"latent_steps": 1}),
+    ],
+)
+def test_a_request_that_generates_nothing_is_refused_by_name(
+    field: str, value: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidParamsError) as caught:
+        make_spec([5], **value)
+    assert caught.value.field == field
+
+
+def test_latent_steps_take_positions_and_rows() -> None:
+    spec = make_spec([5, 6], 3, latent_steps=4, step_bridge=identity)
+    assert (spec.num_outputs, spec.num_positions, spec.max_rows) == (7, 9, 7)
+    alone = make_spec([5, 6], 0, k=2, latent_steps=4, step_bridge=identity)
+    assert (alone.num_outputs, alone.num_positions, alone.max_rows) == (4, 6, 2)
+
+
+def test_a_request_with_more_positions_than_a_slot_is_refused() -> None:
+    able = {"capabilities": frozenset({LATENT_STEPS})}
+    info = BackendInfo(**(INFO | able))  # type: ignore[arg-type]
+    info.check(make_spec([5] * 50, 10, latent_steps=4, step_bridge=identity))
+    with pytest.raises(PromptTooLongError) as caught:
+        info.check(make_spec([5] * 50, 10, latent_steps=5, step_bridge=identity))
+    assert str(caught.value) == (
+        "the prompt has 50 tokens, latent_steps is 5 and max_new_tokens is 10; "
+        "together they must not exceed 64"
+    )
+    with pytest.raises(InvalidParamsError, match="no capability 'latent-steps'"):
+        BackendInfo(**INFO).check(  # type: ignore[arg-type]
+            make_spec([5], latent_steps=1, step_bridge=identity)
+        )

@@ -11,9 +11,9 @@ import torch
 
 from latentwire_service.engine.backend import FinishReason, Step
 from latentwire_service.engine.errors import (
-    BridgeError,
     LatentInvalidError,
     RequestCancelledError,
+    StepBridgeError,
 )
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.request import Request
@@ -240,7 +240,7 @@ def test_a_bridge_that_fails_fails_its_requests_alone(llama: Any, bridge: type[L
         harness.submit([4, 5, 6], 3),
     ]
     harness.run()
-    with pytest.raises(BridgeError, match="the bridge of the latent steps failed"):
+    with pytest.raises(StepBridgeError, match="the bridge of the latent steps failed"):
         failing.future.result(0)
     assert not harness.engine._latents._inputs
     for request in others:
