@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pydantic_settings import BaseSettings
 
+import latentwire.plan_command
+import latentwire_batch.__main__
+import latentwire_service.__main__
+from latentwire.plan_command import PlanSettings
+from latentwire_batch.config import CollectSettings
+from latentwire_service.settings import Settings
 from support.batch.collecting import write_tasks
 from support.batch.stub_replica import StubReplica
 
@@ -133,3 +141,58 @@ def test_a_variable_that_cannot_be_used_is_named_in_one_line(
     assert len(shown.splitlines()) == 3
     assert all(f": {name}: " in line for line in shown.splitlines()[:2])
     assert not (tmp_path / "out").exists()
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], type[BaseSettings], list[str]]] = {
+    "serve": (latentwire_service.__main__.main, Settings, []),
+    "plan": (latentwire.plan_command.main, PlanSettings, ["Open a window"]),
+    "collect": (
+        latentwire_batch.__main__.main,
+        CollectSettings,
+        ["--dataset=x.jsonl", "--output-dir=y"],
+    ),
+}
+
+
+def variables_that_are_no_text() -> Iterator[tuple[str, str]]:
+    for command, (_, settings, _) in COMMANDS.items():
+        for name, field in settings.model_fields.items():
+            if re.search(r"\b(int|float|bool|tuple)\b", str(field.annotation)):
+                yield command, name
+
+
+@pytest.mark.parametrize(("command", "name"), [*variables_that_are_no_text()])
+def test_a_wrong_value_is_blamed_on_the_variable_or_the_flag_that_gave_it(
+    command: str,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    main, settings, args = COMMANDS[command]
+    write_tasks(tmp_path / "x.jsonl", 1)
+    monkeypatch.chdir(tmp_path)
+    variable = f"{settings.model_config['env_prefix']}{name.upper()}"
+    # Keys are split at commas, and a host or an origin is any text.
+    junk = {"api_key": "a b", "allowed_host": "a/b", "cors_origin": "a/b"}.get(name, "junk")
+    monkeypatch.setenv(variable, junk)
+    assert main(args) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"latentwire {command}: {variable}: ")
+    monkeypatch.setenv(variable.lower(), junk)
+    monkeypatch.delenv(variable)
+    assert main(args) == 2
+    assert f": {variable.lower()}: " in capsys.readouterr().err
+
+
+def test_the_flag_is_blamed_when_it_overrides_the_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LATENTWIRE_COLLECT_K", "1")
+    monkeypatch.setenv("LATENTWIRE_COLLECT_SEED", "x")
+    main, _, args = COMMANDS["collect"]
+    assert main([*args, "--k=junk"]) == 2
+    assert capsys.readouterr().err == (
+        "latentwire collect: --k: must be a whole number; "
+        "LATENTWIRE_COLLECT_SEED: must be a whole number\n"
+    )

@@ -35,7 +35,7 @@ def main(args: list[str]) -> int:
         _check_together(settings, console)
         return collect(settings, console)
 
-    return run_to_exit_status(run, console)
+    return run_to_exit_status(run, console, args)
 
 
 def _check_together(settings: CollectSettings, console: Console) -> None:

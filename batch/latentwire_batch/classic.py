@@ -157,7 +157,7 @@ def run_classic(parser: ClassicParser, args: list[str], translate: Translate) ->
             settings = _settings(parser, given, translate(given, opened))
             return collect(settings, _console_of(rank, parser.prog, given.disable_tqdm), rank)
 
-    return run_to_exit_status(run, console)
+    return run_to_exit_status(run, console, args)
 
 
 def truth(text: str) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from latentwire.settings_flags import name_variables
 from latentwire.terminal import replace_unencodable
+from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.errors import BatchError, UsageError
 
@@ -37,12 +39,13 @@ def status_of(error: BatchError) -> ExitStatus:
     return ExitStatus.USAGE if isinstance(error, UsageError) else ExitStatus.FAILED
 
 
-def run_to_exit_status(run: Callable[[], int], console: Console) -> int:
+def run_to_exit_status(run: Callable[[], int], console: Console, args: Sequence[str]) -> int:
     """Run a collection's command line; report the error or signal that ends it early.
 
     Args:
         run: parses the command line, collects, and returns the exit status.
         console: for the report.
+        args: the command line; an error in a setting that it does not give names the variable.
 
     Returns:
         The exit status.
@@ -50,6 +53,9 @@ def run_to_exit_status(run: Callable[[], int], console: Console) -> int:
     replace_unencodable()
     try:
         return run()
+    except UsageError as error:
+        console.say(name_variables(str(error), CollectSettings, args))
+        return status_of(error)
     except BatchError as error:
         console.say(str(error))
         return status_of(error)

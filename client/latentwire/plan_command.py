@@ -18,7 +18,7 @@ from latentwire.errors import ConnectionFailedError, InvalidArgumentError, Laten
 from latentwire.exchange import PlanOptions
 from latentwire.plan_latent import PlanLatent
 from latentwire.sampling import PromptFields, SamplingFields, Seed
-from latentwire.settings_flags import FlagError, flag_of, parse_settings
+from latentwire.settings_flags import FlagError, flag_of, name_variables, parse_settings
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -85,9 +85,9 @@ def main(args: list[str]) -> int:
         _check_output(settings.output)
         _plan(settings)
     except FlagError as error:
-        return _fail(error, EXIT_USAGE)
+        return _fail(_with_source(str(error), args), EXIT_USAGE)
     except InvalidArgumentError as error:
-        return _fail(FlagError(_name_flag(error)), EXIT_USAGE)
+        return _fail(_with_source(_name_flag(error), args), EXIT_USAGE)
     except ConnectionFailedError as error:
         advice = "start a service with `latentwire serve`, or name another one by --url"
         return _fail(LatentwireError(f"{error}; {advice}"), EXIT_FAILED)
@@ -151,6 +151,10 @@ def _fail(error: Exception, status: int) -> int:
     """Report an error in one line on stderr and return the exit status."""
     typer.echo(f"{_COMMAND}: {_one_line(error)}", err=True)
     return status
+
+
+def _with_source(message: str, args: list[str]) -> FlagError:
+    return FlagError(name_variables(message, PlanSettings, args))
 
 
 def _name_flag(error: InvalidArgumentError) -> str:

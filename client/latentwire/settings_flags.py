@@ -8,6 +8,7 @@ which keys and stop strings may contain.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 # pydantic-settings shows Python types (`tuple[str,...]`, `{auto,int}`) and empty defaults.
 _METAVARS = {"int": "N", "float": "X", "Path": "PATH"}
 _PYTHON_TYPE = re.compile(r"(?:tuple|list)\[.*\]|\b(?:int|float|str|Path|SecretStr)\b")
+_BLAMED_FLAG = re.compile(r"(?:(?<=^)|(?<=; ))--[a-z][\w-]*(?=: )")
 _NO_DEFAULT = re.compile(r" ?\(default: (?:None|\(\)|\[\])\)")
 
 
@@ -120,6 +122,32 @@ def _not_json(settings_type: type[BaseSettings], message: str) -> str:
 def flag_of(name: str) -> str:
     """Return the flag that sets a field: `top_p` is set by `--top-p`."""
     return "--" + name.replace("_", "-")
+
+
+def name_variables(
+    message: str,
+    settings_type: type[BaseSettings],
+    args: Sequence[str],
+    environ: Mapping[str, str] = os.environ,
+) -> str:
+    """Name the environment variable where a message names the flag that nobody gave.
+
+    Args:
+        message: of the form `--flag: reason; --other-flag: reason`.
+        settings_type: its variables.
+        args: the command line.
+        environ: of this process.
+    """
+    prefix = settings_type.model_config.get("env_prefix", "")
+    # pydantic-settings reads variables without regard to case.
+    variables = {name.upper(): name for name, value in environ.items() if value}
+    given = {arg.partition("=")[0] for arg in args}
+
+    def source(flag: re.Match[str]) -> str:
+        variable = variables.get((prefix + flag[0][2:]).replace("-", "_").upper())
+        return flag[0] if variable is None or flag[0] in given else variable
+
+    return _BLAMED_FLAG.sub(source, message)
 
 
 def _epilog(settings_type: type[BaseSettings]) -> str:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentwire.settings_flags import FlagError, parse_settings
+from latentwire.settings_flags import FlagError, name_variables, parse_settings
 from latentwire_service.api.access_policy import PolicyError, is_open_to_all, policy_of
 from latentwire_service.engine.hf.cpu.cpu_tuning import (
     cpu_name,
@@ -42,12 +42,12 @@ def main(args: Sequence[str]) -> int:
     try:
         settings = parse_settings(Settings, args, _COMMAND, "Serve latents of one model over HTTP.")
     except FlagError as error:
-        return _refuse(error)
+        return _refuse(name_variables(str(error), Settings, args))
     configure_logging(settings.log_level, settings.log_format)
     try:
         policy = policy_of(settings)
     except PolicyError as error:
-        return _refuse(error)
+        return _refuse(name_variables(str(error), Settings, args))
     if settings.bridge and not _are_bridges(settings.bridge):
         return EXIT_BAD_SETTINGS
     if is_open_to_all(settings):
@@ -71,7 +71,7 @@ def main(args: Sequence[str]) -> int:
     except ImportError:
         pass
     except ValueError as error:
-        return _refuse(FlagError(f"OTEL_PROPAGATORS: {error}"))
+        return _refuse(f"OTEL_PROPAGATORS: {error}")
     from latentwire_service.server import serve
 
     return serve(settings, policy)
@@ -99,8 +99,8 @@ def _ignore_variables() -> None:
             logger.warning("%s is ignored: the service is one process", name)
 
 
-def _refuse(error: FlagError | PolicyError) -> int:
-    sys.stderr.write(f"{_COMMAND}: {error}\n")
+def _refuse(reason: str) -> int:
+    sys.stderr.write(f"{_COMMAND}: {reason}\n")
     return EXIT_BAD_SETTINGS
 
 

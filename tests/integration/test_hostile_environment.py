@@ -55,7 +55,7 @@ def test_a_variable_that_cannot_be_used_is_one_line(environment: dict[str, str |
     ended = serve(environment)
     assert ended.returncode == 2, ended.stderr
     (line,) = ended.stderr.splitlines()
-    assert line.startswith("latentwire serve: ")
+    assert line.startswith(f"latentwire serve: {next(iter(environment))}: ")
 
 
 @pytest.mark.parametrize("environment", ENDURED, ids=range(len(ENDURED)))

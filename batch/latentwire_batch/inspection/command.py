@@ -11,6 +11,7 @@ import rich.console
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
+from latentwire.settings_flags import name_variables
 from latentwire.terminal import replace_unencodable
 from latentwire_batch.console import Console
 from latentwire_batch.dataset.reader import (
@@ -72,7 +73,7 @@ def main(args: list[str]) -> int:
         )
         return _inspect(settings.path, settings.html)
     except BatchError as error:
-        console.say(str(error))
+        console.say(name_variables(str(error), InspectSettings, args))
         return status_of(error)
     except SystemExit as request:
         # argparse ends this way after --help.
