@@ -26,8 +26,18 @@ from latentwire_service.telemetry.logs import configure_logging
 
 EXIT_BAD_SETTINGS = 2
 _COMMAND = "latentwire serve"
-# prometheus_client writes its metrics to files in this directory, from its import on.
-_IGNORED_VARIABLES = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+_ONE_PROCESS = "the service is one process"
+_OWN_TELEMETRY = "the service makes its own spans and metrics"
+# Variables of libraries, each with the reason for which the service ignores it. prometheus_client
+# writes its metrics to files in its directory, from its import on. FastAPI loads the providers at
+# the first request, and would make spans that hold the path.
+_IGNORED_VARIABLES = {
+    "PROMETHEUS_MULTIPROC_DIR": _ONE_PROCESS,
+    "prometheus_multiproc_dir": _ONE_PROCESS,
+    "OTEL_PYTHON_TRACER_PROVIDER": _OWN_TELEMETRY,
+    "OTEL_PYTHON_METER_PROVIDER": _OWN_TELEMETRY,
+    "OTEL_PYTHON_LOGGER_PROVIDER": _OWN_TELEMETRY,
+}
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +104,9 @@ def _are_bridges(directories: Sequence[Path]) -> bool:
 
 def _ignore_variables() -> None:
     """Drop variables that would change a library below in a way that the service cannot use."""
-    for name in _IGNORED_VARIABLES:
+    for name, reason in _IGNORED_VARIABLES.items():
         if os.environ.pop(name, None):
-            logger.warning("%s is ignored: the service is one process", name)
+            logger.warning("%s is ignored: %s", name, reason)
 
 
 def _refuse(reason: str) -> int:
