@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar, get_origin
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
-from latentwire.validation import describe
+from latentwire.validation import Location, describe
 
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
@@ -100,12 +100,18 @@ def make_settings(
         name_flag: returns the flag of a field.
 
     Raises:
-        FlagError: naming the flag and what is wrong with it.
+        FlagError: naming the flag, or the variable where no flag is given, and what is wrong.
     """
     try:
         return settings_type(**given)
     except ValidationError as error:
-        raise FlagError(describe(error, lambda loc: name_flag(str(loc[0])))) from error
+
+        def origin(location: Location) -> str:
+            name = str(location[0])
+            variable = _variable(settings_type, name)
+            return variable if name not in given and _is_set(variable) else name_flag(name)
+
+        raise FlagError(describe(error, origin)) from error
     except SettingsError as error:
         raise FlagError(_not_json(settings_type, str(error))) from error
 
@@ -115,8 +121,17 @@ def _not_json(settings_type: type[BaseSettings], message: str) -> str:
     found = re.search(r'for field "(\w+)"', message)
     if found is None:
         return message
+    return f'{_variable(settings_type, found[1])}: must be JSON, such as ["one", "two"] for a list'
+
+
+def _variable(settings_type: type[BaseSettings], name: str) -> str:
     prefix = settings_type.model_config.get("env_prefix", "")
-    return f'{prefix}{found[1].upper()}: must be JSON, such as ["one", "two"] for a list'
+    return f"{prefix}{name.upper()}"
+
+
+def _is_set(variable: str) -> bool:
+    # pydantic-settings reads variables without regard to case.
+    return any(name.upper() == variable and value for name, value in os.environ.items())
 
 
 def flag_of(name: str) -> str:

@@ -154,3 +154,28 @@ def test_addresses_in_a_variable_may_have_spaces(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("LATENTWIRE_COLLECT_REPLICA", "http://a:1, http://b:2 ,")
     settings = CollectSettings(dataset=Path("in"), output_dir=Path("out"))
     assert settings.replica == ("http://a:1", "http://b:2")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("LIMIT", "x", "must be a whole number"),
+        ("OVERWRITE", "maybe", "must be true or false"),
+        ("STOP", "a,b", "must be JSON"),
+        ("STOP_TOKEN_IDS", "1,2", "must be a list"),
+        ("COLUMNS", "seed,foo", "'foo' is not one of"),
+        ("TOP_P", "2", "must be at most 1"),
+    ],
+)
+def test_a_wrong_value_in_a_variable_names_the_variable(
+    name: str, value: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"LATENTWIRE_COLLECT_{name}", value)
+    with pytest.raises(UsageError, match=f"^LATENTWIRE_COLLECT_{name}: {reason}"):
+        parse()
+
+
+def test_a_flag_that_overrides_a_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENTWIRE_COLLECT_LIMIT", "5")
+    with pytest.raises(UsageError, match="^--limit: must be a whole number"):
+        parse("--limit", "x")
