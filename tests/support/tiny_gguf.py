@@ -23,11 +23,26 @@ _NAMES = {
 }
 
 
-def write_gguf(file: Path, model: Any) -> None:
-    """Write a Qwen2 model in float32 (its tensors are stored as they are, unlike Llama's)."""
+def write_gguf(
+    file: Path,
+    model: Any,
+    *,
+    without: str | None = None,
+    tensors_per_shard: int = 0,
+    has_tokenizer: bool = True,
+) -> None:
+    """Write a Qwen2 model in float32 (its tensors are stored as they are, unlike Llama's).
+
+    Args:
+        file: shards add their numbers to its name.
+        model: the model.
+        without: the name of a weight that is left out.
+        tensors_per_shard: 0 for one file.
+        has_tokenizer: whether the file holds the tokenizer.
+    """
     gguf = pytest.importorskip("gguf")
     config = model.config
-    writer = gguf.GGUFWriter(file, "qwen2")
+    writer = gguf.GGUFWriter(file, "qwen2", split_max_tensors=tensors_per_shard)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -37,9 +52,10 @@ def write_gguf(file: Path, model: Any) -> None:
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    _add_tokenizer(writer)
+    if has_tokenizer:
+        _add_tokenizer(writer)
     for name, tensor in model.state_dict().items():
-        if name != "lm_head.weight":
+        if name not in ("lm_head.weight", without):
             writer.add_tensor(_gguf_name(name), tensor.float().cpu().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
