@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from latentwire_service.engine.errors import DamagedModelError, ModelError, ModelNotFoundError
 from latentwire_service.engine.hf.generation import checked_eos_token_ids
-from latentwire_service.engine.hf.loading.explained import explained
+from latentwire_service.engine.hf.loading.explained import explained, is_unreachable
 from latentwire_service.engine.hf.loading.kinds import (
     check_config,
     check_folder,
@@ -121,9 +121,17 @@ def _load_config(source: ModelSource, options: Mapping[str, Any]) -> PreTrainedC
     if source.folder is not None:
         check_folder(source.folder, source.model_id)
     with explained(failure):
+        try:
+            config_dict, _ = PreTrainedConfig.get_config_dict(source.location, **options)
+        except OSError as error:
+            if source.folder is None:
+                offline = is_unreachable(error)
+                check_hub_adapter(source.location, options["revision"], offline=offline)
+            raise
         if source.folder is None:
-            check_hub_adapter(source.location, options)
-        config_dict, _ = PreTrainedConfig.get_config_dict(source.location, **options)
+            # The commit's hash needs no question to the hub for files that are in its cache.
+            commit = config_dict.get("_commit_hash") or options["revision"]
+            check_hub_adapter(source.location, commit)
     check_config(
         config_dict, source.model_id, trust_remote_code=bool(options.get("trust_remote_code"))
     )

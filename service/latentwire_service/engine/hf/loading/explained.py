@@ -77,6 +77,11 @@ def explained(failure: str, hint: str = "") -> Iterator[None]:
         raise DamagedModelError(f"{failure}: {short(error)}") from error
 
 
+def is_unreachable(error: Exception) -> bool:
+    """Whether the hub gave no answer."""
+    return any(isinstance(cause, LocalEntryNotFoundError) for cause in causes(error))
+
+
 def short(error: Exception) -> str:
     """Return an exception's message on one line, cut where it gets long."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -89,21 +89,22 @@ def check_tokenizer_files(folder: Path, model_id: str) -> None:
         )
 
 
-def check_hub_adapter(location: str, options: Mapping[str, Any]) -> None:
+def check_hub_adapter(location: str, revision: str | None, *, offline: bool = False) -> None:
     """Refuse a model of the hub that is an adapter, or has one.
 
     Whether transformers applies an adapter depends on whether peft is installed.
     """
-    asked = {"revision": options.get("revision")}
-    quiet = {
+    options: dict[str, Any] = {
+        "revision": revision,
+        "local_files_only": offline,
         "_raise_exceptions_for_missing_entries": False,
         "_raise_exceptions_for_connection_errors": False,
         "_raise_exceptions_for_gated_repo": False,
     }
-    adapter = cached_file(location, ADAPTER_FILE, **asked, **quiet)
+    adapter = cached_file(location, ADAPTER_FILE, **options)
     if adapter is None:
         return
-    if cached_file(location, "config.json", **asked, **quiet) is None:
+    if cached_file(location, "config.json", **options) is None:
         raise _adapter_alone(Path(adapter), location)
     raise _adapter_in_model(location)
 
@@ -202,7 +203,7 @@ def _adapter_alone(file: Path, model_id: str) -> UnsupportedModelError:
 def _adapter_in_model(model_id: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"{model_id} holds both a model and an adapter ({ADAPTER_FILE}), so what it should answer "
-        "is not clear: merge the adapter into the model, or move its files out of the directory"
+        "is not clear: merge the adapter into the model, or leave its files out of the directory"
     )
 
 

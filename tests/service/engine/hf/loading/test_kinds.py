@@ -243,3 +243,29 @@ def test_what_else_is_installed_changes_nothing(
                 f"transformers.{module}.is_peft_available", lambda there=is_installed: there
             )
         assert "holds both a model and an adapter" in str(refusal(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (files(adapter_config__json=ADAPTER), "is an adapter (LORA), not a model: merge it into"),
+        (without(then=files(adapter_config__json=ADAPTER)), "holds both a model and an adapter"),
+    ],
+)
+def test_an_adapter_of_the_hub_is_refused_like_a_local_one(
+    content: Callable[[Path], None],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--some--adapter"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    content(snapshot)
+    assert f"some/adapter {message}" in str(refusal("some/adapter"))
