@@ -36,6 +36,8 @@ class PlanLatent:
         seed: the seed used; sending it again repeats the answer.
         usage: token counts.
         timings: where the time went, in milliseconds.
+        date: the date, like 2025-01-31, that the model's chat template wrote into the prompt; None
+            when it wrote none. Repeating the answer on another day takes this date, too.
     """
 
     id: str
@@ -51,6 +53,7 @@ class PlanLatent:
     seed: int
     usage: Usage
     timings: Timings
+    date: str | None = None
 
     @classmethod
     def from_response(cls, response: PlanLatentResponse) -> PlanLatent:

@@ -177,6 +177,11 @@ class AnswerFields(ResponseModel):
     latent: LatentInfo
     finish_reason: FinishReason
     seed: int
+    date: str | None = Field(
+        default=None,
+        description="Date that the model's chat template wrote into the prompt; null: none. The "
+        "same request with this seed and this date repeats the answer.",
+    )
     usage: Usage
     timings: Timings
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import date
 
 from latentwire_service.deadline import Deadline
 from latentwire_service.engine.backend import (
@@ -56,11 +57,13 @@ class Plan:
         plan_id: id of the answer.
         seed: the seed that was used.
         completion: the result.
+        day: the date that the chat template wrote into the prompt; None when it wrote none.
     """
 
     plan_id: str
     seed: int
     completion: Completion
+    day: date | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +239,7 @@ class ModelService:
             num_rows=min(spec.max_rows, completion.num_steps),
             hidden_size=backend.hidden_size,
         )
-        plan = Plan(spec.plan_id, spec.sampling.seed, completion)
+        plan = Plan(spec.plan_id, spec.sampling.seed, completion, spec.prompt.day)
         self._observers.on_completion(plan, backend)
         return plan
 

@@ -46,6 +46,7 @@ _PLAN: dict[str, Any] = {
     "token_ids": [33, 30, 30590, 357, 30, 2],
     "finish_reason": "stop",
     "seed": 7,
+    "date": None,
     "usage": {"prompt_tokens": 41, "completion_tokens": 6, "latent_steps": 1},
     "timings": {"queue_ms": 0.1, "prefill_ms": 20.4, "decode_ms": 81.2},
 }
@@ -64,7 +65,7 @@ _EVENTS = (
     'event: step\ndata: {"index":1,"token_id":30,"text":".","row":null}\n\n'
     'event: done\ndata: {"id":"plan-3e2602731dac088d4ce2575e","model":"demo","task_id":null,'
     '"k":1,"latent":{"layer":"last","normed":true,"alignment":"predicts","model":"demo",'
-    '"revision":null},"finish_reason":"length","seed":7,"usage":{"prompt_tokens":41,'
+    '"revision":null},"finish_reason":"length","seed":7,"date":null,"usage":{"prompt_tokens":41,'
     '"completion_tokens":2,"latent_steps":1},"timings":{"queue_ms":0.1,"prefill_ms":20.4,'
     '"decode_ms":81.2},"shape":[1,2],"plan":null}\n\n'
 )

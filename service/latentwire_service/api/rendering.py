@@ -101,6 +101,7 @@ def _answer_fields(plan: Plan, context: AnswerContext) -> dict[str, Any]:
         "latent": latent_info(context.model, context.revision),
         "finish_reason": completion.finish_reason.value,
         "seed": plan.seed,
+        "date": None if plan.day is None else plan.day.isoformat(),
         "usage": Usage(
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=len(completion.token_ids),

@@ -116,23 +116,23 @@ SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 1.3, "top_p": 0.8,
         SAMPLING | {"top_p": 1.0, "top_k": 12},
     ],
 )
-def test_a_seed_gives_the_same_tokens_alone_and_in_company(
+def test_a_seed_gives_the_same_tokens_alone_and_with_neighbours(
     model: Any, params: dict[str, Any]
 ) -> None:
     prompts = random_prompts([20, 6, 33, 50, 2, 14], seed=8)
     alone = EngineHarness(model)
-    lonely = alone.submit(prompts[0], 24, **params)
+    by_itself = alone.submit(prompts[0], 24, **params)
     alone.run()
 
-    company = EngineHarness(model)
-    others = [company.submit(p, 5 + i, **(params | {"seed": i})) for i, p in enumerate(prompts[1:])]
+    shared = EngineHarness(model)
+    others = [shared.submit(p, 5 + i, **(params | {"seed": i})) for i, p in enumerate(prompts[1:])]
     for _ in range(4):
-        company.engine.step()
-    accompanied = company.submit(prompts[0], 24, **params)
-    company.run()
+        shared.engine.step()
+    with_neighbours = shared.submit(prompts[0], 24, **params)
+    shared.run()
 
-    expected = lonely.future.result(timeout=0)
-    actual = accompanied.future.result(timeout=0)
+    expected = by_itself.future.result(timeout=0)
+    actual = with_neighbours.future.result(timeout=0)
     assert_same(actual, expected)
     assert all(request.future.done() for request in others)
 
