@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import pre_tokenizers
 
@@ -30,6 +31,7 @@ def write_gguf(
     without: str | None = None,
     tensors_per_shard: int = 0,
     has_tokenizer: bool = True,
+    rope_factor: float | None = None,
 ) -> None:
     """Write a Qwen2 model in float32 (its tensors are stored as they are, unlike Llama's).
 
@@ -39,6 +41,7 @@ def write_gguf(
         without: the name of a weight that is left out.
         tensors_per_shard: 0 for one file.
         has_tokenizer: whether the file holds the tokenizer.
+        rope_factor: the value of all factors of rotary frequencies; None for a file without them.
     """
     gguf = pytest.importorskip("gguf")
     config = model.config
@@ -52,6 +55,8 @@ def write_gguf(
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
+    if rope_factor is not None:
+        writer.add_tensor("rope_freqs.weight", np.full(4, rope_factor, np.float32))
     if has_tokenizer:
         _add_tokenizer(writer)
     for name, tensor in model.state_dict().items():

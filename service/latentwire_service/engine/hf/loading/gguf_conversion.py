@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from transformers import AutoTokenizer, modeling_gguf_pytorch_utils
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 KEPT_DAYS = 30
 # Part of the key: raise it when conversions change.
 _FORMAT = 2
+# The number of float32 among GGUF's types.
+_FLOAT32 = 0
 # Lists the other files with their sizes.
 _INVENTORY = "conversion.json"
 # No conversion takes this long, so an older folder was left by a process that was killed.
@@ -61,6 +64,7 @@ def converted_gguf(file: Path, cache_dir: Path) -> tuple[str, Path]:
         raise ModelNotFoundError(f"{failure}: it has no tokenizer; use a file that has one")
     with explained(failure):
         target = folder / content_key(model.files, cache_dir / "gguf-digests", f"{_FORMAT}")
+    _warn_of_rope_factors(model)
     if not _is_complete(target):
         logger.info("converting %s to safetensors, once", model.name)
         _convert_gguf(model, target)
@@ -68,6 +72,24 @@ def converted_gguf(file: Path, cache_dir: Path) -> tuple[str, Path]:
         os.utime(target)
     _prune(folder, target)
     return model.model_id, target
+
+
+def _warn_of_rope_factors(model: GgufModel) -> None:
+    """Log factors of the rotary frequencies, as of Llama 3.1: the conversion leaves them out."""
+    for shard in model.shards:
+        for tensor in shard.tensors:
+            if not tensor.name.startswith("rope_f") or tensor.kind != _FLOAT32:
+                continue
+            values = np.fromfile(
+                shard.file, "<f4", count=tensor.num_bytes // 4, offset=tensor.start
+            )
+            if (values != 1).any():
+                logger.warning(
+                    "%s holds %s, which the conversion leaves out: hidden states and tokens "
+                    "differ from the model's; serve its version in Hugging Face format instead",
+                    model.name,
+                    tensor.name,
+                )
 
 
 def _make_folder(folder: Path, failure: str) -> None:
