@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -9,9 +10,10 @@ from typer.core import TyperCommand
 
 from latentwire.errors import MissingDependencyError
 from latentwire.subcommands import COLLECT, INSPECT, PLAN, SERVE, Subcommand, run_subcommand
-from latentwire.terminal import replace_unencodable
+from latentwire.terminal import discard_output, replace_unencodable
 from latentwire.version import VERSION
 
+EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 app = typer.Typer(
@@ -38,7 +40,15 @@ class ForwardingCommand(TyperCommand):
 def main() -> None:
     """Run the command."""
     replace_unencodable()
-    app(prog_name="latentwire")
+    try:
+        app(prog_name="latentwire")
+    except OSError as error:
+        # A file's error names the file; this one is of the standard output.
+        if error.filename is not None:
+            raise
+        discard_output()
+        sys.stderr.write(f"latentwire: the output cannot be written: {error.strerror}\n")
+        sys.exit(EXIT_FAILED)
 
 
 def _print_version(is_given: bool) -> None:

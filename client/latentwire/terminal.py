@@ -1,8 +1,9 @@
-"""The terminal's encoding: text that it cannot show must not end a command."""
+"""The standard streams: text that a terminal cannot show, and output that cannot be written."""
 
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 
@@ -15,3 +16,15 @@ def replace_unencodable() -> None:
         # A caller may have put another object in place.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def discard_output() -> None:
+    """Send what is left of standard output nowhere, so that Python's exit does not fail on it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, sys.stdout.fileno())
+    except (AttributeError, OSError, ValueError):
+        # There is no standard output, or it is not a file.
+        pass
+    finally:
+        os.close(nowhere)

@@ -175,6 +175,19 @@ class Settings(BaseSettings):
         description="Format of the log. text: one line per record. json: one object per line.",
     )
 
+    @field_validator("model", "cache_dir")
+    @classmethod
+    def _check_home(cls, value: Path | str) -> Path | str:
+        """Check that `~` has a meaning: HOME may be unset or wrong, and a user unknown."""
+        try:
+            Path(value).expanduser()
+        except RuntimeError as error:
+            start = Path(value).parts[0]
+            raise ValueError(
+                f"{start} is no home directory here; set HOME, or give a path without {start}"
+            ) from error
+        return value
+
     @field_validator("api_key", "allowed_host", "cors_origin", "bridge", mode="before")
     @classmethod
     def _split_variable(cls, value: object) -> object:

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+
+from support.batch.collecting import write_tasks
+from support.tiny_models import llama_config, save_model
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +27,7 @@ REFUSED = [
     {"LATENTWIRE_LOG_LEVEL": "loud"},
     {"LATENTWIRE_STEP_TIMEOUT": "-1"},
     {"OTEL_PROPAGATORS": "pigeon"},
+    {"LATENTWIRE_CACHE_DIR": "~nobody-here/cache"},
 ]
 # In each, the service gets as far as the model, which does not exist.
 ENDURED: list[dict[str, str | None]] = [
@@ -78,3 +83,95 @@ def test_the_working_directory_may_be_gone(tmp_path: Path) -> None:
         timeout=120,
     )
     assert "Traceback" not in ended.stderr
+
+
+def test_a_home_that_is_none_is_named() -> None:
+    ended = serve({"HOME": "~nobody-here"})
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "latentwire serve: --cache-dir: ~ is no home directory here; set HOME, or give a path "
+        "without ~\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[(n, "nonsense") for n in ("TQDM_MININTERVAL", "TORCH_LOGS", "HF_HUB_DOWNLOAD_TIMEOUT")],
+        ("TORCHINDUCTOR_CACHE_DIR", "/dev/null/nowhere"),
+    ],
+)
+def test_a_variable_that_a_library_cannot_read_is_named(name: str, value: str) -> None:
+    ended = serve({name: value})
+    assert ended.returncode == 2, ended.stderr
+    reason = f"cannot serve the model: a library cannot use the variable {name}\n"
+    assert reason in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"]])
+def test_a_full_disk_behind_the_output_is_one_line(command: list[str]) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "latentwire", *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert ended.returncode == 1
+    reason = "the output cannot be written: No space left on device"
+    assert ended.stderr == f"latentwire: {reason}\n"
+
+
+JUNK = (
+    *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"),
+    *("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_PYTHON_CONTEXT", "OTEL_PYTHON_TRACER_PROVIDER"),
+    *("OTEL_PYTHON_METER_PROVIDER", "OTEL_PYTHON_ID_GENERATOR", "OTEL_RESOURCE_ATTRIBUTES"),
+    *("OMP_SCHEDULE", "KMP_AFFINITY", "TOKENIZERS_PARALLELISM", "CUDA_VISIBLE_DEVICES"),
+    *("HIP_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"),
+    *("DATASETS_VERBOSITY", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS"),
+    *("NOTIFY_SOCKET", "LISTEN_FDS", "PYTHONWARNINGS", "TZ", "COLUMNS"),
+)
+NOWHERE = (
+    *("HF_HOME", "XDG_CACHE_HOME", "TORCH_HOME", "SSL_CERT_FILE"),
+    *("SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "PROMETHEUS_MULTIPROC_DIR", "TMPDIR", "NETRC"),
+)
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+WORKING: dict[str, dict[str, str | None]] = {
+    "all of them are junk": {
+        **dict.fromkeys(JUNK, "junk"),
+        **dict.fromkeys(NOWHERE, "/dev/null/nowhere"),
+        **dict.fromkeys(PROXIES, "http://["),
+        "NO_PROXY": "[::1, ,http://",
+    },
+    "none of them is set": {
+        **dict.fromkeys(("HOME", "PATH", "USER", "LANG", "LC_ALL", "TMPDIR")),
+        **dict.fromkeys(PROXIES, "socks5://127.0.0.1:9"),
+    },
+}
+
+
+@pytest.mark.parametrize("environment", WORKING.values(), ids=WORKING)
+@pytest.mark.parametrize("is_classic", [False, True], ids=["collect", "classic"])
+def test_own_replicas_serve_a_collection_in_it(
+    environment: dict[str, str | None], is_classic: bool, tmp_path: Path
+) -> None:
+    model = save_model(tmp_path / "tiny", llama_config())
+    tasks = write_tasks(tmp_path / "tasks.jsonl", 2)
+    if is_classic:
+        command = ["latentwire_batch.collect_hidden_states", "--model_name_or_path", str(model)]
+        command += ["--dataset_path", str(tasks), "--output_dir", str(tmp_path / "out")]
+        command += ["--max_new_tokens", "4"]
+    else:
+        command = ["latentwire", "collect", "--model", str(model), "--device", "cpu"]
+        command += ["--dataset", str(tasks), "--output-dir", str(tmp_path / "out")]
+        command += ["--max-new-tokens", "4"]
+    given = {name: value for name, value in (os.environ | environment).items() if value}
+    ended = subprocess.run(
+        [sys.executable, "-m", *command], env=given, capture_output=True, timeout=240
+    )
+    shown = ended.stderr.decode(errors="replace")
+    assert ended.returncode == 0, shown
+    assert "Traceback" not in shown
+    assert pq.read_metadata(tmp_path / "out" / "data.parquet").num_rows == 2
