@@ -21,6 +21,7 @@ from latentwire_service.bridges.registry import BridgeRegistry, load_registry
 from latentwire_service.engine.backend import (
     LATENT_STEPS,
     LATENTS_IN,
+    SCORING,
     BackendInfo,
     ComputeDtype,
     GenerationSpec,
@@ -257,9 +258,9 @@ def _load_bridges(loaded: LoadedModel, directories: Sequence[Path]) -> BridgeReg
 def _capabilities(probed: Probe) -> tuple[frozenset[str], Mapping[str, str]]:
     """Return what the engine can do with the model, and why it cannot do the rest."""
     if probed.embedding_refusal is None:
-        return frozenset({LATENTS_IN, LATENT_STEPS}), {}
+        return frozenset({LATENTS_IN, LATENT_STEPS, SCORING}), {}
     logger.warning("the model takes no latents: %s", probed.embedding_refusal)
-    return frozenset(), dict.fromkeys((LATENTS_IN, LATENT_STEPS), probed.embedding_refusal)
+    return frozenset({SCORING}), dict.fromkeys((LATENTS_IN, LATENT_STEPS), probed.embedding_refusal)
 
 
 def plan_slots(settings: Settings, loaded: LoadedModel, probed: Probe) -> Capacity:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from latentwire_service.engine.backend import (
     LATENT_STEPS,
     LATENTS_IN,
+    SCORING,
     BackendInfo,
     Completion,
     FinishReason,
@@ -70,6 +71,11 @@ def letter(spec: GenerationSpec, index: int) -> int:
 def hidden_row(token_id: int, index: int) -> Rows:
     """`[HIDDEN_SIZE]` float32."""
     return np.sin(np.arange(HIDDEN_SIZE) + token_id * index).astype(np.float32)
+
+
+def token_logprob(token_id: int) -> float:
+    """The logarithm of the probability of a given token."""
+    return -1.0 - token_id / 100
 
 
 @dataclass(eq=False)
@@ -152,7 +158,7 @@ class FakeBackend:
             max_slots=self._max_slots,
             max_model_len=MAX_MODEL_LEN,
             embedding_size=HIDDEN_SIZE,
-            capabilities=frozenset({LATENTS_IN, LATENT_STEPS}),
+            capabilities=frozenset({LATENTS_IN, LATENT_STEPS, SCORING}),
             bridges=tuple(self.bridges),
         )
 
@@ -185,10 +191,11 @@ class FakeBackend:
 
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> _Request:
         self.info.check(spec)
+        is_given = spec.given_token_ids is not None
         detokenizer = Detokenizer(
             self._tokenizer,
-            spec.sampling.stop,
-            stop_token_ids=spec.sampling.stop_token_ids,
+            () if is_given else spec.sampling.stop,
+            stop_token_ids=() if is_given else spec.sampling.stop_token_ids,
             is_streaming=on_step is not None,
         )
         request = _Request(spec, on_step, detokenizer, self._condition)
@@ -276,7 +283,7 @@ class FakeBackend:
     def _advance(self, request: _Request) -> FinishReason | None:
         """Give a request its next latent step or token."""
         index = request.num_steps
-        token_id = None if request.is_latent else letter(request.spec, len(request.token_ids))
+        token_id = None if request.is_latent else self._next_token(request)
         row = hidden_row(token_id or 0, index) if index < request.spec.max_rows else None
         if row is not None:
             request.rows.append(row)
@@ -294,8 +301,16 @@ class FakeBackend:
             request.on_step(Step(index, token_id, text, row))
         return reason
 
+    def _next_token(self, request: _Request) -> int:
+        given = request.spec.given_token_ids
+        index = len(request.token_ids)
+        return letter(request.spec, index) if given is None else given[index]
+
     def _append_token(self, request: _Request, token_id: int) -> FinishReason | None:
         request.token_ids.append(token_id)
+        if request.spec.given_token_ids is not None:
+            request.detokenizer.append(token_id)
+            return FinishReason.GIVEN if request.num_steps == request.spec.num_outputs else None
         if request.detokenizer.append(token_id):
             return FinishReason.STOP
         is_last = len(request.token_ids) == request.spec.sampling.max_new_tokens
@@ -308,6 +323,9 @@ class FakeBackend:
             request.fail(error)
             return
         rows = np.array(request.rows, np.float32).reshape(-1, HIDDEN_SIZE)
+        token_logprobs = None
+        if request.spec.given_token_ids is not None:
+            token_logprobs = [token_logprob(token_id) for token_id in request.token_ids]
         completion = Completion(
             text=text,
             token_ids=request.token_ids,
@@ -318,6 +336,7 @@ class FakeBackend:
             prefill_s=request.first_token_at - request.started_at,
             decode_s=time.monotonic() - request.first_token_at,
             num_latent_steps=request.num_latent_steps,
+            token_logprobs=token_logprobs,
         )
         if request.future.set_running_or_notify_cancel():
             request.future.set_result(completion)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,9 @@ from latentwire_service.engine.errors import (
     PromptTooLongError,
 )
 from latentwire_service.engine.prompt import Prompt
-from latentwire_service.engine.sampling_params import SamplingParams
 from latentwire_service.engine.seams.bridge import Bridge, Bridges
+from latentwire_service.engine.seams.generation_spec import GenerationSpec as GenerationSpec
+from latentwire_service.engine.seams.generation_spec import StepBridge as StepBridge
 
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 
@@ -33,82 +34,16 @@ ComputeDtype = Literal["bfloat16", "float16", "float32"]
 LATENTS_IN, LATENT_STEPS, SCORING = "latents-in", "latent-steps", "scoring"
 
 
-class StepBridge(Protocol):
-    """Turns hidden rows into the inputs of latent steps. It is pure, and works row by row.
-
-    The types are Any because this module knows no tensors: both are `torch.Tensor`. A bridge may
-    have an attribute `start`, a `[embedding_size]` tensor: the input of the first latent step in
-    place of what the bridge makes.
-    """
-
-    def __call__(self, rows: Any, /) -> Any:
-        """Return `[B, embedding_size]` float32 for rows `[B, hidden_size]` float32.
-
-        Requests with the same bridge are computed together, on the model's device.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationSpec:
-    """Everything that decides one answer, and the caller who gets it.
-
-    Attributes:
-        plan_id: id of the answer.
-        prompt: at least one position.
-        sampling: how tokens are chosen and when generation ends.
-        k: number of hidden rows to keep; None keeps all.
-        caller: requests of one caller share its turns in the queue; "" when callers are unknown.
-        latent_steps: steps before the first token whose input is an embedding made of the last row.
-        step_bridge: makes these inputs; needed if there are any.
-
-    Raises:
-        InvalidParamsError: there is nothing to generate, or no bridge for the latent steps.
-    """
-
-    plan_id: str
-    prompt: Prompt
-    sampling: SamplingParams
-    k: int | None = None
-    caller: str = ""
-    latent_steps: int = 0
-    step_bridge: StepBridge | None = None
-
-    def __post_init__(self) -> None:
-        """Check that there is something to generate."""
-        if self.latent_steps < 0:
-            raise InvalidParamsError("latent_steps", "must be at least 0")
-        if not self.num_outputs:
-            raise InvalidParamsError("max_new_tokens", "must be at least 1 without latent_steps")
-        if self.latent_steps and self.step_bridge is None:
-            raise InvalidParamsError("step_bridge", "latent_steps need a bridge")
-
-    @property
-    def num_outputs(self) -> int:
-        """Most steps of the answer: latent steps and tokens."""
-        return self.latent_steps + self.sampling.max_new_tokens
-
-    @property
-    def num_positions(self) -> int:
-        """Positions of a slot that the request may need."""
-        return len(self.prompt) + self.num_outputs
-
-    @property
-    def max_rows(self) -> int:
-        """Most hidden rows that the answer can have."""
-        limit = self.num_outputs
-        return limit if self.k is None else min(self.k, limit)
-
-
 class FinishReason(enum.Enum):
     """Why generation ended. When the last allowed token is also a stop, the reason is STOP.
 
-    LATENT: the request has latent steps alone.
+    LATENT: the request has latent steps alone. GIVEN: the plan was given and is scored.
     """
 
     STOP = "stop"
     LENGTH = "length"
     LATENT = "latent"
+    GIVEN = "given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +60,9 @@ class Completion:
         prefill_s: seconds from there to the first row.
         decode_s: seconds from there to the last token.
         num_latent_steps: n.
+        token_logprobs: for a given plan, the logarithm of the probability that the model gives each
+            token: at temperature 1, without filters, penalties and biases. None for a plan
+            that was generated.
     """
 
     text: str
@@ -136,6 +74,7 @@ class Completion:
     prefill_s: float
     decode_s: float
     num_latent_steps: int = 0
+    token_logprobs: list[float] | None = None
 
     @property
     def num_steps(self) -> int:
@@ -241,12 +180,16 @@ class BackendInfo:
         if spec.num_positions > self.max_model_len:
             raise PromptTooLongError(
                 len(spec.prompt),
-                spec.sampling.max_new_tokens,
+                spec.num_outputs - spec.latent_steps,
                 self.max_model_len,
                 spec.latent_steps,
             )
         if spec.latent_steps:
             self.require(LATENT_STEPS, "latent_steps")
+        if spec.given_token_ids is not None:
+            self.require(SCORING, "plan")
+            if not all(0 <= token_id < self.vocab_size for token_id in spec.given_token_ids):
+                raise InvalidParamsError("plan", "holds a token that the model does not have")
         width = spec.prompt.embedding_size
         if width is not None:
             self.require(LATENTS_IN, "prompt")

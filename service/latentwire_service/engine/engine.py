@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -17,10 +18,11 @@ from latentwire_service.engine.errors import (
 from latentwire_service.engine.logits import LogitsChanges, RowLogitsFactory
 from latentwire_service.engine.passes.latent_steps import LatentSteps
 from latentwire_service.engine.passes.outputs import Computed, OutputReader
+from latentwire_service.engine.passes.scoring import Scores, score
 from latentwire_service.engine.prefix_cache import PrefixCache
 from latentwire_service.engine.request import Request, RequestStatus
 from latentwire_service.engine.row_copy import RowCopier
-from latentwire_service.engine.runner import ModelRunner, PromptPart
+from latentwire_service.engine.runner import ModelRunner, PromptPart, StepOutput
 from latentwire_service.engine.scheduler import PrefillChunk, Scheduler
 
 
@@ -56,7 +58,9 @@ class Engine:
         copier = RowCopier(runner.device, runner.max_slots, runner.hidden_size)
         self._reader = OutputReader(self._changes, self._latents, copier)
         self._prefixes = PrefixCache()
-        self._scheduler = Scheduler(runner.max_slots, prefill_chunk, self._prefixes)
+        self._scheduler = Scheduler(
+            runner.max_slots, prefill_chunk, self._prefixes, runner.max_outputs
+        )
 
     @property
     def num_waiting(self) -> int:
@@ -117,7 +121,8 @@ class Engine:
             self._runner.move_slot(move.source, move.target, move.num_tokens)
         for load in schedule.loads:
             self._runner.load_prefix(load.match.prefix_id, load.slot, load.match.num_tokens)
-        stepping = [*schedule.decode, *(c.request for c in schedule.prefill if c.is_last)]
+        complete = [c.request for c in schedule.prefill if c.is_last and not c.request.is_given]
+        stepping = [*schedule.decode, *complete]
         num_latent_steps = sum(request.is_latent for request in stepping)
         first_token_s: list[float] = []
         if schedule.prefill:
@@ -134,17 +139,31 @@ class Engine:
     def _prefill(self, chunks: Sequence[PrefillChunk]) -> Sequence[float]:
         """Compute prompt chunks; return the time to first token of each request that gets one."""
         parts = [
-            PromptPart(_slot(c.request), c.request.spec.prompt.slice(c.start, c.end), c.start)
-            for c in chunks
+            PromptPart(
+                _slot(chunk.request),
+                chunk.request.prefill_prompt.slice(chunk.start, chunk.end),
+                chunk.start,
+                max(1, chunk.num_scored),
+            )
+            for chunk in chunks
         ]
         output = self._runner.prefill(parts)
         for chunk in chunks:
             chunk.request.advance_prefill(chunk.end)
-        complete = [row for row, chunk in enumerate(chunks) if chunk.is_last]
+        # Each part's last row of the output.
+        last_rows = [end - 1 for end in accumulate(part.num_outputs for part in parts)]
+        scored = [pair for pair in zip(chunks, last_rows, strict=True) if pair[0].num_scored]
+        if scored:
+            self._score(scored, output)
+        complete = [
+            (chunk.request, row)
+            for chunk, row in zip(chunks, last_rows, strict=True)
+            if chunk.is_last and not chunk.request.is_given
+        ]
         if not complete:
             return ()
-        requests = [chunks[row].request for row in complete]
-        computed = self._reader.read(requests, complete, output)
+        requests = [request for request, _ in complete]
+        computed = self._reader.read(requests, [row for _, row in complete], output)
         now = self._clock()
         waits = [request.start_decode(now) for request in requests]
         first_token_s = [
@@ -156,6 +175,44 @@ class Engine:
                 self._keep_prefix(request)
         self._deliver(requests, computed, now)
         return first_token_s
+
+    def _score(self, scored: Sequence[tuple[PrefillChunk, int]], output: StepOutput) -> None:
+        """Give requests the rows and scores of given tokens.
+
+        Args:
+            scored: chunks that score positions, each with its last row of the output.
+            output: of the pass.
+        """
+        indices: list[int] = []
+        token_ids: list[int] = []
+        for chunk, last_row in scored:
+            given, start = chunk.request.spec.given_token_ids or (), len(chunk.request.token_ids)
+            indices += range(last_row + 1 - chunk.num_scored, last_row + 1)
+            token_ids += given[start : start + chunk.num_scored]
+        scores = score(output, indices, token_ids)
+        now = self._clock()
+        at = 0
+        for chunk, _ in scored:
+            self._deliver_scores(chunk, scores.part(at, at + chunk.num_scored), now)
+            at += chunk.num_scored
+
+    def _deliver_scores(self, chunk: PrefillChunk, scores: Scores, now: float) -> None:
+        request = chunk.request
+        if not all(scores.is_valid):
+            self._runner.clear_slot(_slot(request))
+            self._fail(request, LatentInvalidError("the model's hidden state is not finite"))
+            return
+        for row, logprob in zip(scores.rows, scores.token_logprobs, strict=True):
+            if not request.rows.is_full:
+                request.rows.append(row)
+            try:
+                reason = request.append_given(logprob, now)
+            except DetokenizationError as failure:
+                self._fail(request, failure)
+                return
+        if reason is not None:
+            self._keep_prefix(request)
+            self._finish(request, now)
 
     def _keep_prefix(self, request: Request) -> None:
         change = self._prefixes.observe(request.spec.prompt)

@@ -129,6 +129,10 @@ class Prompt:
         parts = [span.part(start, end) for span in self.embeddings]
         return Prompt(self.token_ids[start:end], tuple(part for part in parts if part is not None))
 
+    def followed_by(self, token_ids: tuple[int, ...]) -> Prompt:
+        """Return the prompt with more tokens at its end."""
+        return Prompt(self.token_ids + token_ids, self.embeddings)
+
     def text_only(self) -> Prompt:
         """Return the prompt without the positions that hold embeddings."""
         if not self.embeddings:

@@ -104,10 +104,12 @@ class Request:
         "_slot",
         "_status",
         "future",
+        "prefill_prompt",
         "rows",
         "spec",
         "submitted_at",
         "token_ids",
+        "token_logprobs",
     )
 
     def __init__(
@@ -124,10 +126,17 @@ class Request:
         self.future: Future[Completion] = Future()
         self.rows = HiddenRows(spec.max_rows, hidden_size)
         self.token_ids: list[int] = []
+        self.token_logprobs: list[float] = []
+        # The text of a given plan ends nowhere but at its end.
+        is_given = spec.given_token_ids is not None
+        # What passes over many positions compute: the prompt, and a given plan but its last token.
+        self.prefill_prompt = spec.prompt
+        if spec.given_token_ids is not None:
+            self.prefill_prompt = spec.prompt.followed_by(spec.given_token_ids[:-1])
         self._detokenizer = Detokenizer(
             tokenizer,
-            spec.sampling.stop,
-            stop_token_ids=spec.sampling.stop_token_ids,
+            () if is_given else spec.sampling.stop,
+            stop_token_ids=() if is_given else spec.sampling.stop_token_ids,
             special=special,
             is_streaming=on_step is not None,
         )
@@ -157,13 +166,25 @@ class Request:
         return len(self.spec.prompt)
 
     @property
+    def num_to_prefill(self) -> int:
+        """Positions that passes over many positions compute: those of `prefill_prompt`."""
+        return len(self.prefill_prompt)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the plan is given and is scored."""
+        return self.spec.given_token_ids is not None
+
+    @property
     def num_prefilled(self) -> int:
-        """Prompt positions whose keys and values are in the slot."""
+        """Positions of `prefill_prompt` whose keys and values are in the slot."""
         return self._num_prefilled
 
     @property
     def num_cached(self) -> int:
         """Positions of the slot that hold keys and values."""
+        if self.is_given:
+            return self._num_prefilled
         return self._num_prefilled + max(0, self.num_steps - 1)
 
     @property
@@ -206,7 +227,7 @@ class Request:
     def advance_prefill(self, end: int) -> None:
         """Note that prompt positions up to `end` are in the slot, computed or copied."""
         assert self._status is RequestStatus.PREFILL
-        assert self._num_prefilled < end <= self.num_prompt_tokens
+        assert self._num_prefilled < end <= self.num_to_prefill
         self._num_prefilled = end
 
     def start_decode(self, now: float) -> float:
@@ -217,6 +238,7 @@ class Request:
         """
         assert self._status is RequestStatus.PREFILL
         assert self._num_prefilled == self.num_prompt_tokens
+        assert not self.is_given
         self._first_row_at = now
         self._status = RequestStatus.DECODE
         return now - self.submitted_at
@@ -258,12 +280,43 @@ class Request:
             self._finish_reason = FinishReason.STOP
         elif len(self.token_ids) == self._max_new_tokens:
             self._finish_reason = FinishReason.LENGTH
+        self._pass_on(token_id)
+        return self._finish_reason
+
+    def append_given(self, logprob: float, now: float) -> FinishReason | None:
+        """Take the score of the next given token, and pass the token to the streaming caller.
+
+        Args:
+            logprob: the logarithm of its probability.
+            now: seconds on the engine's clock.
+
+        Returns:
+            why the request ends with this token; None when it continues.
+
+        Raises:
+            DetokenizationError: the tokenizer cannot decode the tokens.
+        """
+        assert self._status is RequestStatus.PREFILL
+        given = self.spec.given_token_ids
+        assert given is not None
+        if not self.token_ids:
+            self._first_row_at = now
+        token_id = given[len(self.token_ids)]
+        self.token_ids.append(token_id)
+        self.token_logprobs.append(logprob)
+        self._detokenizer.append(token_id)
+        if len(self.token_ids) == len(given):
+            self._finish_reason = FinishReason.GIVEN
+        self._pass_on(token_id)
+        return self._finish_reason
+
+    def _pass_on(self, token_id: int) -> None:
+        """Pass the newest token to the streaming caller."""
         if self._on_step is not None:
             is_last = self._finish_reason is not None
             text = self._detokenizer.take_text(self.token_ids if is_last else None)
             index = self.num_steps - 1
             self._on_step(Step(index, token_id, text, self.rows.row(index)))
-        return self._finish_reason
 
     def finish(self) -> None:
         """Give the slot back: no further step is computed for this request."""
@@ -288,6 +341,7 @@ class Request:
             prefill_s=self._first_row_at - self._admitted_at,
             decode_s=now - self._first_row_at,
             num_latent_steps=self._num_latent_steps,
+            token_logprobs=self.token_logprobs if self.is_given else None,
         )
 
     def resolve(self, outcome: Completion | EngineError) -> None:

@@ -18,16 +18,21 @@ from latentwire_service.engine.prompt import Prompt
 
 @dataclass(frozen=True, slots=True)
 class PromptPart:
-    """A chunk of one prompt, to be written to a slot from position `start` on."""
+    """A chunk of one prompt, to be written to a slot from position `start` on.
+
+    Attributes:
+        num_outputs: the number of its last positions whose output is needed.
+    """
 
     slot: int
     prompt: Prompt
     start: int
+    num_outputs: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a forward pass gives for the last position of each row, on the model's device.
+    """What a forward pass gives for B positions, on the model's device.
 
     Attributes:
         logits: `[B, vocab_size]`, compute dtype.
@@ -79,8 +84,16 @@ class ModelRunner(Protocol):
         """Positions of one sequence."""
         ...
 
+    @property
+    def max_outputs(self) -> int:
+        """Most positions of a prefill whose output memory is set aside for, when parts have many.
+
+        Each part counts with the largest `num_outputs` of all.
+        """
+        ...
+
     def prefill(self, parts: Sequence[PromptPart]) -> StepOutput:
-        """Run prompt chunks together; one output row per part."""
+        """Run prompt chunks together; the output rows of each part follow those of the last."""
         ...
 
     def decode(

@@ -14,6 +14,10 @@ from latentwire_service.engine.prefix_cache import PrefixCache, PrefixMatch
 from latentwire_service.engine.request import Request, RequestStatus
 from latentwire_service.engine.waiting_queue import WaitingQueue
 
+# Few requests are scored together where the vocabulary leaves room for few positions: passes over
+# single positions would be slow.
+_MIN_SCORED = 16
+
 
 @dataclass(frozen=True, slots=True)
 class SlotMove:
@@ -34,7 +38,7 @@ class PrefixLoad:
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Prompt positions ``start..end-1`` of one request."""
+    """Positions ``start..end-1`` of one request's prompt, and of its plan where that is given."""
 
     request: Request
     start: int
@@ -42,8 +46,13 @@ class PrefillChunk:
 
     @property
     def is_last(self) -> bool:
-        """Whether the prompt is complete after this chunk."""
-        return self.end == self.request.num_prompt_tokens
+        """Whether all of it is computed after this chunk."""
+        return self.end == self.request.num_to_prefill
+
+    @property
+    def num_scored(self) -> int:
+        """Number of its last positions that each predict a given token."""
+        return _num_scored(self.request, self.start, self.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +88,14 @@ class Scheduler:
         prefill_chunk: most prompt positions computed in one step, padding included, so that
             running requests never wait longer than for one chunk.
         prefixes: kept prompt prefixes, whose positions need no computation.
+        max_scored: most positions of one step that score given tokens, because the logits of each
+            take memory.
     """
 
-    def __init__(self, max_slots: int, prefill_chunk: int, prefixes: PrefixCache) -> None:
+    def __init__(
+        self, max_slots: int, prefill_chunk: int, prefixes: PrefixCache, max_scored: int = 1024
+    ) -> None:
+        self._max_scored = max_scored
         self._prefixes = prefixes
         self._max_slots = max_slots
         self._prefill_chunk = prefill_chunk
@@ -199,10 +213,17 @@ class Scheduler:
         others = [r for r in prefilling if r is not oldest and _remaining(r) <= width]
         others.sort(key=_remaining, reverse=True)
         batch = [oldest, *others][: max(1, self._prefill_chunk // width)]
-        return [
-            PrefillChunk(r, r.num_prefilled, r.num_prefilled + min(width, _remaining(r)))
-            for r in batch
-        ]
+        # All of them are computed with as many outputs as the one that scores most positions.
+        if any(_num_scored(r, r.num_prefilled, r.num_prefilled + width) for r in batch):
+            batch = batch[: max(1, self._max_scored // _MIN_SCORED)]
+        max_scored = max(1, self._max_scored // len(batch))
+        return [self._chunk(request, width, max_scored) for request in batch]
+
+    def _chunk(self, request: Request, width: int, max_scored: int) -> PrefillChunk:
+        start = request.num_prefilled
+        end = start + min(width, _remaining(request))
+        num_excess = max(0, _num_scored(request, start, end) - max_scored)
+        return PrefillChunk(request, start, end - num_excess)
 
 
 def _num_slots(decode: Sequence[Request]) -> int:
@@ -215,4 +236,14 @@ def _num_slots(decode: Sequence[Request]) -> int:
 
 
 def _remaining(request: Request) -> int:
-    return request.num_prompt_tokens - request.num_prefilled
+    return request.num_to_prefill - request.num_prefilled
+
+
+def _num_scored(request: Request, start: int, end: int) -> int:
+    """Return how many of positions ``start..end-1`` predict a given token.
+
+    The last position of the prompt predicts the first one.
+    """
+    if not request.is_given:
+        return 0
+    return max(0, min(end, request.num_to_prefill) - max(start, request.num_prompt_tokens - 1))

@@ -46,6 +46,7 @@ class FakeModelRunner:
         self.embedding_size = EMBEDDING_SIZE
         self.max_slots = max_slots
         self.max_model_len = max_model_len
+        self.max_outputs = 8
         self.histories: list[list[int]] = [[] for _ in range(max_slots)]
         self.is_poisoned = [False] * max_slots
         self.prefixes: dict[int, list[int]] = {}
@@ -61,7 +62,12 @@ class FakeModelRunner:
             for span in part.prompt.embeddings:
                 tokens[span.start : span.end] = [int(row[0]) for row in span.rows]
             self._feed(part.slot, tokens, part.start)
-        return self._output([part.slot for part in parts])
+        ends = [
+            (part.slot, part.start + len(part.prompt) - back)
+            for part in parts
+            for back in reversed(range(part.num_outputs))
+        ]
+        return self._output_at(ends)
 
     def decode(
         self,
@@ -104,10 +110,14 @@ class FakeModelRunner:
             self.is_poisoned[slot] = True
 
     def _output(self, slots: Sequence[int]) -> StepOutput:
-        logits = torch.zeros(len(slots), VOCAB_SIZE)
-        hidden = torch.zeros(len(slots), HIDDEN_SIZE)
-        for row, slot in enumerate(slots):
-            history = self.histories[slot]
+        return self._output_at([(slot, len(self.histories[slot])) for slot in slots])
+
+    def _output_at(self, ends: Sequence[tuple[int, int]]) -> StepOutput:
+        """What the first positions of slots give, each pair a slot and their number."""
+        logits = torch.zeros(len(ends), VOCAB_SIZE)
+        hidden = torch.zeros(len(ends), HIDDEN_SIZE)
+        for row, (slot, end) in enumerate(ends):
+            history = self.histories[slot][:end]
             if not history:
                 continue
             logits[row, self._next_token(history)] = 10.0

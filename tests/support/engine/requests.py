@@ -30,6 +30,7 @@ def make_spec(
     caller: str = "",
     latent_steps: int = 0,
     step_bridge: StepBridge | None = None,
+    given: Sequence[int] | None = None,
     **params: Any,
 ) -> GenerationSpec:
     """A greedy request by default; `params` override its sampling parameters."""
@@ -37,8 +38,9 @@ def make_spec(
     sampling = SamplingParams(max_new_tokens=max_new_tokens, **(defaults | params))
     if not isinstance(prompt, Prompt):
         prompt = Prompt(tuple(prompt))
+    given = None if given is None else tuple(given)
     return GenerationSpec(
-        f"plan-{next(_ids)}", prompt, sampling, k, caller, latent_steps, step_bridge
+        f"plan-{next(_ids)}", prompt, sampling, k, caller, latent_steps, step_bridge, given
     )
 
 

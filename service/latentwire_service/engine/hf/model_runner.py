@@ -25,6 +25,8 @@ KV_BUCKET = 64
 # Prompt chunks are padded to whole buckets, because oneDNN builds and caches a kernel for each
 # number of rows: prompts of every length would fill that cache with hundreds of megabytes.
 PREFILL_BUCKET = 16
+# Most logits of a pass that scores tokens: 32 MiB in float32, which the score needs twice.
+_MAX_LOGITS = 2**23
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class HfModelRunner:
         self._device: torch.device = model.device
         self._cache = SlotCache(shapes, max_slots, max_model_len, model.dtype, model.device)
         self._hidden_size = hidden_size
+        self._vocab_size: int = model.config.get_text_config().vocab_size
         self._slots = torch.arange(max_slots, device=self._device)
         self._prefixes: dict[int, Sequence[torch.Tensor]] = {}
         # The LM classes return logits only, so hooks read the outputs of the models inside them.
@@ -133,6 +136,11 @@ class HfModelRunner:
         """Positions of one sequence."""
         return self._max_model_len
 
+    @property
+    def max_outputs(self) -> int:
+        """Most positions of a prefill whose logits are computed, when parts have many."""
+        return max(1, _MAX_LOGITS // self._vocab_size)
+
     @torch.inference_mode()
     def prefill(self, parts: Sequence[PromptPart]) -> StepOutput:
         """Run prompt chunks together, padded on the left so that each row ends at the last column.
@@ -156,9 +164,20 @@ class HfModelRunner:
             kv_length=self._kv_bucket(int(positions.max()) + 1),
         )
         ids = self._to_device(token_ids)
+        num_outputs = max(part.num_outputs for part in parts)
         if any(part.prompt.embeddings for part in parts):
-            return self._forward(view, inputs_embeds=self._embedded(ids, parts))
-        return self._run(ids, view)
+            whole = self._forward(view, num_outputs, inputs_embeds=self._embedded(ids, parts))
+        else:
+            whole = self._forward(view, num_outputs, input_ids=ids)
+        rows = [
+            row * num_outputs + column
+            for row, part in enumerate(parts)
+            for column in range(num_outputs - part.num_outputs, num_outputs)
+        ]
+        if len(rows) == len(whole.logits):
+            return whole
+        index = self._to_device(np.array(rows))
+        return StepOutput(whole.logits[index], whole.hidden[index])
 
     @torch.inference_mode()
     def decode(
@@ -270,7 +289,7 @@ class HfModelRunner:
         return embeddings
 
     def _run(self, token_ids: torch.Tensor, view: CacheView) -> StepOutput:
-        return self._forward(view, input_ids=token_ids)
+        return self._forward(view, 1, input_ids=token_ids)
 
     def _run_mixed(
         self, token_ids: torch.Tensor, view: CacheView, embeddings: StepEmbeddings
@@ -278,21 +297,26 @@ class HfModelRunner:
         of_tokens = self._embed(token_ids)
         given = embeddings.rows[:, None].to(of_tokens.dtype)
         mixed = torch.where(embeddings.is_used[:, None, None], given, of_tokens)
-        return self._forward(view, inputs_embeds=mixed)
+        return self._forward(view, 1, inputs_embeds=mixed)
 
-    def _forward(self, view: CacheView, **inputs: torch.Tensor) -> StepOutput:
-        """Call the model with `input_ids` or `inputs_embeds`."""
+    def _forward(self, view: CacheView, num_outputs: int, **inputs: torch.Tensor) -> StepOutput:
+        """Call the model with `input_ids` or `inputs_embeds`; return the last positions of rows."""
         self._cache.use(view)
         output = self._model(
             **inputs,
             position_ids=view.query_positions,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=num_outputs,
         )
         hidden, self._last_hidden = self._last_hidden, None
         assert hidden is not None
-        return StepOutput(logits=output.logits[:, -1], hidden=hidden[:, -1])
+        if num_outputs == 1:
+            return StepOutput(logits=output.logits[:, -1], hidden=hidden[:, -1])
+        return StepOutput(
+            logits=output.logits[:, -num_outputs:].flatten(0, 1),
+            hidden=hidden[:, -num_outputs:].flatten(0, 1),
+        )
 
     def _padded_rows(self, num_rows: int) -> int:
         if not self._has_few_shapes:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentwire_service.engine.backend import LATENT_STEPS, LATENTS_IN, BackendInfo
+from latentwire_service.engine.backend import LATENT_STEPS, LATENTS_IN, SCORING, BackendInfo
 from latentwire_service.engine.errors import InvalidParamsError, PromptTooLongError
 from latentwire_service.engine.prefix_cache import PrefixCache
 from latentwire_service.engine.prompt import EmbeddingSpan, Prompt
@@ -181,3 +181,15 @@ def test_a_request_with_more_positions_than_a_slot_is_refused() -> None:
         BackendInfo(**INFO).check(  # type: ignore[arg-type]
             make_spec([5], latent_steps=1, step_bridge=identity)
         )
+
+
+def test_a_plan_that_an_engine_cannot_score_is_refused() -> None:
+    with pytest.raises(InvalidParamsError, match="no capability 'scoring'"):
+        BackendInfo(**INFO).check(make_spec([5], given=[6]))  # type: ignore[arg-type]
+    info = BackendInfo(**(INFO | {"capabilities": frozenset({SCORING})}))  # type: ignore[arg-type]
+    info.check(make_spec([5], given=[0, 8]))
+    for token_id in (-1, 9):
+        with pytest.raises(InvalidParamsError, match="plan: holds a token that the model does not"):
+            info.check(make_spec([5], given=[6, token_id]))
+    with pytest.raises(PromptTooLongError, match="5 tokens and max_new_tokens is 60; together"):
+        info.check(make_spec([5] * 5, 1, given=[6] * 60))
