@@ -108,8 +108,8 @@ def make_settings(
 
         def origin(location: Location) -> str:
             name = str(location[0])
-            variable = _variable(settings_type, name)
-            return variable if name not in given and _is_set(variable) else name_flag(name)
+            variable = None if name in given else _set_variable(settings_type, name)
+            return variable or name_flag(name)
 
         raise FlagError(describe(error, origin)) from error
     except SettingsError as error:
@@ -129,9 +129,12 @@ def _variable(settings_type: type[BaseSettings], name: str) -> str:
     return f"{prefix}{name.upper()}"
 
 
-def _is_set(variable: str) -> bool:
+def _set_variable(settings_type: type[BaseSettings], name: str) -> str | None:
+    """Return a field's variable as the environment spells it, if it is set."""
     # pydantic-settings reads variables without regard to case.
-    return any(name.upper() == variable and value for name, value in os.environ.items())
+    wanted = _variable(settings_type, name)
+    spelled = (name for name, value in os.environ.items() if name.upper() == wanted and value)
+    return next(spelled, None)
 
 
 def flag_of(name: str) -> str:
