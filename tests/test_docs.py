@@ -27,12 +27,13 @@ from latentwire_batch.config import CollectSettings
 from latentwire_batch.inspection.command import InspectSettings
 from latentwire_service.api.access_policy import policy_of
 from latentwire_service.api.routes import create_router
+from latentwire_service.bridges.fitting.settings import FitSettings
 from latentwire_service.settings import Settings
 from support.markdown import ADRS, DOCS, PAGES, README, ROOT, Page
 from support.tiny_models import save_model
 
 URL = "http://127.0.0.1:8000"
-COMMANDS = ("serve", "plan", "collect", "inspect")
+COMMANDS = ("serve", "plan", "collect", "inspect", "fit-bridge")
 # A path in the text is given from the repository's root or from one of these.
 BASES = (
     ".",
@@ -42,8 +43,13 @@ BASES = (
     "service/latentwire_service",
     "batch/latentwire_batch",
 )
-# Variables that no setting has: a prefix, and those of the tests.
-OTHER_VARIABLES = {"LATENTWIRE_COLLECT", "LATENTWIRE_TEST_DEVICE", "LATENTWIRE_TEST_DTYPE"}
+# Variables that no setting has: prefixes, and those of the tests.
+OTHER_VARIABLES = {
+    "LATENTWIRE_COLLECT",
+    "LATENTWIRE_FIT_BRIDGE",
+    "LATENTWIRE_TEST_DEVICE",
+    "LATENTWIRE_TEST_DTYPE",
+}
 # Flags in the text that belong to other programs.
 FOREIGN_FLAGS = {"--constraint", "--no-deps", "--help"}
 
@@ -228,7 +234,8 @@ def test_named_variables_exist(page: Page) -> None:
     collected = {f"LATENTWIRE_COLLECT_{name.upper()}" for name in CollectSettings.model_fields}
     inspected = {f"LATENTWIRE_INSPECT_{name.upper()}" for name in InspectSettings.model_fields}
     named = set(re.findall(r"\bLATENTWIRE_[A-Z_]*[A-Z]\b", page.text))
-    known = served | collected | inspected | OTHER_VARIABLES
+    fitted = {f"LATENTWIRE_FIT_BRIDGE_{name.upper()}" for name in FitSettings.model_fields}
+    known = served | collected | inspected | fitted | OTHER_VARIABLES
     assert named <= known
 
 

@@ -19,6 +19,7 @@ from latentwire.plan_command import PlanSettings
 from latentwire.protocol import PlanLatentQuery
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.inspection.command import InspectSettings
+from latentwire_service.bridges.fitting.settings import FitSettings
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.metrics import Metrics
 
@@ -48,7 +49,7 @@ def _constant(text: str, _: re.Match[str]) -> str:
     return text
 
 
-def _settings_table(model: type[BaseModel]) -> str:
+def _settings_table(model: type[BaseModel], *arguments: str) -> str:
     rows = [
         (
             _flag(name, field),
@@ -58,7 +59,7 @@ def _settings_table(model: type[BaseModel]) -> str:
             field.description or "",
         )
         for name, field in model.model_fields.items()
-        if name not in _ARGUMENTS
+        if name not in _ARGUMENTS.union(arguments)
     ]
     return _table(("Flag", "Value", "Default", "Meaning"), rows)
 
@@ -144,6 +145,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "plan": lambda: _settings_table(PlanSettings),
     "collect": lambda: _settings_table(CollectSettings),
     "inspect": lambda: _settings_table(InspectSettings),
+    "fit-bridge": lambda: _settings_table(FitSettings, "dataset"),
     "fields": _fields_table,
     "metrics": _metrics_table,
 }

@@ -9,7 +9,15 @@ import typer
 from typer.core import TyperCommand
 
 from latentwire.errors import MissingDependencyError
-from latentwire.subcommands import COLLECT, INSPECT, PLAN, SERVE, Subcommand, run_subcommand
+from latentwire.subcommands import (
+    COLLECT,
+    FIT_BRIDGE,
+    INSPECT,
+    PLAN,
+    SERVE,
+    Subcommand,
+    run_subcommand,
+)
 from latentwire.terminal import discard_output, replace_unencodable
 from latentwire.version import VERSION
 
@@ -87,6 +95,15 @@ def _collect(context: typer.Context) -> None:
 @app.command("inspect", cls=ForwardingCommand, help="Inspect a dataset of latents (extra: batch).")
 def _inspect(context: typer.Context) -> None:
     _forward(INSPECT, context.args)
+
+
+@app.command(
+    "fit-bridge",
+    cls=ForwardingCommand,
+    help="Fit a bridge from latents to a model's input embeddings (extra: service).",
+)
+def _fit_bridge(context: typer.Context) -> None:
+    _forward(FIT_BRIDGE, context.args)
 
 
 def _forward(command: Subcommand, args: list[str]) -> None:

@@ -42,6 +42,7 @@ SERVE = Subcommand(
             "huggingface_hub",
             "prometheus_client",
             "pyarrow",
+            "rich",
             "safetensors",
             "starlette",
             "torch",
@@ -49,6 +50,12 @@ SERVE = Subcommand(
             "uvicorn",
         }
     ),
+)
+FIT_BRIDGE = Subcommand(
+    name="fit-bridge",
+    module="latentwire_service.bridges.fitting.command",
+    extra="service",
+    dependencies=SERVE.dependencies,
 )
 COLLECT = Subcommand(
     name="collect",
