@@ -11,7 +11,7 @@ import torch
 
 from latentwire_service.engine.hf.loader import LoadedModel, load_model, pick_device, pick_dtype
 from latentwire_service.engine.hf.prompt_encoder import PromptEncoder
-from latentwire_service.engine.prompt import fill_template
+from latentwire_service.engine.prompt import Conversation, fill_template
 
 TEMPLATE = "Please provide a general plan to solve this task.\nThe task is: {task}"
 TASKS = Path(__file__).parent.parent / "examples" / "tasks.jsonl"
@@ -85,6 +85,7 @@ def build_workload(
     chosen = [f"{tasks[i % len(tasks)]} (list {i + 1})" for i in range(count)]
     encoder = PromptEncoder(tokenizer, ())
     prompts = [
-        list(encoder.encode(fill_template(TEMPLATE, task), "auto").token_ids) for task in chosen
+        list(encoder.encode(Conversation.of_text(fill_template(TEMPLATE, task))).token_ids)
+        for task in chosen
     ]
     return Workload(chosen, prompts, new_tokens, concurrency or count)

@@ -1,6 +1,7 @@
 """Python client of a latentwire service: clients, answers and errors."""
 
 from latentwire.async_client import AsyncClient
+from latentwire.call import PlanOptions
 from latentwire.client import Client
 from latentwire.errors import (
     ApiError,
@@ -22,7 +23,6 @@ from latentwire.errors import (
     UnauthorizedError,
     WaitTimeoutError,
 )
-from latentwire.exchange import PlanOptions
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import InfoResponse, LatentInfo, Limits, Timings, Usage
 from latentwire.streaming import AsyncPlanStream, PlanStep, PlanStream

@@ -11,6 +11,7 @@ from typing import Self, Unpack
 import httpx
 
 from latentwire import exchange
+from latentwire.call import Call, MessageList, PlanOptions, Wire, plan_latent_call
 from latentwire.constants import (
     DEFAULT_BASE_URL,
     DEFAULT_READY_TIMEOUT_S,
@@ -19,7 +20,6 @@ from latentwire.constants import (
     PROBE_TIMEOUT_S,
 )
 from latentwire.errors import LatentwireError
-from latentwire.exchange import Call, PlanOptions, Wire
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import InfoResponse
 from latentwire.ready_wait import ReadyWait
@@ -87,8 +87,9 @@ class AsyncClient:
 
     async def plan_latent(
         self,
-        task: str,
+        task: str | None = None,
         *,
+        messages: MessageList | None = None,
         k: int | None = None,
         task_id: str | None = None,
         request_id: str | None = None,
@@ -97,7 +98,9 @@ class AsyncClient:
         """Plan one task.
 
         Args:
-            task: the task, in words.
+            task: the task, in words; not with messages.
+            messages: a conversation, ``[{"role": ..., "content": ...}]``. A content is text, or a
+                list of parts; `PlanLatent.as_part` makes the part of a latent.
             k: hidden rows to keep; None: all, 0: text only.
             task_id: returned as given.
             request_id: identifies the request in the service's log; the service makes one up if it
@@ -110,15 +113,22 @@ class AsyncClient:
             TransportError: when no complete answer arrives.
             ProtocolError: when the answer breaks the wire contract.
         """
-        call = exchange.plan_latent_call(
-            task, k, task_id, options, request_id=request_id, wire=self._wire
+        call = plan_latent_call(
+            task,
+            k,
+            task_id,
+            options,
+            messages=messages,
+            request_id=request_id,
+            wire=self._wire,
         )
         return exchange.read_plan_latent(await self._exchange(call), call)
 
     def stream_plan_latent(
         self,
-        task: str,
+        task: str | None = None,
         *,
+        messages: MessageList | None = None,
         k: int | None = None,
         task_id: str | None = None,
         request_id: str | None = None,
@@ -130,8 +140,14 @@ class AsyncClient:
         Leaving its `with` block, or closing it, cancels the request. Arguments and errors are those
         of `plan_latent`; all errors but InvalidArgumentError are raised while iterating.
         """
-        call = exchange.plan_latent_call(
-            task, k, task_id, options, request_id=request_id, stream=True
+        call = plan_latent_call(
+            task,
+            k,
+            task_id,
+            options,
+            messages=messages,
+            request_id=request_id,
+            stream=True,
         )
 
         async def opened() -> httpx.Response:

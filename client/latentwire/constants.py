@@ -37,6 +37,13 @@ MAX_STOP_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIASES = 1024
 MAX_TOKEN_ID = 2**31 - 1
+MAX_MESSAGES = 1024
+# Parts of one message.
+MAX_PARTS = 256
+# Names of roles, bridges and tensors, and of variables of a chat template.
+MAX_NAME_CHARS = 128
+MAX_TEMPLATE_KWARGS = 32
+MAX_TEMPLATE_TEXT_CHARS = 4096
 # Seeds are non-negative signed 64-bit integers: the range that Arrow, JSON readers and torch share.
 MAX_SEED = 2**63 - 1
 

@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import socket
 import ssl
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from latentwire.call import ACCEPT, Call, Wire
 from latentwire.constants import (
     DEFAULT_CONNECT_TIMEOUT_S,
     EVENT_STREAM_MEDIA_TYPE,
-    JSON_MEDIA_TYPE,
     MAX_QUOTED_CHARS,
     REQUEST_ID_HEADER,
-    REQUEST_ID_PATTERN,
     SAFETENSORS_MEDIA_TYPE,
 )
 from latentwire.errors import (
@@ -41,50 +37,18 @@ from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import (
     ErrorBody,
     InfoResponse,
-    PlanLatentQuery,
     PlanLatentResponse,
     StatusResponse,
 )
 from latentwire.retry import Outcome, retry_after_of
 from latentwire.safetensors_wire import unpack
-from latentwire.sampling import ChatTemplate
 from latentwire.validation import describe
 from latentwire.version import VERSION
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-Wire = Literal["json", "safetensors"]
-"""Form of an answer: base64 in JSON, or raw bytes, which are smaller and faster."""
-
-# A service that does not know safetensors answers with JSON.
-_ACCEPT: Mapping[Wire, str | None] = {
-    "json": None,
-    "safetensors": f"{SAFETENSORS_MEDIA_TYPE}, {JSON_MEDIA_TYPE};q=0.5",
-}
-_REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
 # Answers of a service, or of a gateway in front of it, while it does not accept requests.
 _UNREADY_STATUSES = frozenset({502, 503, 504})
-
-
-class PlanOptions(TypedDict, total=False):
-    """Optional fields of a plan request; `PlanLatentRequest` holds their defaults and limits."""
-
-    prompt_template: str
-    chat_template: ChatTemplate
-    date: str | None
-    max_new_tokens: int
-    do_sample: bool
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int | None
-    stop: list[str]
-    stop_token_ids: list[int] | None
-    min_p: float | None
-    repetition_penalty: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    logit_bias: dict[int, float] | None
 
 
 class HttpOptions(TypedDict):
@@ -96,29 +60,6 @@ class HttpOptions(TypedDict):
     proxy: httpx.Proxy | None
     verify: ssl.SSLContext
     trust_env: bool
-
-
-@dataclass(frozen=True)
-class Call:
-    """One HTTP request, not yet bound to a host."""
-
-    method: Literal["GET", "POST"]
-    path: str
-    params: Mapping[str, int] | None = None
-    body: Mapping[str, object] | None = None
-    accept: str | None = None
-    request_id: str | None = None
-
-    @property
-    def k(self) -> int | None:
-        """Hidden rows that the call keeps; None: all."""
-        return self.params["k"] if self.params else None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers that this call adds to those of the client."""
-        values = {"Accept": self.accept, REQUEST_ID_HEADER: self.request_id}
-        return {name: value for name, value in values.items() if value is not None}
 
 
 HEALTH = Call("GET", "/health")
@@ -171,8 +112,8 @@ def check_timeout(timeout_s: float) -> float:
 
 def check_wire(wire: Wire) -> Wire:
     """Return a form of answers, or raise InvalidArgumentError for an unknown name."""
-    if wire not in _ACCEPT:
-        raise InvalidArgumentError("wire", f"wire: must be one of {', '.join(_ACCEPT)}")
+    if wire not in ACCEPT:
+        raise InvalidArgumentError("wire", f"wire: must be one of {', '.join(ACCEPT)}")
     return wire
 
 
@@ -206,60 +147,11 @@ def http_request(
         call.method,
         call.path,
         params=call.params,
-        json=call.body,
+        json=call.body if call.content is None else None,
+        content=call.content,
         headers=call.headers,
         timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, DEFAULT_CONNECT_TIMEOUT_S)),
     )
-
-
-def plan_latent_call(
-    task: str,
-    k: int | None,
-    task_id: str | None,
-    options: PlanOptions,
-    *,
-    request_id: str | None = None,
-    stream: bool = False,
-    wire: Wire = "json",
-) -> Call:
-    """Build ``POST /plan_latent``. The task travels in the body: URLs end up in access logs.
-
-    Args:
-        task: in words.
-        k: hidden rows to keep; None: all.
-        task_id: returned as given.
-        options: the other fields.
-        request_id: sent as `X-Request-Id`; the service's log names the request by it.
-        stream: whether the answer is a stream of events.
-        wire: preferred form of the answer.
-
-    Raises:
-        InvalidArgumentError: when an argument exceeds its limits, or is unknown.
-    """
-    _check_request_id(request_id)
-    fields: dict[str, object] = {"task": task, "task_id": task_id, "k": k, **options}
-    if stream:
-        fields["stream"] = True
-    try:
-        query = PlanLatentQuery.model_validate(fields)
-    except ValidationError as error:
-        raise InvalidArgumentError(_field_at_fault(error), describe(error)) from error
-    return Call(
-        "POST",
-        "/plan_latent",
-        params=None if query.k is None else {"k": query.k},
-        # Unset fields are left out: their defaults are the service's.
-        body=query.model_dump(mode="json", exclude={"k"}, exclude_unset=True),
-        accept=EVENT_STREAM_MEDIA_TYPE if stream else _ACCEPT[wire],
-        request_id=request_id,
-    )
-
-
-def _check_request_id(request_id: str | None) -> None:
-    if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
-        raise InvalidArgumentError(
-            "request_id", "request_id: must be 1 to 128 letters, digits or any of . _ : -"
-        )
 
 
 def read_plan_latent(outcome: Outcome, call: Call) -> PlanLatent:
@@ -381,8 +273,3 @@ def _is_safetensors(response: httpx.Response) -> bool:
 def _where(request: httpx.Request) -> str:
     """Name a request without its credentials and query, which may be secret or long."""
     return f"{request.method} {request.url.copy_with(userinfo=b'', query=None)}"
-
-
-def _field_at_fault(error: ValidationError) -> str:
-    location = error.errors(include_url=False, include_input=False)[0]["loc"]
-    return str(location[0]) if location else ""

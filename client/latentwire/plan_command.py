@@ -12,10 +12,10 @@ import typer
 from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
+from latentwire.call import PlanOptions
 from latentwire.client import Client
 from latentwire.constants import DEFAULT_BASE_URL, DEFAULT_TIMEOUT_S
 from latentwire.errors import ConnectionFailedError, InvalidArgumentError, LatentwireError
-from latentwire.exchange import PlanOptions
 from latentwire.plan_latent import PlanLatent
 from latentwire.sampling import PromptFields, SamplingFields, Seed
 from latentwire.settings_flags import FlagError, flag_of, name_variables, parse_settings
@@ -118,7 +118,7 @@ def _print_plan(plan: PlanLatent) -> None:
     typer.echo(f"hidden_state: {list(plan.hidden_state.shape)} float32")
     typer.echo(
         f"usage: {usage.prompt_tokens} prompt tokens, {usage.completion_tokens} completion tokens, "
-        f"{usage.latent_steps} latent steps; finish_reason {plan.finish_reason}, seed {plan.seed}"
+        f"{usage.latent_rows} hidden rows; finish_reason {plan.finish_reason}, seed {plan.seed}"
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from latentwire.errors import MissingDependencyError, ProtocolError
 from latentwire.protocol import FinishReason, LatentInfo, PlanLatentResponse, Timings, Usage
-from latentwire.tensors import decode_hidden_state
+from latentwire.tensors import decode_hidden_state, encode_hidden_state
 
 if TYPE_CHECKING:
     import torch
@@ -24,25 +24,29 @@ class PlanLatent:
     Attributes:
         id: id of the answer, `plan-...`; the service's log states it too.
         model: id of the model that made it.
-        task: the task as sent.
+        task: the task as sent; None for messages.
         task_id: the caller's own id, as sent.
         plan: the generated text.
         k: hidden rows that the request keeps; None: all.
         hidden_state: `[rows, hidden_size]` float32, read-only; a view of the bytes received, unless
             it was streamed.
         latent: which hidden states these are.
-        token_ids: the generated tokens; row t of `hidden_state` predicted token t.
-        finish_reason: "stop" or "length".
+        token_ids: the generated tokens; row t of `hidden_state` predicted token t. Rows of latent
+            steps come before it.
+        finish_reason: "stop" or "length"; "latent" for latent steps without tokens, "given" for a
+            plan that was scored.
         seed: the seed used; sending it again repeats the answer.
         usage: token counts.
         timings: where the time went, in milliseconds.
         date: the date, like 2025-01-31, that the model's chat template wrote into the prompt; None
             when it wrote none. Repeating the answer on another day takes this date, too.
+        logprob: natural log of the probability of a plan that was scored, at temperature 1.
+        token_logprobs: the same of each of its tokens.
     """
 
     id: str
     model: str
-    task: str
+    task: str | None
     task_id: str | None
     plan: str
     k: int | None
@@ -54,6 +58,8 @@ class PlanLatent:
     usage: Usage
     timings: Timings
     date: str | None = None
+    logprob: float | None = None
+    token_logprobs: tuple[float, ...] | None = field(default=None, repr=False)
 
     @classmethod
     def from_response(cls, response: PlanLatentResponse) -> PlanLatent:
@@ -73,36 +79,57 @@ class PlanLatent:
         Raises:
             ProtocolError: when the counts disagree.
         """
+        logprobs = response.token_logprobs
         plan = cls(
             **response.shared(),
             task=response.task,
             plan=response.plan,
             hidden_state=hidden_state,
             token_ids=tuple(response.token_ids),
+            logprob=response.logprob,
+            token_logprobs=logprobs if logprobs is None else tuple(logprobs),
         )
         plan.check_counts()
         return plan
 
+    def as_part(self, bridge: str | None = None) -> dict[str, Any]:
+        """Return the latent as a part of a message, for a request to the same or another model.
+
+        Args:
+            bridge: name of the receiver's bridge; None: the one made for this sender.
+
+        Returns:
+            JSON values: ``{"type": "latent", "hidden_state": ..., "latent": ...}``.
+        """
+        part: dict[str, Any] = {
+            "type": "latent",
+            "hidden_state": encode_hidden_state(self.hidden_state).model_dump(mode="json"),
+            "latent": self.latent.model_dump(mode="json"),
+        }
+        return part if bridge is None else part | {"bridge": bridge}
+
     def check_counts(self) -> None:
-        """Check the latent's invariant: rows == min(k, L), and all counts agree.
+        """Check the latent's invariant: rows == min(k, n + L), and all counts agree.
 
         Raises:
             ProtocolError: when it does not hold.
         """
         usage, num_rows = self.usage, len(self.hidden_state)
         num_tokens = usage.completion_tokens
-        num_expected = num_tokens if self.k is None else min(self.k, num_tokens)
-        if not num_rows == usage.latent_steps == num_expected:
+        num_made = usage.latent_steps + num_tokens
+        num_expected = num_made if self.k is None else min(self.k, num_made)
+        if not num_rows == usage.latent_rows == num_expected:
             raise ProtocolError(
-                f"answer {self.id} has {num_rows} hidden rows and latent_steps "
-                f"{usage.latent_steps}, but k {self.k} and {num_tokens} completion tokens "
-                f"require {num_expected}"
+                f"answer {self.id} has {num_rows} hidden rows and latent_rows "
+                f"{usage.latent_rows}, but k {self.k}, {usage.latent_steps} latent steps and "
+                f"{num_tokens} completion tokens require {num_expected}"
             )
-        if len(self.token_ids) != num_tokens:
-            raise ProtocolError(
-                f"answer {self.id} has {len(self.token_ids)} token_ids for "
-                f"{num_tokens} completion tokens"
-            )
+        for name in ("token_ids", "token_logprobs"):
+            values = getattr(self, name)
+            if values is not None and len(values) != num_tokens:
+                raise ProtocolError(
+                    f"answer {self.id} has {len(values)} {name} for {num_tokens} completion tokens"
+                )
 
     def to_torch(self) -> torch.Tensor:
         """Copy the hidden state into a new tensor.

@@ -7,6 +7,10 @@ position whose logits produced generated token t. Row 0 is the last prompt posit
 ``out.hidden_states[t][-1][:, -1, :]`` of Hugging Face ``generate(..., output_hidden_states=True,
 return_dict_in_generate=True)``. ``k`` keeps rows ``0..k-1``; the text is generated to its end.
 
+With n latent steps before the first token, ``hidden_state`` is ``[n + L, H]``. Row i < n is the row
+that a bridge turned into the input of latent step i, row 0 being the last prompt position; row
+n + t predicted token t. ``latent.alignment`` says which of the two it is.
+
 This module must not know HTTP, torch or FastAPI.
 """
 
@@ -14,12 +18,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-from latentwire.sampling import LogitBias, NumRows, PromptFields, SamplingFields, Seed, Text
+from latentwire.constants import DEFAULT_MAX_NEW_TOKENS
+from latentwire.conversation import Messages, Name, TemplateKwargs
+from latentwire.latent import HiddenState as HiddenState
+from latentwire.latent import LatentInfo as LatentInfo
+from latentwire.latent import ResponseModel as ResponseModel
+from latentwire.latent import latent_info as latent_info
+from latentwire.sampling import (
+    JsonInt,
+    LogitBias,
+    NumRows,
+    PromptFields,
+    SamplingFields,
+    Seed,
+    Text,
+)
 
 DtypeName = Literal["bfloat16", "float16", "float32"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "latent", "given"]
 ErrorCode = Literal[
     "invalid-request",
     "prompt-too-long",
@@ -45,30 +63,43 @@ class RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class ResponseModel(BaseModel):
-    """Base of the models that the service answers.
-
-    Unknown fields are ignored, so that a newer service does not break an older client.
-    """
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
+_TASK = "The task to plan, in words."
 
 
-class TaskFields(RequestModel):
-    """The task to plan."""
+class RequestFields(SamplingFields, PromptFields, RequestModel):
+    """Fields of a request apart from what the prompt says: its task or its messages."""
 
-    task: Text = Field(min_length=1, description="The task to plan, in words.")
     task_id: Text | None = Field(default=None, description="Returned as given; not interpreted.")
-
-
-class PlanLatentRequest(SamplingFields, PromptFields, TaskFields):
-    """Body of ``POST /plan_latent``; each field is also a query parameter of the GET form.
-
-    JSON has types, so nothing is converted: `true` and `"3"` are not numbers of tokens.
-    """
-
-    model_config = ConfigDict(strict=True)
-
+    system: Text | None = Field(
+        default=None,
+        min_length=1,
+        description="System message before the task, through the chat template.",
+    )
+    chat_template_kwargs: TemplateKwargs | None = Field(
+        default=None,
+        description="Variables for the model's own chat template, such as enable_thinking: text, "
+        "numbers, true, false or null.",
+    )
+    max_new_tokens: JsonInt = Field(
+        default=DEFAULT_MAX_NEW_TOKENS,
+        ge=0,
+        description="Maximum number of tokens to generate; 0 only with latent_steps.",
+    )
+    latent_steps: JsonInt = Field(
+        default=0,
+        ge=0,
+        description="Steps before the first token whose input is an embedding: a bridge makes it "
+        "from the last hidden row.",
+    )
+    step_bridge: Name | None = Field(
+        default=None, description="Bridge of the latent steps, one of /info; absent: weights."
+    )
+    plan: Text | None = Field(
+        default=None,
+        min_length=1,
+        description="A plan to be scored in place of generating one: the answer has its log "
+        "probability and its rows.",
+    )
     seed: Seed | None = Field(
         default=None, description="Drawn if absent; the answer states the seed that was used."
     )
@@ -80,6 +111,53 @@ class PlanLatentRequest(SamplingFields, PromptFields, TaskFields):
         default=False,
         description="True: the answer is a stream with one event per token (text/event-stream).",
     )
+
+
+class PlanLatentRequest(RequestFields):
+    """What a request says: a task or messages, and how to answer. `fault_of` checks it as a whole.
+
+    JSON has types, so nothing is converted: `true` and `"3"` are not numbers of tokens.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        json_schema_extra={"oneOf": [{"required": ["task"]}, {"required": ["messages"]}]},
+    )
+
+    task: Text | None = Field(default=None, min_length=1, description=_TASK)
+    messages: Messages | None = Field(
+        default=None,
+        description="A conversation in place of a task. A last message of the assistant is "
+        "continued.",
+    )
+
+
+def fault_of(request: PlanLatentRequest) -> tuple[str, str] | None:
+    """Find fields of a request that exclude each other.
+
+    Returns:
+        the field at fault and what is wrong with it; None for a request that makes sense.
+    """
+    given = request.model_fields_set
+    if request.task is None and request.messages is None:
+        return "task", "required, unless messages are given"
+    if request.messages is not None:
+        if request.task is not None:
+            return "messages", "must not be given together with task"
+        if request.system is not None:
+            return "system", "belongs to task; messages have a message with the role system"
+        if "prompt_template" in given:
+            return "prompt_template", "belongs to task; messages are sent as they are"
+    if request.plan is not None:
+        if request.latent_steps:
+            return "latent_steps", "must be 0 when a plan is scored"
+        if request.stream:
+            return "stream", "must be false when a plan is scored"
+    elif request.max_new_tokens == 0 and request.latent_steps == 0:
+        return "max_new_tokens", "must be at least 1, unless there are latent_steps"
+    if request.step_bridge is not None and request.latent_steps == 0:
+        return "step_bridge", "needs latent_steps of at least 1"
+    return None
 
 
 _JSON_TEXT = {"type": "string", "contentMediaType": "application/json"}
@@ -97,58 +175,31 @@ class PlanLatentBody(PlanLatentRequest, PlanLatentParams):
     """Body of ``POST /plan_latent`` as the service reads it: `k` may be here or in the query."""
 
 
-class PlanLatentQuery(PlanLatentRequest, PlanLatentParams):
-    """Query of ``GET /plan_latent``: the fields of the body and `k`, as text."""
+class PlanLatentCall(PlanLatentBody):
+    """Arguments of a client: as the body, but numbers of any type that holds them."""
 
     model_config = ConfigDict(strict=False)
 
+
+class PlanLatentQuery(RequestFields, PlanLatentParams):
+    """Query of ``GET /plan_latent``: the fields of the body but `messages`, and `k`, as text."""
+
+    task: Text = Field(min_length=1, description=_TASK)
     # Described as text: a form-style object would spread over parameters of its own.
     logit_bias: Annotated[LogitBias | None, WithJsonSchema(_JSON_TEXT)] = Field(
         default=None,
         description="A JSON object of token ids, and numbers from -100 to 100 to add to their "
         "logits.",
     )
+    chat_template_kwargs: Annotated[TemplateKwargs | None, WithJsonSchema(_JSON_TEXT)] = Field(
+        default=None,
+        description="A JSON object of variables for the model's own chat template.",
+    )
 
-
-class HiddenState(ResponseModel):
-    """A float32 matrix on the wire.
-
-    ``data`` is base64 (RFC 4648, standard alphabet, padded) of the C-order little-endian bytes.
-    """
-
-    data: str
-    dtype: Literal["float32"] = "float32"
-    byteorder: Literal["little"] = "little"
-    shape: tuple[int, int] = Field(description="[rows, hidden size]")
-
-
-class LatentInfo(ResponseModel):
-    """Which hidden states a latent holds: tools differ, so every answer states it."""
-
-    layer: Literal["last"] = "last"
-    normed: Literal[True] = True
-    alignment: Literal["predicts"] = "predicts"
-    model: str
-    revision: str | None = None
-
-    @property
-    def meaning(self) -> str:
-        """The declaration in one sentence, for people."""
-        return (
-            f"Row t is the model's {self.layer}-layer hidden state, after the final norm, at the "
-            "position whose logits produced generated token t; row 0 is the last position of the "
-            "prompt."
-        )
-
-
-def latent_info(model: str, revision: str | None) -> LatentInfo:
-    """Declare what the latents of a model are, for every wire and file format.
-
-    Args:
-        model: id of the model.
-        revision: branch, tag or commit of a hub model; None when it has none.
-    """
-    return LatentInfo(model=model, revision=revision)
+    def to_request(self) -> PlanLatentRequest:
+        """Return the request that these parameters make."""
+        fields = self.model_dump(exclude={"k"}, exclude_unset=True)
+        return PlanLatentRequest.model_validate(fields, strict=False)
 
 
 class Usage(ResponseModel):
@@ -156,7 +207,16 @@ class Usage(ResponseModel):
 
     prompt_tokens: int
     completion_tokens: int
-    latent_steps: int
+    latent_rows: int = Field(description="Hidden rows in the answer.")
+    latent_steps: int = Field(default=0, description="Latent steps before the first token.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_name(cls, values: Any) -> Any:
+        """Read answers of earlier services, which sent `latent_rows` as `latent_steps`."""
+        if isinstance(values, dict) and "latent_rows" not in values and "latent_steps" in values:
+            values = {**values, "latent_rows": values["latent_steps"], "latent_steps": 0}
+        return values
 
 
 class Timings(ResponseModel):
@@ -193,17 +253,25 @@ class AnswerFields(ResponseModel):
 class PlanLatentResponse(AnswerFields):
     """A plan and its latent."""
 
-    task: str
+    task: str | None
     plan: str
     hidden_state: HiddenState
     token_ids: list[int]
+    logprob: float | None = Field(
+        default=None,
+        description="Natural log of the probability of a given plan, at temperature 1: the sum of "
+        "token_logprobs.",
+    )
+    token_logprobs: list[float] | None = Field(
+        default=None, description="Log probability of each token of a given plan."
+    )
 
 
 class StreamStep(ResponseModel):
     """Data of a `step` event: one generated token."""
 
-    index: int = Field(description="Position among the generated tokens, from 0.")
-    token_id: int
+    index: int = Field(description="Position among latent steps and generated tokens, from 0.")
+    token_id: int | None = Field(description="The token; null for a latent step.")
     text: str = Field(
         description="Text that the token adds to the plan; empty while a character is incomplete."
     )
@@ -288,6 +356,10 @@ class InfoResponse(ResponseModel):
     limits: Limits
     version: str
     compressors: list[str] = Field(description="Latent compressors loaded with the model.")
+    capabilities: list[str] = Field(
+        default=[],
+        description="What this engine can do with the model, of latents-in, latent-steps, scoring.",
+    )
     generation_defaults: dict[str, Any] = Field(
         default={},
         description="Settings of the model's generation_config.json that are applied to the choice "

@@ -1,4 +1,4 @@
-"""A plan as a safetensors file: one float32 tensor, and the answer's other fields as metadata.
+"""Answers and requests as safetensors files: float32 tensors, and the other fields as metadata.
 
 The format is eight bytes of length, a JSON header and the raw values, so reading and writing it
 takes these few lines instead of a dependency with compiled code. Its description:
@@ -9,16 +9,35 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from latentwire.errors import ProtocolError
 from latentwire.protocol import PlanLatentResponse
+from latentwire.strict_json import RepeatedKeyError, load_json
 from latentwire.tensors import WIRE_DTYPE
 
 _LENGTH = struct.Struct("<Q")
 _TENSOR, _RESPONSE, _METADATA = "hidden_state", "response", "__metadata__"
+_FORMAT = "format"
+# Fields of a request whose metadata may be the text itself; all others are JSON.
+_TEXT_FIELDS = frozenset(
+    {
+        "task",
+        "task_id",
+        "system",
+        "prompt_template",
+        "chat_template",
+        "date",
+        "step_bridge",
+        "plan",
+    }
+)
+
+Matrix = npt.NDArray[np.float32]
 
 
 def pack(response: PlanLatentResponse, hidden_state: npt.NDArray[np.float32]) -> bytes:
@@ -28,13 +47,94 @@ def pack(response: PlanLatentResponse, hidden_state: npt.NDArray[np.float32]) ->
         response: its `hidden_state.data` is left empty.
         hidden_state: `[rows, hidden_size]` float32.
     """
-    raw = np.ascontiguousarray(hidden_state, dtype=WIRE_DTYPE)
-    tensor = {"dtype": "F32", "shape": list(raw.shape), "data_offsets": [0, raw.nbytes]}
-    metadata = {"format": "pt", _RESPONSE: response.model_dump_json()}
-    header = json.dumps({_METADATA: metadata, _TENSOR: tensor}, separators=(",", ":")).encode()
+    return _file({_RESPONSE: response.model_dump_json()}, {_TENSOR: hidden_state})
+
+
+def _file(metadata: Mapping[str, str], tensors: Mapping[str, Matrix]) -> bytes:
+    header: dict[str, Any] = {_METADATA: {_FORMAT: "pt", **metadata}}
+    values, end = [], 0
+    for name, matrix in tensors.items():
+        raw = np.ascontiguousarray(matrix, dtype=WIRE_DTYPE)
+        start, end = end, end + raw.nbytes
+        header[name] = {"dtype": "F32", "shape": list(raw.shape), "data_offsets": [start, end]}
+        values.append(raw.tobytes())
+    text = json.dumps(header, separators=(",", ":")).encode()
     # The values start at a multiple of eight, so that readers can use them in place.
-    header += b" " * (-len(header) % 8)
-    return b"".join([_LENGTH.pack(len(header)), header, raw.tobytes()])
+    text += b" " * (-len(text) % 8)
+    return b"".join([_LENGTH.pack(len(text)), text, *values])
+
+
+def pack_request(body: Mapping[str, Any], tensors: Mapping[str, Matrix]) -> bytes:
+    """Return a request as a file.
+
+    Args:
+        body: fields as JSON values; a latent's `hidden_state` is the name of a tensor.
+        tensors: `[rows, width]` float32 each.
+    """
+    return _file({name: json.dumps(value) for name, value in body.items()}, tensors)
+
+
+def unpack_request(content: bytes) -> tuple[dict[str, Any], dict[str, Matrix]]:
+    """Read a request from a file.
+
+    Returns:
+        The fields as JSON values, not validated; and the tensors, read-only `[rows, width]` float32
+        views of `content`, aligned copies where values are not at a multiple of four.
+
+    Raises:
+        RepeatedKeyError: when an object of its JSON has a key more than once.
+        ValueError: when the file is malformed; the text says how.
+    """
+    if len(content) < _LENGTH.size:
+        raise ValueError("the file has no header")
+    (length,) = _LENGTH.unpack_from(content)
+    base = _LENGTH.size + length
+    if base > len(content):
+        raise ValueError("the header is longer than the file")
+    header = _json("the header is", content[_LENGTH.size : base])
+    if not isinstance(header, dict):
+        raise ValueError("the header is not a JSON object")
+    metadata = header.pop(_METADATA, {})
+    if not isinstance(metadata, dict):
+        raise ValueError("the metadata are not a JSON object")
+    fields = {name: _field(name, text) for name, text in metadata.items() if name != _FORMAT}
+    data = memoryview(content)[base:]
+    return fields, {name: _matrix(name, entry, data) for name, entry in header.items()}
+
+
+def _field(name: str, text: object) -> Any:
+    if not isinstance(text, str):
+        raise ValueError(f"the metadata of {name!r} are not text")
+    if name in _TEXT_FIELDS and not _is_json_text(text):
+        return None if text == "null" else text
+    return _json(f"the metadata of {name!r} are", text.encode())
+
+
+def _is_json_text(text: str) -> bool:
+    return len(text) > 1 and text.startswith('"') and text.endswith('"')
+
+
+def _json(subject: str, text: bytes) -> Any:
+    try:
+        return load_json(text.decode())
+    except RepeatedKeyError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{subject} not JSON in UTF-8") from error
+
+
+def _matrix(name: str, entry: object, data: memoryview) -> Matrix:
+    match entry:
+        case {"dtype": "F32", "shape": [int(rows), int(width)], "data_offsets": [int(a), int(b)]}:
+            num_bytes = rows * width * WIRE_DTYPE.itemsize
+            if min(rows, width, a) < 0 or b > len(data) or b - a != num_bytes:
+                raise ValueError(
+                    f"the tensor {name!r} has the shape [{rows}, {width}] and the bytes {a} to {b} "
+                    f"of {len(data)}"
+                )
+            values = np.frombuffer(data[a:b], dtype=WIRE_DTYPE)
+            return _aligned(values).reshape(rows, width)
+    raise ValueError(f"the tensor {name!r} must have the dtype F32 and two dimensions")
 
 
 def unpack(content: bytes) -> tuple[PlanLatentResponse, npt.NDArray[np.float32]]:

@@ -52,7 +52,7 @@ def _iso_date(text: str) -> str:
     return text
 
 
-def _json_object(value: object) -> object:
+def json_object(value: object) -> object:
     """Read an object that a query or a flag holds as JSON text."""
     if not isinstance(value, str):
         return value
@@ -92,7 +92,7 @@ LogitBias = Annotated[
         max_length=MAX_LOGIT_BIASES, json_schema_extra={"propertyNames": {"pattern": "^[0-9]+$"}}
     ),
     BeforeValidator(_token_keys),
-    BeforeValidator(_json_object),
+    BeforeValidator(json_object),
 ]
 IsoDate = Annotated[
     str, AfterValidator(_iso_date), WithJsonSchema({"type": "string", "format": "date"})

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from latentwire.call import Call
 from latentwire.constants import REQUEST_ID_HEADER
 from latentwire.errors import ConnectionFailedError, ProtocolError, api_error
-from latentwire.exchange import Call, check_k, error_of
+from latentwire.exchange import check_k, error_of
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import ErrorBody, StreamDone, StreamStep
 from latentwire.sse import Event, EventDecoder
@@ -26,18 +27,18 @@ from latentwire.validation import describe
 
 @dataclass(frozen=True, eq=False)
 class PlanStep:
-    """One generated token.
+    """One generated token, or one latent step.
 
     Attributes:
-        index: position among the generated tokens, from 0.
-        token_id: the token.
+        index: position among the latent steps and the generated tokens, from 0.
+        token_id: the token; None for a latent step.
         text: the text that the token adds to the plan; empty while a character is incomplete.
         hidden_row: `[hidden_size]` float32, read-only: the row that predicted the token; None after
             the first k rows.
     """
 
     index: int
-    token_id: int
+    token_id: int | None
     text: str
     hidden_row: npt.NDArray[np.float32] | None = field(repr=False)
 
@@ -122,13 +123,13 @@ class PlanAssembly:
         matrix = np.array(rows, np.float32).reshape(num_rows, width)
         matrix.flags.writeable = False
         joined = "".join(step.text for step in self._steps)
-        body = self._call.body or {}
+        task = (self._call.body or {}).get("task")
         plan = PlanLatent(
             **done.shared(),
-            task=str(body.get("task", "")),
+            task=None if task is None else str(task),
             plan=joined if done.plan is None else done.plan,
             hidden_state=matrix,
-            token_ids=tuple(step.token_id for step in self._steps),
+            token_ids=tuple(step.token_id for step in self._steps if step.token_id is not None),
         )
         plan.check_counts()
         return check_k(plan, self._call)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentwire.errors import ProtocolError
-from latentwire.protocol import HiddenState
+from latentwire.latent import HiddenState
 
 # Little-endian float32 is the wire's only dtype; on little-endian hosts it is the native one.
 WIRE_DTYPE = np.dtype("<f4")
@@ -33,6 +33,12 @@ def encode_base64(matrix: npt.NDArray[np.float32]) -> bytes:
         for start in range(0, len(raw), _PIECE_BYTES)
     )
     return b"".join(pieces)
+
+
+def encode_hidden_state(matrix: npt.NDArray[np.float32]) -> HiddenState:
+    """Return a `[rows, hidden_size]` float32 matrix as a wire tensor."""
+    rows, width = matrix.shape
+    return HiddenState(data=encode_base64(matrix).decode("ascii"), shape=(rows, width))
 
 
 def decode_row(data: str) -> npt.NDArray[np.float32]:

@@ -71,8 +71,11 @@ def describe(
 
 
 def dotted(location: Location) -> str:
-    """Name a field by its path: `("stop", 0)` is `stop.0`."""
-    return ".".join(map(str, location))
+    """Name a field by its path: `("stop", 0)` is `stop.0`.
+
+    Names in `<>` are alternatives of a union, not fields.
+    """
+    return ".".join(part for part in map(str, location) if not part.startswith("<"))
 
 
 def reason(problem: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -43,7 +42,7 @@ from latentwire_service.engine.hf.probe import Probe, probe
 from latentwire_service.engine.hf.prompt_encoder import PromptEncoder
 from latentwire_service.engine.hf.vocabulary import Vocabulary
 from latentwire_service.engine.prefix_cache import MAX_PREFIX_TOKENS
-from latentwire_service.engine.prompt import Prompt
+from latentwire_service.engine.prompt import Conversation, Prompt
 from latentwire_service.engine.runner import ModelRunner
 from latentwire_service.engine.seams.bridge import BridgeError
 from latentwire_service.settings import Settings
@@ -146,10 +145,10 @@ class LocalBackend:
         capacity = plan_slots(settings, loaded, probed)
         self._started = self._start(loaded, bridges, probed, capacity)
 
-    def encode_prompt(self, text: str, chat_template: str, day: date | None = None) -> Prompt:
-        """Tokenize a filled template, as `Backend.encode_prompt`."""
+    def encode_prompt(self, conversation: Conversation) -> Prompt:
+        """Make the prompt of a conversation, as `Backend.encode_prompt`."""
         started = self._require()
-        return started.vocabulary.check(started.encoder.encode(text, chat_template, day))
+        return started.vocabulary.check(started.encoder.encode(conversation))
 
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> SubmittedRequest:
         """Queue a request, as `Backend.submit`."""

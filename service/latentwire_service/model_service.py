@@ -29,15 +29,13 @@ from latentwire_service.engine.backend import (
     check_latent,
 )
 from latentwire_service.engine.errors import EngineUnavailableError, ModelError
-from latentwire_service.request_builder import Submission, build_spec, prompt_chars
+from latentwire_service.prompt_input import takes_long
+from latentwire_service.request_builder import Submission, build_spec
 from latentwire_service.step_channel import StepChannel
 
 logger = logging.getLogger(__name__)
 
 _ABORT_PATIENCE_S = 5.0
-# Longest prompt that is tokenized on the event loop: 0.4 ms with SmolLM2's tokenizer, less than
-# the 0.5 ms that waking a thread costs.
-_SHORT_PROMPT_CHARS = 2048
 
 
 class State(enum.Enum):
@@ -224,9 +222,9 @@ class ModelService:
 
     async def _build(self, backend: Backend, submission: Submission) -> GenerationSpec:
         limit = self._max_new_tokens_limit
-        if prompt_chars(submission.body) <= _SHORT_PROMPT_CHARS:
-            return build_spec(backend, submission, limit)
-        return await asyncio.to_thread(build_spec, backend, submission, limit)
+        if takes_long(submission.body):
+            return await asyncio.to_thread(build_spec, backend, submission, limit)
+        return build_spec(backend, submission, limit)
 
     def _finished(self, spec: GenerationSpec, completion: Completion, backend: BackendInfo) -> Plan:
         """Check the latent, whichever backend made it, and report the completion.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-from latentwire.protocol import PlanLatentRequest
+import numpy as np
+import numpy.typing as npt
+
+from latentwire.protocol import PlanLatentRequest, fault_of
 from latentwire_service.engine.backend import Backend, GenerationSpec
 from latentwire_service.engine.errors import InvalidParamsError, PromptTooLongError
-from latentwire_service.engine.prompt import fill_template
 from latentwire_service.engine.sampling_params import SamplingParams
+from latentwire_service.prompt_input import read_conversation
 
 # JSON readers that hold numbers as doubles, JavaScript's among them, read these seeds exactly.
 DRAWN_SEED_BITS = 53
@@ -26,23 +28,20 @@ class Submission:
         k: number of hidden rows to keep; None keeps all.
         caller: requests of one caller share its turns in the queue.
         timeout_s: seconds until the request is cancelled; None sets no limit.
+        tensors: float32 matrices that the body's latents name.
     """
 
     body: PlanLatentRequest
     k: int | None
     caller: str = ""
     timeout_s: float | None = None
-
-
-def prompt_chars(body: PlanLatentRequest) -> int:
-    """Return an upper bound of the filled template's length in characters, without filling it."""
-    return len(body.prompt_template) + body.prompt_template.count("{task}") * len(body.task)
+    tensors: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 def build_spec(
     backend: Backend, submission: Submission, max_new_tokens_limit: int | None
 ) -> GenerationSpec:
-    """Tokenize and check. A long prompt takes milliseconds; see `prompt_chars`.
+    """Tokenize and check. May take long; see `prompt_input.takes_long`.
 
     Args:
         backend: the engine that will run the request.
@@ -54,14 +53,14 @@ def build_spec(
         PromptTooLongError: prompt and new tokens do not fit a slot.
     """
     body, info = submission.body, backend.info
+    fault = fault_of(body)
+    if fault is not None:
+        raise InvalidParamsError(*fault)
     if max_new_tokens_limit is not None and body.max_new_tokens > max_new_tokens_limit:
         raise InvalidParamsError(
             "max_new_tokens", f"must not exceed {max_new_tokens_limit} on this service"
         )
-    text = fill_template(body.prompt_template, body.task)
-    prompt = backend.encode_prompt(
-        text, body.chat_template, None if body.date is None else date.fromisoformat(body.date)
-    )
+    prompt = backend.encode_prompt(read_conversation(body, submission.tensors, backend))
     if not len(prompt):
         raise InvalidParamsError("prompt_template", "the prompt has no tokens")
     if len(prompt) + body.max_new_tokens > info.max_model_len:

@@ -9,6 +9,18 @@ from latentwire_service.engine.backend import BackendInfo
 from latentwire_service.engine.seams.bridge import Bridge
 from latentwire_service.settings import Settings
 
+# A body without latents: texts, and their JSON.
+TEXT_BODY_BYTES = 1_048_576
+
+
+def body_limit(backend: BackendInfo) -> int:
+    """Return the most bytes of a request body with a latent that fills a slot.
+
+    base64 takes four bytes for three, and a value has four bytes.
+    """
+    values = backend.max_model_len * backend.hidden_size
+    return TEXT_BODY_BYTES + -(-values * 16 // 3)
+
 
 def service_info(backend: BackendInfo, settings: Settings, version: str) -> InfoResponse:
     """Describe a service.
@@ -29,12 +41,15 @@ def service_info(backend: BackendInfo, settings: Settings, version: str) -> Info
             max_slots=backend.max_slots,
             max_model_len=backend.max_model_len,
             max_queue=settings.max_queue,
-            max_body_bytes=settings.max_body_bytes,
+            max_body_bytes=body_limit(backend)
+            if settings.max_body_bytes == "auto"
+            else settings.max_body_bytes,
             max_new_tokens=settings.max_new_tokens_limit,
             request_timeout_s=settings.request_timeout,
         ),
         version=version,
         compressors=[],
+        capabilities=sorted(backend.capabilities),
         generation_defaults=dict(backend.generation_defaults),
         bridges=[_bridge_info(bridge) for bridge in backend.bridges],
     )

@@ -91,10 +91,10 @@ class Settings(BaseSettings):
         ge=1,
         description="Maximum requests waiting for a slot. A full queue answers 429.",
     )
-    max_body_bytes: int = Field(
-        default=1_048_576,
-        ge=1024,
-        description="Maximum bytes of one request body. A larger body is answered 413.",
+    max_body_bytes: Literal["auto"] | Annotated[int, Field(ge=1024)] = Field(
+        default="auto",
+        description="Maximum bytes of one request body. A larger body is answered 413. auto: 1 MiB "
+        "and the size in JSON of a latent with --max-model-len rows of the model's width.",
     )
     request_timeout: float | None = Field(
         default=None,

@@ -218,7 +218,7 @@ def plan_body(k: int | None = None, num_tokens: int = 4, **changes: Any) -> dict
         "usage": {
             "prompt_tokens": 5,
             "completion_tokens": num_tokens,
-            "latent_steps": num_rows,
+            "latent_rows": num_rows,
         },
         "timings": {"queue_ms": 0.1, "prefill_ms": 2.0, "decode_ms": 3.0},
     }

@@ -41,7 +41,7 @@ def test_plan_prints_plan_shape_and_usage(answered: Any) -> None:
         "1. Fill it.\n"
         "\n"
         "hidden_state: [2, 3] float32\n"
-        "usage: 5 prompt tokens, 4 completion tokens, 2 latent steps; "
+        "usage: 5 prompt tokens, 4 completion tokens, 2 hidden rows; "
         "finish_reason stop, seed 11\n"
     )
 

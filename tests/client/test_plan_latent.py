@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from typing import Any
 
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 
 from latentwire import MissingDependencyError, PlanLatent, ProtocolError
+from latentwire.conversation import LatentPart, Message
+from latentwire.latent import HiddenState
 from latentwire.protocol import PlanLatentResponse
+from latentwire.tensors import decode_hidden_state
 
 
 def decode(body: dict[str, Any]) -> PlanLatent:
@@ -34,16 +38,42 @@ def test_every_field_of_the_response_is_kept(wire: Any) -> None:
     assert (plan.plan, plan.k, plan.finish_reason, plan.seed) == ("1. Fill it.", 2, "stop", 11)
     assert plan.token_ids == (0, 1, 2, 3)
     assert plan.latent.model_dump() == body["latent"]
-    assert plan.usage.model_dump() == body["usage"]
+    assert plan.usage.model_dump() == body["usage"] | {"latent_steps": 0}
     assert plan.timings.model_dump() == body["timings"]
     assert {f.name for f in dataclasses.fields(plan)} == set(PlanLatentResponse.model_fields)
 
 
-@pytest.mark.parametrize("latent_steps", [2, 4])
-def test_latent_steps_that_differ_from_the_rows_are_refused(wire: Any, latent_steps: int) -> None:
-    usage = {"prompt_tokens": 5, "completion_tokens": 4, "latent_steps": latent_steps}
-    with pytest.raises(ProtocolError, match="latent_steps"):
+@pytest.mark.parametrize("latent_rows", [2, 4])
+def test_latent_rows_that_differ_from_the_rows_are_refused(wire: Any, latent_rows: int) -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 4, "latent_rows": latent_rows}
+    with pytest.raises(ProtocolError, match="latent_rows"):
         decode(wire.plan_body(k=3, usage=usage))
+
+
+def test_rows_of_latent_steps_count_in_addition_to_tokens(wire: Any) -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 4, "latent_rows": 4, "latent_steps": 2}
+    with pytest.raises(ProtocolError, match="2 latent steps and 4 completion tokens require 6"):
+        decode(wire.plan_body(usage=usage))
+
+
+def test_the_earlier_name_of_the_number_of_rows_is_read(wire: Any) -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 4, "latent_steps": 3}
+    plan = decode(wire.plan_body(k=3, usage=usage))
+    assert (plan.usage.latent_rows, plan.usage.latent_steps) == (3, 0)
+
+
+def test_an_answer_becomes_a_part_of_a_message(wire: Any) -> None:
+    plan = decode(wire.plan_body(k=3))
+    part = plan.as_part(bridge="mine")
+    message = Message.model_validate(
+        {"role": "user", "content": [{"type": "text", "text": "Read this:"}, part]}
+    )
+    latent = message.parts[1]
+    assert isinstance(latent, LatentPart)
+    assert isinstance(latent.hidden_state, HiddenState)
+    np.testing.assert_array_equal(decode_hidden_state(latent.hidden_state), plan.hidden_state)
+    assert (latent.latent.model, latent.bridge) == (plan.model, "mine")
+    assert json.loads(json.dumps(part)) == part
 
 
 @pytest.mark.parametrize("k", [None, 2, 4])

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from latentwire.call import PlanOptions
 from latentwire.constants import MAX_SEED
-from latentwire.exchange import PlanOptions
 from latentwire.protocol import ErrorBody, HiddenState, PlanLatentQuery, PlanLatentRequest
 
 
@@ -43,7 +43,7 @@ def test_values_on_the_limits_are_accepted(field: str, value: Any) -> None:
         ("task", ""),
         ("task", None),
         ("task", 7),
-        ("max_new_tokens", 0),
+        ("max_new_tokens", -1),
         ("max_new_tokens", 1.5),
         ("temperature", -0.001),
         ("temperature", 100.1),
@@ -83,6 +83,7 @@ def test_defaults_are_the_contract() -> None:
         "seed": None,
         "stop": [],
         "stream": False,
+        "latent_steps": 0,
         # Absent: the model's own, none, or today.
         **dict.fromkeys(
             [
@@ -93,13 +94,18 @@ def test_defaults_are_the_contract() -> None:
                 "presence_penalty",
                 "frequency_penalty",
                 "logit_bias",
+                "system",
+                "messages",
+                "chat_template_kwargs",
+                "step_bridge",
+                "plan",
             ]
         ),
     }
 
 
 def test_keywords_of_the_client_are_the_fields_of_the_request() -> None:
-    named_apart = {"task", "task_id", "stream"}
+    named_apart = {"task", "messages", "task_id", "stream"}
     assert PlanOptions.__annotations__.keys() == PlanLatentRequest.model_fields.keys() - named_apart
 
 

@@ -48,7 +48,7 @@ def done(**changes: Any) -> dict[str, Any]:
         "latent": {"model": "tiny"},
         "finish_reason": "stop",
         "seed": 4,
-        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "latent_steps": 1},
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "latent_rows": 1},
         "timings": {"queue_ms": 0, "prefill_ms": 1, "decode_ms": 2},
     }
     return body | changes

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import date
 from functools import partial
 from typing import Any, Protocol
 
@@ -24,7 +23,8 @@ from latentwire_service.engine.backend import (
     OnStep,
     StepStats,
 )
-from latentwire_service.engine.prompt import Prompt
+from latentwire_service.engine.prompt import Conversation, Prompt
+from latentwire_service.engine.seams.bridge import Bridges
 from latentwire_service.settings import Settings
 from support.fake_backend import ByteTokenizer, FakeBackend, Rows
 
@@ -147,9 +147,13 @@ class _WatchedBackend:
         self._faults.before_load()
         self._backend.load()
 
-    def encode_prompt(self, text: str, chat_template: str, day: date | None = None) -> Prompt:
+    @property
+    def bridges(self) -> Bridges:
+        return self._backend.bridges
+
+    def encode_prompt(self, conversation: Conversation) -> Prompt:
         self._watch.encoding_threads.append(threading.get_ident())
-        return self._backend.encode_prompt(text, chat_template, day)
+        return self._backend.encode_prompt(conversation)
 
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> GenerationHandle:
         handle = self._backend.submit(spec, on_step)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +40,7 @@ from latentwire_service.engine.errors import (
     QueueFullError,
     RequestCancelledError,
 )
-from latentwire_service.engine.prompt import Prompt
+from latentwire_service.engine.prompt import Conversation, Prompt
 from latentwire_service.settings import Settings
 from support.fake_bridges import FakeBridges, fake_bridges
 from support.tiny_shape import HIDDEN_SIZE, MAX_MODEL_LEN, VOCAB_SIZE
@@ -185,9 +184,16 @@ class FakeBackend:
     def load(self) -> None:
         self._thread.start()
 
-    def encode_prompt(self, text: str, chat_template: str, day: date | None = None) -> Prompt:
-        del day
-        return Prompt(tuple((_CHATML % text if chat_template == "qwen" else text).encode()))
+    def encode_prompt(self, conversation: Conversation) -> Prompt:
+        """A position is a byte, or a row of a latent."""
+        pieces: list[str | Rows] = []
+        for turn in conversation.turns:
+            is_marked = conversation.chat_template == "qwen" or len(conversation.turns) > 1
+            before, after = _CHATML.split("%s") if is_marked else ("", "")
+            pieces += [before.replace("user", turn.role), *turn.content, after]
+        return Prompt.joined(
+            tuple(piece.encode()) if isinstance(piece, str) else piece for piece in pieces
+        )
 
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> _Request:
         self.info.check(spec)

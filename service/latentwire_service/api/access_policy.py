@@ -87,7 +87,8 @@ class Policy:
         allowed_hosts: accepted values of the `Host` header, without port, as `canonical_host`
             spells them; None: any.
         cors_origins: web origins whose pages may call.
-        max_body_bytes: most bytes of a request body; a larger one is answered 413.
+        max_body_bytes: most bytes of a request body; a larger one is answered 413. None: what the
+            loaded model needs.
         body_timeout_s: seconds in which a body must arrive; a slower one is answered 408.
         request_timeout_s: most seconds that a request may take; None: no limit.
     """
@@ -96,7 +97,7 @@ class Policy:
     is_metrics_public: bool
     allowed_hosts: frozenset[str] | None
     cors_origins: Sequence[str]
-    max_body_bytes: int
+    max_body_bytes: int | None
     body_timeout_s: float
     request_timeout_s: float | None
 
@@ -119,7 +120,7 @@ def policy_of(settings: Settings) -> Policy:
         is_metrics_public=settings.metrics_public,
         allowed_hosts=_allowed_hosts(settings),
         cors_origins=settings.cors_origin,
-        max_body_bytes=settings.max_body_bytes,
+        max_body_bytes=None if settings.max_body_bytes == "auto" else settings.max_body_bytes,
         body_timeout_s=settings.body_timeout,
         request_timeout_s=settings.request_timeout,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
@@ -21,7 +22,9 @@ from latentwire_service.api.request_log import RequestLog
 from latentwire_service.api.routes import create_router
 from latentwire_service.api.trace_middleware import RequestSpans
 from latentwire_service.engine.backend import BackendInfo
+from latentwire_service.engine.errors import EngineUnavailableError
 from latentwire_service.model_service import ModelService
+from latentwire_service.service_info import TEXT_BODY_BYTES, body_limit
 from latentwire_service.telemetry.metrics import Metrics
 from latentwire_service.telemetry.tracing import Tracing
 
@@ -68,21 +71,30 @@ def create_app(
         headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
         return HTMLResponse(docs_page(app.openapi()), headers=headers)
 
-    app.include_router(create_router(service, metrics, describe, policy))
+    max_body_bytes = partial(_body_limit, service, policy.max_body_bytes)
+    app.include_router(create_router(service, metrics, describe, policy, max_body_bytes))
     error_handlers.install(app)
     app.add_middleware(HeadRequests)
-    _add_guards(app, policy)
+    _add_guards(app, policy, max_body_bytes)
     if tracing is not None:
         app.add_middleware(RequestSpans, tracing=tracing)
     app.add_middleware(RequestLog, observe=metrics.observe_response)
     return app
 
 
-def _add_guards(app: FastAPI, policy: Policy) -> None:
+def _body_limit(service: ModelService, fixed: int | None) -> int:
+    """Return the most bytes of a body; before the model is loaded, a body has no latents."""
+    if fixed is not None:
+        return fixed
+    try:
+        return body_limit(service.info)
+    except EngineUnavailableError:
+        return TEXT_BODY_BYTES
+
+
+def _add_guards(app: FastAPI, policy: Policy, max_body_bytes: Callable[[], int]) -> None:
     """Add the middleware that enforces the policy. The one added last sees a request first."""
-    app.add_middleware(
-        BodyLimit, max_body_bytes=policy.max_body_bytes, timeout_s=policy.body_timeout_s
-    )
+    app.add_middleware(BodyLimit, max_body_bytes=max_body_bytes, timeout_s=policy.body_timeout_s)
     app.add_middleware(KeyCheck, keys=policy.api_keys, is_metrics_public=policy.is_metrics_public)
     if policy.cors_origins:
         # Before the key check, because a browser's preflight request carries no key.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -79,7 +80,7 @@ class KeyCheck:
 class BodyLimit:
     """Stops reading a body that is too large, announced or not, or that arrives too slowly."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, timeout_s: float) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: Callable[[], int], timeout_s: float) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
@@ -92,7 +93,7 @@ class BodyLimit:
         await self._app(scope, self._counted(receive), send)
 
     def _counted(self, receive: Receive) -> Receive:
-        num_bytes = 0
+        num_bytes, max_bytes = 0, self._max_body_bytes()
         is_complete = False
         deadline = asyncio.get_running_loop().time() + self._timeout_s
 
@@ -107,8 +108,8 @@ class BodyLimit:
                 raise HTTPException(408, detail, {"Connection": "close"}) from None
             num_bytes += len(message.get("body", b""))
             is_complete = is_complete or not message.get("more_body", False)
-            if num_bytes > self._max_body_bytes:
-                raise HTTPException(413, f"the request body exceeds {self._max_body_bytes} bytes")
+            if num_bytes > max_bytes:
+                raise HTTPException(413, f"the request body exceeds {max_bytes} bytes")
             return message
 
         return counted

@@ -47,7 +47,7 @@ _PLAN: dict[str, Any] = {
     "finish_reason": "stop",
     "seed": 7,
     "date": None,
-    "usage": {"prompt_tokens": 41, "completion_tokens": 6, "latent_steps": 1},
+    "usage": {"prompt_tokens": 41, "completion_tokens": 6, "latent_rows": 1, "latent_steps": 0},
     "timings": {"queue_ms": 0.1, "prefill_ms": 20.4, "decode_ms": 81.2},
 }
 
@@ -66,7 +66,8 @@ _EVENTS = (
     'event: done\ndata: {"id":"plan-3e2602731dac088d4ce2575e","model":"demo","task_id":null,'
     '"k":1,"latent":{"layer":"last","normed":true,"alignment":"predicts","model":"demo",'
     '"revision":null},"finish_reason":"length","seed":7,"date":null,"usage":{"prompt_tokens":41,'
-    '"completion_tokens":2,"latent_steps":1},"timings":{"queue_ms":0.1,"prefill_ms":20.4,'
+    '"completion_tokens":2,"latent_rows":1,"latent_steps":0},"timings":{"queue_ms":0.1,'
+    '"prefill_ms":20.4,'
     '"decode_ms":81.2},"shape":[1,2],"plan":null}\n\n'
 )
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}

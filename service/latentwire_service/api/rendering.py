@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -42,12 +43,15 @@ class AnswerContext:
 def plan_response(plan: Plan, context: AnswerContext) -> PlanLatentResponse:
     """Return the answer of a plan with an empty `hidden_state.data`."""
     completion = plan.completion
+    logprobs = completion.token_logprobs
     return PlanLatentResponse(
         **_answer_fields(plan, context),
         task=context.body.task,
         plan=completion.text,
         hidden_state=HiddenState(data="", shape=_shape(completion)),
         token_ids=completion.token_ids,
+        logprob=None if logprobs is None else math.fsum(logprobs),
+        token_logprobs=None if logprobs is None else list(logprobs),
     )
 
 
@@ -98,14 +102,17 @@ def _answer_fields(plan: Plan, context: AnswerContext) -> dict[str, Any]:
         "model": context.model,
         "task_id": context.body.task_id,
         "k": context.k,
-        "latent": latent_info(context.model, context.revision),
+        "latent": latent_info(
+            context.model, context.revision, latent_steps=completion.num_latent_steps
+        ),
         "finish_reason": completion.finish_reason.value,
         "seed": plan.seed,
         "date": None if plan.day is None else plan.day.isoformat(),
         "usage": Usage(
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=len(completion.token_ids),
-            latent_steps=len(completion.hidden_state),
+            latent_rows=len(completion.hidden_state),
+            latent_steps=completion.num_latent_steps,
         ),
         "timings": Timings(
             queue_ms=_milliseconds(completion.queue_s),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
 from starlette.types import Scope
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CALLER, _KEY_NAME, _PLAN_ID = "latentwire.caller", "latentwire.key", "latentwire.plan_id"
-_OUTCOME = "latentwire.outcome"
+_OUTCOME, _TENSORS = "latentwire.outcome", "latentwire.tensors"
+
+Tensors = Mapping[str, npt.NDArray[np.float32]]
 
 
 def method_of(scope: Scope) -> str:
@@ -61,3 +67,14 @@ def outcome_of(scope: Scope, sent_status: int) -> int:
     """Return how the request ended: the status that was sent, unless its stream broke later."""
     status: int = scope.get(_OUTCOME, sent_status)
     return status
+
+
+def set_tensors(scope: Scope, tensors: Tensors) -> None:
+    """Note the tensors of the body: float32 matrices by name."""
+    scope[_TENSORS] = tensors
+
+
+def tensors_of(scope: Scope) -> Tensors:
+    """Return the tensors of the body; none for a body in JSON."""
+    tensors: Tensors = scope.get(_TENSORS, {})
+    return tensors

@@ -22,14 +22,19 @@ from latentwire_service.api.access_policy import Policy
 from latentwire_service.api.disconnect import until_disconnect
 from latentwire_service.api.error_handlers import documented_responses
 from latentwire_service.api.event_stream import EventStream, PlanEvents
+from latentwire_service.api.forms.request_form import plan_route
 from latentwire_service.api.openapi_examples import (
     METRICS_RESPONSE,
     PLAN_RESPONSE,
     REQUEST_EXAMPLES,
 )
 from latentwire_service.api.rendering import AnswerContext
-from latentwire_service.api.request_form import plan_route
-from latentwire_service.api.request_scope import caller_of, set_outcome, set_plan_id
+from latentwire_service.api.request_scope import (
+    caller_of,
+    set_outcome,
+    set_plan_id,
+    tensors_of,
+)
 from latentwire_service.api.wire_formats import (
     WireFormat,
     check_stream_is_accepted,
@@ -63,6 +68,7 @@ def create_router(
     metrics: Metrics,
     describe: Callable[[BackendInfo], InfoResponse],
     policy: Policy,
+    max_body_bytes: Callable[[], int],
 ) -> APIRouter:
     """Build the routes over one service.
 
@@ -71,10 +77,11 @@ def create_router(
         metrics: answers `/metrics` and counts broken streams.
         describe: makes the answer of `/info` from the loaded model.
         policy: limits of a request.
+        max_body_bytes: returns the most bytes of a body.
     """
     router = APIRouter()
     answers = _PlanAnswers(service, metrics, policy.request_timeout_s)
-    _add_plan_routes(router, answers, policy.max_body_bytes)
+    _add_plan_routes(router, answers, max_body_bytes)
     _add_state_routes(router, service, describe)
     _add_metrics_route(router, service, metrics)
     return router
@@ -103,7 +110,9 @@ class _PlanAnswers:
         """
         limits = (self._request_timeout_s, timeout_s)
         shortest_s = min((limit for limit in limits if limit is not None), default=None)
-        submission = Submission(body, k, caller_of(request.scope), shortest_s)
+        submission = Submission(
+            body, k, caller_of(request.scope), shortest_s, tensors_of(request.scope)
+        )
         info = self._service.info
         context = AnswerContext(body, k, info.model_id, info.revision)
 
@@ -136,7 +145,9 @@ async def _render(wire: WireFormat, plan: Plan, context: AnswerContext) -> Respo
     return Response(content, media_type=wire.value, headers={"Vary": "Accept"})
 
 
-def _add_plan_routes(router: APIRouter, answers: _PlanAnswers, max_body_bytes: int) -> None:
+def _add_plan_routes(
+    router: APIRouter, answers: _PlanAnswers, max_body_bytes: Callable[[], int]
+) -> None:
     responses: dict[int | str, dict[str, Any]] = {
         200: PLAN_RESPONSE,
         **documented_responses(401, 406, 408, 413, 415, 421, 422, 429, 500, 503, 504),
@@ -157,7 +168,7 @@ def _add_plan_routes(router: APIRouter, answers: _PlanAnswers, max_body_bytes: i
         x_request_timeout: RequestTimeout = None,
     ) -> Response:
         """Plan a task, as POST does. Each field of the body is a query parameter."""
-        return await answers.answer(request, query, query.k, x_request_timeout)
+        return await answers.answer(request, query.to_request(), query.k, x_request_timeout)
 
     for method, endpoint in (("POST", plan_latent), ("GET", get_plan_latent)):
         router.add_api_route(

@@ -10,7 +10,6 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import date
 from typing import Literal, Protocol
 
 import numpy as np
@@ -22,7 +21,7 @@ from latentwire_service.engine.errors import (
     LatentInvalidError,
     PromptTooLongError,
 )
-from latentwire_service.engine.prompt import Prompt
+from latentwire_service.engine.prompt import Conversation, Prompt
 from latentwire_service.engine.seams.bridge import Bridge, Bridges
 from latentwire_service.engine.seams.generation_spec import GenerationSpec as GenerationSpec
 from latentwire_service.engine.seams.generation_spec import StepBridge as StepBridge
@@ -265,13 +264,8 @@ class Backend(Protocol):
         """
         ...
 
-    def encode_prompt(self, text: str, chat_template: str, day: date | None = None) -> Prompt:
-        """Tokenize a filled template with the model's tokenizer.
-
-        Args:
-            text: the filled template.
-            chat_template: `auto`, `none` or `qwen`, as in a request.
-            day: the date that the model's own template writes; None: today, in UTC.
+    def encode_prompt(self, conversation: Conversation) -> Prompt:
+        """Make the prompt of a conversation: template and tokenizer of the model.
 
         Raises:
             InvalidParamsError: the model cannot read the text.

@@ -7,14 +7,17 @@ a row of numbers instead of the embedding of a token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 
 import numpy as np
 import numpy.typing as npt
 
-CHATML = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+ASSISTANT = "assistant"
+
+# `[n, width]` float32 input embeddings that a latent became.
+Embeddings = npt.NDArray[np.float32]
 
 # The token id of a position that holds a given embedding. Every vocabulary has it; nobody reads it.
 PLACEHOLDER_ID = 0
@@ -158,6 +161,44 @@ class Prompt:
 
     def _num_leading_tokens(self) -> int:
         return self.embeddings[0].start if self.embeddings else len(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """One message: its role, and its texts and latents in order."""
+
+    role: str
+    content: Sequence[str | Embeddings]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a prompt is made of, before template and tokenizer.
+
+    Attributes:
+        turns: at least one. A last one of the assistant is continued.
+        chat_template: `auto` (the model's own template if it has one, else the bare text), `none`
+            or `qwen` (ChatML), as in a request.
+        template_kwargs: more variables for the model's own template.
+        day: the date that the model's own template writes; None: today, in UTC.
+        field: the field of the request that holds the text, for messages of errors.
+    """
+
+    turns: Sequence[Turn]
+    chat_template: str = "auto"
+    template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    day: date | None = None
+    field: str = "task"
+
+    @classmethod
+    def of_text(cls, text: str, chat_template: str = "auto") -> Conversation:
+        """Return one message of the user."""
+        return cls((Turn("user", (text,)),), chat_template)
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether the model goes on with the last turn in place of beginning one."""
+        return self.turns[-1].role == ASSISTANT
 
 
 def fill_template(template: str, task: str) -> str:

@@ -122,7 +122,7 @@ class Tracing:
                 "gen_ai.usage.input_tokens": completion.prompt_tokens,
                 "gen_ai.usage.output_tokens": len(completion.token_ids),
                 "gen_ai.response.finish_reasons": [completion.finish_reason.value],
-                "latentwire.latent_steps": len(completion.hidden_state),
+                "latentwire.latent_rows": len(completion.hidden_state),
             }
         )
         parts = {

@@ -43,7 +43,7 @@ def test_a_plan_carries_the_rows_that_generate_gives(server: LiveServer) -> None
     assert (answer.model, answer.latent.model, answer.latent.revision) == ("tiny", "tiny", None)
     assert answer.usage.prompt_tokens == len(prompt)
     assert answer.usage.completion_tokens == len(expected.token_ids)
-    assert answer.usage.latent_steps == 4
+    assert answer.usage.latent_rows == 4
     rows = decode_hidden_state(answer.hidden_state)
     assert rows.shape == (4, HIDDEN_SIZE)
     np.testing.assert_allclose(rows, expected.hidden_state[:4], atol=1e-4, rtol=0)

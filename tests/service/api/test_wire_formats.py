@@ -131,7 +131,7 @@ def response() -> PlanLatentResponse:
             "token_ids": [1, 2],
             "finish_reason": "stop",
             "seed": 1,
-            "usage": {"prompt_tokens": 1, "completion_tokens": 2, "latent_steps": 2},
+            "usage": {"prompt_tokens": 1, "completion_tokens": 2, "latent_rows": 2},
             "timings": {"queue_ms": 0, "prefill_ms": 0, "decode_ms": 0},
         }
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from latentwire_service.engine.hf.prompt_encoder import PromptEncoder
-from latentwire_service.engine.prompt import Prompt, fill_template
+from latentwire_service.engine.prompt import Conversation, Prompt, fill_template
 from support.tiny_models import build_tokenizer
 
 
@@ -37,7 +37,13 @@ def tokenizer() -> Any:
 
 def text_of(tokenizer: Any, prompt: str, chat_template: str) -> str:
     return str(
-        tokenizer.decode(list(PromptEncoder(tokenizer, ()).encode(prompt, chat_template).token_ids))
+        tokenizer.decode(
+            list(
+                PromptEncoder(tokenizer, ())
+                .encode(Conversation.of_text(prompt, chat_template))
+                .token_ids
+            )
+        )
     )
 
 

@@ -138,7 +138,7 @@ def test_a_request_is_a_span_with_its_parts_and_without_its_text(
     assert noted["http.response.status_code"] == 200
     assert noted["latentwire.request_id"] == "mine"
     assert noted["latentwire.plan_id"] == plan_id
-    assert (noted["gen_ai.usage.output_tokens"], noted["latentwire.latent_steps"]) == (5, 2)
+    assert (noted["gen_ai.usage.output_tokens"], noted["latentwire.latent_rows"]) == (5, 2)
     parts = [span for span in collector.spans if span.parent_span_id == plan_span.span_id]
     parts.sort(key=lambda span: span.start_time_unix_nano)
     assert [span.name for span in parts] == ["queue", "prefill", "decode"]

@@ -127,7 +127,7 @@ def answer_of(
         "token_ids": list(range(count)),
         "finish_reason": behaviour.finish_reason,
         "seed": seed,
-        "usage": {"prompt_tokens": 5, "completion_tokens": count, "latent_steps": rows},
+        "usage": {"prompt_tokens": 5, "completion_tokens": count, "latent_rows": rows},
         "timings": {"queue_ms": 0.0, "prefill_ms": 0.0, "decode_ms": 0.0},
     }
     return answer, matrix

@@ -1,38 +1,22 @@
-"""Prompt texts to token ids, through the model's chat template and tokenizer.
+"""Prompts to token ids, through the model's chat template and tokenizer.
 
-The template is rendered at start: one that raises, or does not carry a task as it is, is refused
-before the first request. A prompt depends on its text and a date, never on this machine's clock or
-time zone.
+A prompt depends on its texts and a date, never on this machine's clock or time zone.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
-from datetime import UTC, date, datetime, time
-from functools import partial
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
-from transformers.utils import chat_template_utils
+from latentwire_service.engine.errors import InvalidParamsError
+from latentwire_service.engine.hf.chat_template import ChatTemplate, Pieces, bare, chatml
+from latentwire_service.engine.prompt import Conversation, Prompt
 
-from latentwire_service.engine.errors import InvalidParamsError, UnsupportedModelError
-from latentwire_service.engine.prompt import CHATML, Prompt
-
-# A task that shows what a template does to it: letters of both cases, markup, braces, white space
-# inside, and more characters than a template would keep that cuts tasks. Many models' templates
-# strip white space around a task, which is left to them.
-_SENTINEL = (
-    "Task 7f3a9C\n\n  <b>&amp; \"x\" 'y'</b>\t{{ a }} {% b %} \\n \u00c4\u6587\U0001f600 "
-    + "latentwire " * 2000
-    + "end of the task"
-)
 # Not failures of a tokenizer.
 _OURS = (KeyboardInterrupt, SystemExit, MemoryError)
-_ANY_DATE = date(2024, 2, 29)
-# A template that draws between two texts is missed once in 2**31 starts.
-_NUM_RENDERINGS = 32
-# Directives of `strftime`: "%%" is a percent sign, "%s" the seconds since 1970.
-_SECONDS = re.compile("%(.)", re.DOTALL)
+_MAX_REASON_CHARS = 300
 
 
 class PromptEncoder:
@@ -53,43 +37,54 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._eos_token_ids = {*eos_token_ids, tokenizer.eos_token_id} - {None}
         self._end_token_ids = self._eos_token_ids | _added_at_end(tokenizer)
-        self._has_template = bool(tokenizer.chat_template) and not ignores_template
-        if self._has_template:
-            self._check_template()
-        self._is_dated = self._has_template and "strftime_now" in tokenizer.get_chat_template()
+        has_template = bool(tokenizer.chat_template) and not ignores_template
+        self._template = ChatTemplate(tokenizer) if has_template else None
 
-    def encode(self, text: str, chat_template: str, day: date | None = None) -> Prompt:
+    def encode(self, conversation: Conversation) -> Prompt:
         """Tokenize a prompt.
 
         Args:
-            text: the filled template.
-            chat_template: `auto` (the tokenizer's own template if it has one, else the bare text),
-                `none`, or `qwen` (ChatML: one user turn, an opened assistant turn).
-            day: the date that the tokenizer's template writes; None: today, in UTC.
+            conversation: what the prompt is made of. Around latents, each piece of text is
+                tokenized by itself, without special tokens that it does not have.
 
         Raises:
-            InvalidParamsError: the tokenizer or its template fails on this text.
+            InvalidParamsError: the tokenizer or its template fails on this conversation.
         """
         try:
-            if chat_template == "auto" and self._has_template:
-                day = day or datetime.now(UTC).date()
-                # The template writes its own special tokens; adding them again would double the
-                # first.
-                token_ids = self._tokenizer.encode(
-                    self._render(text, day), add_special_tokens=False
-                )
-                return Prompt(tuple(token_ids), day=day if self._is_dated else None)
-            if chat_template == "qwen":
-                text = CHATML.replace("{prompt}", text)
-            return Prompt(tuple(self._bare(text)))
-        except _OURS:
+            return self._encode(conversation)
+        except (InvalidParamsError, *_OURS):
             raise
         except BaseException as error:
             # Foreign code that runs for one request, with a text that the request chose. A panic in
             # Rust is no `Exception`.
+            reason = " ".join(str(error).split())[:_MAX_REASON_CHARS]
             raise InvalidParamsError(
-                "task", f"the tokenizer or its chat template fails on the prompt: {error}"
+                conversation.field,
+                f"the tokenizer or its chat template fails on the prompt: {reason}",
             ) from error
+
+    def _encode(self, conversation: Conversation) -> Prompt:
+        if conversation.chat_template == "auto" and self._template is not None:
+            day = conversation.day or datetime.now(UTC).date()
+            # The template writes its own special tokens; adding them again would double the first.
+            prompt = self._joined(self._template.render(conversation, day))
+            return replace(prompt, day=day) if self._template.is_dated else prompt
+        if conversation.template_kwargs:
+            raise InvalidParamsError(
+                "chat_template_kwargs", "the prompt is made without the model's own chat template"
+            )
+        is_chatml = conversation.chat_template == "qwen"
+        pieces = chatml(conversation) if is_chatml else bare(conversation.turns)
+        if len(pieces) == 1 and isinstance(pieces[0], str):
+            return Prompt(tuple(self._bare(pieces[0])))
+        return self._joined(pieces)
+
+    def _joined(self, pieces: Pieces) -> Prompt:
+        encode = self._tokenizer.encode
+        return Prompt.joined(
+            encode(piece, add_special_tokens=False) if isinstance(piece, str) else piece
+            for piece in pieces
+        )
 
     def _bare(self, text: str) -> list[int]:
         """Tokenize without a template, so that the model continues the text.
@@ -113,67 +108,6 @@ class PromptEncoder:
             num_kept = max(1, _num_leading(written, begin.__eq__))
             token_ids = token_ids[max(0, num_begins - num_kept) :]
         return token_ids
-
-    def _render(self, text: str, day: date) -> str:
-        messages = [{"role": "user", "content": text}]
-        template = self._tokenizer.get_chat_template()
-        if "strftime_now" not in template:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=True, tokenize=False
-                )
-            )
-        # transformers gives templates this machine's clock, and lets no caller replace it.
-        compile_template: Callable[[str], Any] = chat_template_utils._compile_jinja_template
-        # Like theirs, without a time zone.
-        moment = datetime.combine(day, time())
-
-        def strftime_now(directives: str) -> str:
-            return moment.strftime(_SECONDS.sub(partial(_without_clock, day), directives))
-
-        return str(
-            compile_template(template).render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                **self._tokenizer.special_tokens_map,
-                strftime_now=strftime_now,
-            )
-        )
-
-    def _check_template(self) -> None:
-        reason = None
-        try:
-            rendered = {self._render(_SENTINEL, _ANY_DATE) for _ in range(_NUM_RENDERINGS)}
-        except Exception as error:
-            reason = f"it raises {type(error).__name__}: {error}"
-        else:
-            reason = _defect(rendered)
-        if reason is not None:
-            raise UnsupportedModelError(
-                f"the model's chat template cannot be used: {' '.join(reason.split())}; "
-                "--ignore-chat-template serves the model with the bare prompt instead (collect: "
-                "--chat-template none or qwen)"
-            )
-
-
-def _defect(rendered: Collection[str]) -> str | None:
-    """Return why the texts of the sentinel are no prompts; None when they are."""
-    counts = {text.count(_SENTINEL) for text in rendered}
-    if counts == {1}:
-        return "it makes another text each time" if len(rendered) > 1 else None
-    if min(counts) > 1:
-        return f"it writes the task {min(counts)} times"
-    changed = any("latentwire" in text.lower() for text in rendered)
-    return "it changes or cuts the task" if changed else "the task is not in the text that it makes"
-
-
-def _without_clock(day: date, directive: re.Match[str]) -> str:
-    """Replace the one directive that reads this machine's time zone."""
-    if directive[1] != "s":
-        return directive[0]
-    return str(int(datetime.combine(day, time(), UTC).timestamp()))
 
 
 def _added_at_end(tokenizer: Any) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from tokenizers import processors
 
 from latentwire_service.engine.errors import InvalidParamsError, UnsupportedModelError
 from latentwire_service.engine.hf.prompt_encoder import PromptEncoder
+from latentwire_service.engine.prompt import Conversation
 from support.tiny_models import EOS, build_tokenizer
 
 BOS = 5
@@ -24,8 +26,9 @@ def with_template(template: str) -> Any:
     return tokenizer
 
 
-def text_of(tokenizer: Any, text: str, chat_template: str = "auto", **options: Any) -> str:
-    prompt = PromptEncoder(tokenizer, ()).encode(text, chat_template, **options)
+def text_of(tokenizer: Any, text: str, chat_template: str = "auto", day: date | None = None) -> str:
+    conversation = replace(Conversation.of_text(text, chat_template), day=day)
+    prompt = PromptEncoder(tokenizer, ()).encode(conversation)
     return str(tokenizer.decode(list(prompt.token_ids)))
 
 
@@ -95,7 +98,9 @@ def test_a_broken_template_is_refused_at_start(name: str) -> None:
     assert "--ignore-chat-template" in message
     assert "\n" not in message
     encoder = PromptEncoder(tokenizer, (), ignores_template=True)
-    assert encoder.encode("Go", "auto") == encoder.encode("Go", "none")
+    assert encoder.encode(Conversation.of_text("Go", "auto")) == encoder.encode(
+        Conversation.of_text("Go", "none")
+    )
 
 
 def test_several_templates_without_a_default_are_refused() -> None:
@@ -113,8 +118,8 @@ def test_a_template_that_refuses_one_task_fails_that_request_alone() -> None:
     )
     encoder = PromptEncoder(tokenizer, ())
     with pytest.raises(InvalidParamsError, match="no x"):
-        encoder.encode("x", "auto")
-    assert encoder.encode("y", "auto")
+        encoder.encode(Conversation.of_text("x", "auto"))
+    assert encoder.encode(Conversation.of_text("y", "auto"))
 
 
 def adding(template: str) -> Any:
@@ -133,7 +138,7 @@ def adding(template: str) -> Any:
 @pytest.mark.parametrize("added", ["$A <eos>", "<bos> $A <eos>", "<bos> $A <eos> <eos>"])
 def test_a_prompt_ends_where_its_text_ends(chat_template: str, added: str) -> None:
     tokenizer = adding(added)
-    prompt = PromptEncoder(tokenizer, (EOS,)).encode("Go", chat_template)
+    prompt = PromptEncoder(tokenizer, (EOS,)).encode(Conversation.of_text("Go", chat_template))
     bare = build_tokenizer().encode("Go", add_special_tokens=False)
     assert prompt.token_ids[-1] != EOS
     if chat_template != "qwen":
@@ -143,8 +148,8 @@ def test_a_prompt_ends_where_its_text_ends(chat_template: str, added: str) -> No
 
 def test_an_end_token_that_the_caller_wrote_stays() -> None:
     encoder = PromptEncoder(adding("<bos> $A <eos>"), (EOS,))
-    assert encoder.encode("Go<eos>", "none").token_ids[-2:].count(EOS) == 1
-    assert encoder.encode("Go<eos><eos>", "none").token_ids[-2:] == (EOS, EOS)
+    assert encoder.encode(Conversation.of_text("Go<eos>", "none")).token_ids[-2:].count(EOS) == 1
+    assert encoder.encode(Conversation.of_text("Go<eos><eos>", "none")).token_ids[-2:] == (EOS, EOS)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +164,9 @@ def test_an_end_token_that_the_caller_wrote_stays() -> None:
 )
 def test_the_beginning_token_is_not_doubled(text: str, added: str, num_begins: int) -> None:
     tokenizer = adding(added)
-    prompt = PromptEncoder(tokenizer, ()).encode(text.replace("BE", tokenizer.bos_token), "none")
+    prompt = PromptEncoder(tokenizer, ()).encode(
+        Conversation.of_text(text.replace("BE", tokenizer.bos_token), "none")
+    )
     assert prompt.token_ids[: num_begins + 1].count(300) == num_begins
 
 
@@ -171,10 +178,10 @@ def test_a_separator_that_the_tokenizer_adds_is_left_out() -> None:
     )
     bare = build_tokenizer().encode("Go", add_special_tokens=False)
     encoder = PromptEncoder(tokenizer, (EOS,))
-    assert list(encoder.encode("Go", "none").token_ids) == bare
-    assert list(encoder.encode(f"Go{separator}", "none").token_ids) == tokenizer.encode(
-        f"Go{separator}", add_special_tokens=False
-    )
+    assert list(encoder.encode(Conversation.of_text("Go", "none")).token_ids) == bare
+    assert list(
+        encoder.encode(Conversation.of_text(f"Go{separator}", "none")).token_ids
+    ) == tokenizer.encode(f"Go{separator}", add_special_tokens=False)
 
 
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12", "UTC"])
@@ -196,16 +203,16 @@ def test_a_dated_template_writes_the_given_date_in_every_time_zone(
 def test_a_prompt_states_the_date_that_is_in_it() -> None:
     day = date(2031, 12, 9)
     dated = PromptEncoder(with_template(DATED), ())
-    assert dated.encode("Go", "auto", day).day == day
-    assert dated.encode("Go", "auto").day is not None
+    assert dated.encode(replace(Conversation.of_text("Go"), day=day)).day == day
+    assert dated.encode(Conversation.of_text("Go", "auto")).day is not None
     for chat_template in ("none", "qwen"):
-        assert dated.encode("Go", chat_template, day).day is None
+        assert dated.encode(Conversation.of_text("Go", chat_template)).day is None
     for encoder in (
         PromptEncoder(with_template(PLAIN), ()),
         PromptEncoder(build_tokenizer(), ()),
         PromptEncoder(with_template(DATED), (), ignores_template=True),
     ):
-        assert encoder.encode("Go", "auto", day).day is None
+        assert encoder.encode(replace(Conversation.of_text("Go"), day=day)).day is None
 
 
 def test_a_dated_template_is_rendered_as_transformers_renders_it() -> None:
@@ -237,4 +244,4 @@ class Panic(BaseException):
 @pytest.mark.parametrize("error", [Panic("unwrap"), OverflowError("too large"), KeyError("x")])
 def test_a_tokenizer_that_fails_on_a_text_refuses_the_request(error: BaseException) -> None:
     with pytest.raises(InvalidParamsError, match="fails on the prompt"):
-        PromptEncoder(Failing(error), ()).encode("Go", "none")
+        PromptEncoder(Failing(error), ()).encode(Conversation.of_text("Go", "none"))

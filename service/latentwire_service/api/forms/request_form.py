@@ -1,4 +1,4 @@
-"""The form of a plan request: query in UTF-8, JSON body, content coding. Knows no fields' meaning.
+"""The form of a plan request: query in UTF-8, body in JSON or safetensors, content coding.
 
 The checks belong to the routes, not to a middleware: an unknown path, a wrong method or a missing
 key is refused first.
@@ -16,13 +16,15 @@ from urllib.parse import unquote_to_bytes
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
-from latentwire.constants import JSON_MEDIA_TYPE
+from latentwire.constants import JSON_MEDIA_TYPE, SAFETENSORS_MEDIA_TYPE
+from latentwire.safetensors_wire import unpack_request
 from latentwire.strict_json import RepeatedKeyError, load_json
 from latentwire_service.api.error_handlers import NO_NAME
+from latentwire_service.api.request_scope import set_tensors
 from latentwire_service.engine.errors import InvalidParamsError
 
 # `wbits` of zlib for each content coding that can be read.
@@ -43,11 +45,11 @@ class PlanRoute(APIRoute):
     """A route that refuses malformed requests before it reads their fields.
 
     Attributes:
-        max_body_bytes: most bytes of a body after decoding.
+        max_body_bytes: returns the most bytes of a body after decoding.
         repeatable: names of the query parameters that may be repeated.
     """
 
-    max_body_bytes: int
+    max_body_bytes: Callable[[], int]
     repeatable: frozenset[str]
 
     def get_route_handler(self) -> Handler:
@@ -57,11 +59,13 @@ class PlanRoute(APIRoute):
         async def checked(request: Request) -> Response:
             check_query(request.scope["query_string"], self.repeatable)
             receive = request.receive
+            form: type[JsonRequest | TensorRequest] = JsonRequest
             if request.method == "POST" and _has_body(request.headers):
-                check_media_type(request.headers.getlist("content-type"))
-                receive = decoded(receive, content_coding(request.headers), self.max_body_bytes)
+                form = form_of(request.headers.getlist("content-type"))
+                coding = content_coding(request.headers)
+                receive = decoded(receive, coding, self.max_body_bytes())
             try:
-                return await handler(_JsonRequest(request.scope, receive))
+                return await handler(form(request.scope, receive))
             except HTTPException as error:
                 # The framework turns whatever `json` raises into a 400.
                 if isinstance(error.__cause__, InvalidParamsError):
@@ -71,19 +75,45 @@ class PlanRoute(APIRoute):
         return checked
 
 
-class _JsonRequest(Request):
+class JsonRequest(Request):
+    """A request whose body is read strictly."""
+
     async def json(self) -> Any:
+        """Return the fields."""
         return read_json(await self.body())
 
 
-def plan_route(max_body_bytes: int, repeatable: frozenset[str]) -> type[PlanRoute]:
+class TensorRequest(Request):
+    """A request in a safetensors file. To the framework it looks like JSON."""
+
+    @property
+    def headers(self) -> Headers:
+        """The headers, with the media type of the fields."""
+        headers = MutableHeaders(raw=list(self.scope["headers"]))
+        headers["content-type"] = JSON_MEDIA_TYPE
+        return headers
+
+    async def json(self) -> Any:
+        """Return the fields; the tensors are kept for the route."""
+        try:
+            fields, tensors = unpack_request(await self.body())
+        except RepeatedKeyError as error:
+            raise InvalidParamsError(_shown(error.key) or NO_NAME, str(error)) from error
+        except ValueError as error:
+            raise InvalidParamsError("body", str(error)) from error
+        set_tensors(self.scope, tensors)
+        return fields
+
+
+def plan_route(max_body_bytes: Callable[[], int], repeatable: frozenset[str]) -> type[PlanRoute]:
     """Return the class of a service's plan routes.
 
     Args:
-        max_body_bytes: most bytes of a body after decoding.
+        max_body_bytes: returns the most bytes of a body after decoding.
         repeatable: names of the query parameters that may be repeated.
     """
-    attributes = {"max_body_bytes": max_body_bytes, "repeatable": repeatable}
+    # A function as an attribute of a class would become a method.
+    attributes = {"max_body_bytes": staticmethod(max_body_bytes), "repeatable": repeatable}
     return type("PlanRoute", (PlanRoute,), attributes)
 
 
@@ -126,8 +156,8 @@ def read_json(body: bytes) -> Any:
         raise InvalidParamsError(_shown(error.key) or NO_NAME, str(error)) from error
 
 
-def check_media_type(content_types: list[str]) -> None:
-    """Refuse a body that is not declared as JSON in UTF-8.
+def form_of(content_types: list[str]) -> type[JsonRequest | TensorRequest]:
+    """Choose how to read a body that is declared as JSON in UTF-8, or as safetensors.
 
     Args:
         content_types: the values of all `Content-Type` headers.
@@ -143,13 +173,19 @@ def check_media_type(content_types: list[str]) -> None:
         )
     parsed = MimeMessage()
     parsed["content-type"] = content_types[0]
+    if parsed.get_content_type() == SAFETENSORS_MEDIA_TYPE:
+        return TensorRequest
     if not _JSON_TYPE.fullmatch(parsed.get_content_type()):
-        detail = f"Content-Type is {_shown(content_types[0])!r}; the body must be {JSON_MEDIA_TYPE}"
+        detail = (
+            f"Content-Type is {_shown(content_types[0])!r}; the body must be {JSON_MEDIA_TYPE} or "
+            f"{SAFETENSORS_MEDIA_TYPE}"
+        )
         raise HTTPException(415, detail, header)
     charset = parsed.get_content_charset("utf-8")
     if charset not in _CHARSETS:
         detail = f"Content-Type has the charset {_shown(charset)!r}; the body must be UTF-8"
         raise HTTPException(415, detail, header)
+    return JsonRequest
 
 
 def content_coding(headers: Headers) -> str | None:

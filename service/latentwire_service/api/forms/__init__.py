@@ -1,0 +1,1 @@
+"""How a request is written: query, JSON or tensors. Knows no fields' meaning."""
