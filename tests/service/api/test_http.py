@@ -113,9 +113,9 @@ def test_health_ready_and_info_answer(server: LiveServer) -> None:
     assert server.http.get("/health").json() == {"status": "ok"}
     assert server.http.get("/ready").json() == {"status": "ready"}
     info = InfoResponse.model_validate_json(server.http.get("/info").content)
-    # Their content is the subject of the tests of bridges.
     assert [bridge.name for bridge in info.bridges] == ["embeddings", "norm", "weights"]
-    assert info.model_dump(exclude={"bridges"}) == {
+    assert "latents-in" in info.capabilities
+    assert info.model_dump(exclude={"bridges", "capabilities"}) == {
         "model": "tiny",
         "revision": None,
         "hidden_size": HIDDEN_SIZE,

@@ -68,17 +68,25 @@ def make_it_fit(case: schemathesis.Case[Any]) -> None:
         # Two different numbers are refused.
         case.body.pop("k", None)
     for fields in parts:
-        if isinstance(fields, dict) and "task" in fields:
-            fields["max_new_tokens"] = min(int(fields.get("max_new_tokens", 8)), 8)
+        if isinstance(fields, dict) and ("task" in fields or "messages" in fields):
+            fields["max_new_tokens"] = min(max(1, int(fields.get("max_new_tokens", 8))), 8)
             # JSON Schema accepts 3.0 as an integer; a query parameter must be written as one.
             for name in ("seed", "top_k"):
                 if isinstance(fields.get(name), float):
                     fields[name] = int(fields[name])
             # The vocabulary's size; and JSON in a query, which generated text is not.
-            for name in ("stop_token_ids", "logit_bias"):
+            for name in ("stop_token_ids", "logit_bias", "chat_template_kwargs"):
                 fields.pop(name, None)
-            fields["task"] = fields["task"][:8]
-            fields["prompt_template"] = fields.get("prompt_template", "")[:8] or "{task}"
+            # Fields that depend on each other, on loaded bridges and on the chat template.
+            for name in ("latent_steps", "step_bridge", "plan", "system"):
+                fields.pop(name, None)
+            if fields.get("messages") is not None:
+                fields.pop("prompt_template", None)
+                fields["messages"] = [{"role": "user", "content": "Go"}]
+                fields["task"] = None
+            else:
+                fields["task"] = (fields.get("task") or "Go")[:8]
+                fields["prompt_template"] = fields.get("prompt_template", "")[:8] or "{task}"
     if case.headers and "x-request-timeout" in case.headers:
         case.headers["x-request-timeout"] = "60"
 

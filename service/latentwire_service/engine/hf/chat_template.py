@@ -55,8 +55,12 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         parameters = inspect.signature(tokenizer.apply_chat_template).parameters
         self._reserved = _RESERVED | parameters.keys() | tokenizer.special_tokens_map.keys()
-        self.is_dated = "strftime_now" in tokenizer.get_chat_template()
         self._check()
+
+    @property
+    def is_dated(self) -> bool:
+        """Whether the template writes a date."""
+        return "strftime_now" in self._tokenizer.get_chat_template()
 
     def render(self, conversation: Conversation, day: date) -> Pieces:
         """Return the prompt of a conversation.
@@ -97,7 +101,7 @@ class ChatTemplate:
         adds_generation_prompt: bool,
     ) -> str:
         template = self._tokenizer.get_chat_template()
-        if not self.is_dated:
+        if "strftime_now" not in template:
             return str(
                 self._tokenizer.apply_chat_template(
                     messages,

@@ -155,14 +155,17 @@ def test_text_around_latents_is_tokenized_piece_by_piece(template: str) -> None:
         else tokenizer.encode(piece, add_special_tokens=False)
         for piece in [pieces[0], rows(3), pieces[1], rows(2), rows(1), pieces[3]]
     )  # fmt: skip
-    assert prompt == expected
+    assert replace(prompt, day=None) == expected
     assert [span.rows[0, 0] for span in prompt.embeddings] == [3, 2, 1]
 
 
 LOSES = {
-    "leaves latents out": "{{ messages[0].content[:30] }}",
-    "repeats them": "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
-    "moves them": "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
+    "leaves one out": "{{ messages[0].content }}",
+    "repeats one": (
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+        "{% if messages[1] %}{{ messages[1].content }}{% endif %}"
+    ),
+    "moves one": "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
 }
 
 

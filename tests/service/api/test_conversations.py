@@ -1,0 +1,300 @@
+"""Messages and latents in requests over a real socket."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latentwire import Client
+from latentwire.protocol import InfoResponse, PlanLatentResponse
+from latentwire.safetensors_wire import pack_request
+from latentwire.tensors import decode_hidden_state, encode_hidden_state
+from support.live_server import LiveServer
+from support.requests import assert_problem
+from support.tiny_shape import HIDDEN_SIZE, MAX_MODEL_LEN
+
+pytestmark = pytest.mark.backends("fake", "local")
+
+OPTIONS = {"max_new_tokens": 4, "do_sample": False, "chat_template": "qwen"}
+SAFETENSORS = {"Content-Type": "application/x-safetensors"}
+
+
+def matrix(num_rows: int = 3, width: int = HIDDEN_SIZE, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).standard_normal((num_rows, width), np.float32)
+
+
+def latent(rows: Any = None, **changes: Any) -> dict[str, Any]:
+    rows = matrix() if rows is None else rows
+    sent = {
+        "type": "latent",
+        "hidden_state": encode_hidden_state(rows).model_dump(mode="json"),
+        "latent": {"model": "tiny", "layer": "last", "normed": True, "alignment": "predicts"},
+        "bridge": "embeddings",
+    }
+    return sent | changes
+
+
+def body(*content: Any, **changes: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(content)}], **OPTIONS, **changes}
+
+
+def plan(server: LiveServer, sent: dict[str, Any]) -> PlanLatentResponse:
+    answer = server.http.post("/plan_latent", json=sent)
+    assert answer.status_code == 200, answer.text
+    return PlanLatentResponse.model_validate_json(answer.content)
+
+
+def same(first: PlanLatentResponse, second: PlanLatentResponse) -> bool:
+    rows = [decode_hidden_state(answer.hidden_state) for answer in (first, second)]
+    return first.token_ids == second.token_ids and np.array_equal(*rows)
+
+
+def test_one_message_is_the_task_in_its_template(server: LiveServer) -> None:
+    asked = plan(server, {"task": "Go", "prompt_template": "{task}", **OPTIONS})
+    for content in ("Go", [{"type": "text", "text": "G"}, {"type": "text", "text": "o"}]):
+        sent = {"messages": [{"role": "user", "content": content}], **OPTIONS}
+        answer = plan(server, sent)
+        assert same(answer, asked)
+        assert answer.task is None
+        assert answer.usage.prompt_tokens == asked.usage.prompt_tokens
+
+
+def test_a_system_message_comes_before_the_task(server: LiveServer) -> None:
+    messages = [{"role": "system", "content": "Short."}, {"role": "user", "content": "Go"}]
+    asked = {"task": "Go", "prompt_template": "{task}", "system": "Short.", **OPTIONS}
+    assert same(plan(server, asked), plan(server, {"messages": messages, **OPTIONS}))
+    by_query = {name: str(value).lower() for name, value in OPTIONS.items()}
+    answer = server.http.get(
+        "/plan_latent",
+        params={"task": "Go", "prompt_template": "{task}", "system": "Short.", **by_query},
+    )
+    assert same(PlanLatentResponse.model_validate_json(answer.content), plan(server, asked))
+
+
+def test_rows_change_the_answer_and_count_as_prompt_tokens(server: LiveServer) -> None:
+    text = {"type": "text", "text": "Read:"}
+    without = plan(server, body(text))
+    first = plan(server, body(text, latent(matrix(3))))
+    second = plan(server, body(text, latent(matrix(3, seed=1))))
+    assert first.usage.prompt_tokens == without.usage.prompt_tokens + 3
+    assert not same(first, second)
+    assert same(first, plan(server, body(text, latent(matrix(3)))))
+
+
+@pytest.mark.backends("local")
+def test_embeddings_of_tokens_are_read_as_the_tokens(server: LiveServer) -> None:
+    """The bridge `embeddings` gives the rows to the model as they are."""
+    from support.tiny_models import build_model, build_tokenizer, llama_config
+
+    token_ids = build_tokenizer().encode("kettle", add_special_tokens=False)
+    table = build_model(llama_config()).get_input_embeddings().weight.detach().numpy()
+    before, after = ({"type": "text", "text": text} for text in ("Clean the ", "!"))
+    read = plan(server, body(before, latent(table[token_ids]), after))
+    spelled = plan(server, body({"type": "text", "text": "Clean the kettle!"}))
+    assert read.usage.prompt_tokens == spelled.usage.prompt_tokens
+    assert read.token_ids == spelled.token_ids
+    rows = [decode_hidden_state(answer.hidden_state) for answer in (read, spelled)]
+    np.testing.assert_allclose(*rows, atol=1e-4)
+
+
+@pytest.mark.parametrize("wire", ["json", "safetensors"])
+def test_an_answer_is_a_part_of_the_next_request(server: LiveServer, wire: Any) -> None:
+    with Client(server.url, wire=wire) as client:
+        answer = client.plan_latent("Go", max_new_tokens=4, do_sample=False)
+        content = [{"type": "text", "text": "Read:"}, answer.as_part()]
+        reply = client.plan_latent(
+            messages=[{"role": "user", "content": content}],
+            max_new_tokens=4,
+            do_sample=False,
+            chat_template="qwen",
+        )
+    # `weights` is the bridge of a model's own rows.
+    named = plan(server, body(content[0], answer.as_part(bridge="weights")))
+    assert tuple(named.token_ids) == reply.token_ids
+    assert reply.usage.prompt_tokens == named.usage.prompt_tokens
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_a_safetensors_request_is_the_same_request(server: LiveServer, is_plain: bool) -> None:
+    rows = matrix(5)
+    text = {"type": "text", "text": "Read:"}
+    fields = body(text, latent(hidden_state="a tensor"), k=2)
+    content = pack_request(fields, {"a tensor": rows, "unused": rows})
+    if is_plain:
+        # Text fields may be written without quotes.
+        content = content.replace(rb'"\"qwen\""', b'"qwen"    ')
+    answer = server.http.post("/plan_latent", content=content, headers=SAFETENSORS)
+    assert answer.status_code == 200, answer.text
+    assert same(
+        PlanLatentResponse.model_validate_json(answer.content),
+        plan(server, body(text, latent(rows), k=2)),
+    )
+
+
+HUGE = {"data": "", "shape": [1, 10**9]}
+NOT_BASE64 = {"data": "@@@@", "shape": [1, 1]}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a lying shape": (latent(hidden_state=HUGE), "messages.0.content.0.latent"),
+    "a lying number of rows": (
+        latent(hidden_state={"data": "", "shape": [3, HIDDEN_SIZE]}),
+        "messages.0.content.0.hidden_state.data",
+    ),
+    "negative sizes": (
+        latent(hidden_state={"data": "", "shape": [-1, -HIDDEN_SIZE]}),
+        "messages.0.content.0.hidden_state",
+    ),
+    "data that is not base64": (
+        latent(hidden_state={"data": "@" * 16 * 16, "shape": [1, HIDDEN_SIZE]}),
+        "messages.0.content.0.hidden_state.data",
+    ),
+    "no rows": (
+        latent(hidden_state={"data": "", "shape": [0, HIDDEN_SIZE]}),
+        "messages.0.content.0.hidden_state",
+    ),
+    "width 0": (
+        latent(hidden_state={"data": "", "shape": [3, 0]}),
+        "messages.0.content.0.hidden_state",
+    ),
+    "another width": (latent(matrix(2, HIDDEN_SIZE + 1)), "messages.0.content.0.latent"),
+    "NaN": (
+        latent(np.full((2, HIDDEN_SIZE), np.nan, np.float32)),
+        "messages.0.content.0.hidden_state",
+    ),
+    "infinity": (
+        latent(np.full((2, HIDDEN_SIZE), np.inf, np.float32)),
+        "messages.0.content.0.hidden_state",
+    ),
+    "an unknown bridge": (latent(bridge="x" * 99), "messages.0.content.0.bridge"),
+    "another model": (
+        latent(bridge="weights", latent={"model": "other"}),
+        "messages.0.content.0.latent",
+    ),
+    "another model, no bridge named": (
+        latent(bridge=None, latent={"model": "other"}),
+        "messages.0.content.0.latent",
+    ),
+    "another layer": (
+        latent(bridge="weights", latent={"model": "tiny", "layer": "12"}),
+        "messages.0.content.0.latent",
+    ),
+    "rows that are not normed": (
+        latent(bridge="weights", latent={"model": "tiny", "normed": False}),
+        "messages.0.content.0.latent",
+    ),
+    "a tensor that is not there": (
+        latent(hidden_state="t"),
+        "messages.0.content.0.hidden_state",
+    ),
+    "another dtype": (
+        latent(hidden_state={"data": "", "shape": [1, 1], "dtype": "float16"}),
+        "messages.0.content.0.hidden_state.dtype",
+    ),
+    "an image": ({"type": "image_url", "image_url": "x"}, "messages.0.content.0"),
+    "no type": ({"text": "x"}, "messages.0.content.0"),
+    "an unknown field": ({"type": "text", "text": "x", "cache": 1}, "messages.0.content.0.cache"),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_a_part_that_cannot_be_read_is_named(server: LiveServer, name: str) -> None:
+    part, field = REFUSED[name]
+    answer = server.http.post("/plan_latent", json=body(part))
+    assert_problem(answer, 422, "invalid-request", field)
+    assert len(answer.content) < 1000
+    assert plan(server, body({"type": "text", "text": "x"})).token_ids
+
+
+def test_a_latent_longer_than_the_model_reads_is_refused_with_both_numbers(
+    server: LiveServer,
+) -> None:
+    rows = {"data": "", "shape": [MAX_MODEL_LEN + 1, HIDDEN_SIZE]}
+    answer = server.http.post("/plan_latent", json=body(latent(hidden_state=rows)))
+    problem = assert_problem(answer, 422, "prompt-too-long")
+    assert (problem.prompt_tokens, problem.max_model_len) == (MAX_MODEL_LEN + 1, MAX_MODEL_LEN)
+
+
+def test_ten_thousand_parts_are_refused(server: LiveServer) -> None:
+    parts = [{"type": "text", "text": "x"}] * 10_000
+    answer = server.http.post("/plan_latent", json=body(*parts[:1000]))
+    assert_problem(answer, 422, "invalid-request", "messages.0.content")
+    answer = server.http.post("/plan_latent", json=body(*parts))
+    assert_problem(answer, 413, "payload-too-large")
+
+
+EXCLUSIVE = {
+    "neither": ({}, "task"),
+    "both": ({"task": "Go", "messages": [{"role": "user", "content": "Go"}]}, "messages"),
+    "no messages": ({"messages": []}, "messages"),
+    "system with messages": (
+        {"messages": [{"role": "user", "content": "Go"}], "system": "x"},
+        "system",
+    ),
+    "template with messages": (
+        {"messages": [{"role": "user", "content": "Go"}], "prompt_template": "{task}"},
+        "prompt_template",
+    ),
+    "no tokens": ({"task": "Go", "max_new_tokens": 0}, "max_new_tokens"),
+    "a role that is no text": ({"messages": [{"role": 1, "content": "x"}]}, "messages.0.role"),
+    "an empty role": ({"messages": [{"role": "", "content": "x"}]}, "messages.0.role"),
+    "content that is a number": (
+        {"messages": [{"role": "user", "content": 1}]},
+        "messages.0.content",
+    ),
+    "no content": ({"messages": [{"role": "user"}]}, "messages.0.content"),
+    "a nested variable": (
+        {"task": "Go", "chat_template_kwargs": {"a": {}}},
+        "chat_template_kwargs",
+    ),
+    "a step bridge without steps": ({"task": "Go", "step_bridge": "weights"}, "step_bridge"),
+}
+
+
+@pytest.mark.parametrize("name", list(EXCLUSIVE))
+def test_fields_that_exclude_each_other_are_named(server: LiveServer, name: str) -> None:
+    sent, field = EXCLUSIVE[name]
+    answer = server.http.post("/plan_latent", json={**OPTIONS, **sent})
+    assert_problem(answer, 422, "invalid-request", field)
+
+
+BROKEN = {
+    "empty": b"",
+    "a cut length": b"\x01\x00",
+    "a header beyond the file": (10**6).to_bytes(8, "little") + b"{}",
+    "a header that is no JSON": (4).to_bytes(8, "little") + b"nope",
+    "a header that is a list": (2).to_bytes(8, "little") + b"[]",
+    "metadata that are a list": (19).to_bytes(8, "little") + b'{"__metadata__":[]}',
+    "a nested header": (20_000).to_bytes(8, "little") + b"[" * 10_000 + b"]" * 10_000,
+    "a tensor beyond the file": pack_request({"task": "Go"}, {"t": matrix(1)})[:-4],
+    "a tensor of another dtype": pack_request({"task": "Go"}, {"t": matrix(1)}).replace(
+        b'"F32"', b'"F16"'
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(BROKEN))
+def test_a_broken_safetensors_request_is_refused(server: LiveServer, name: str) -> None:
+    answer = server.http.post("/plan_latent", content=BROKEN[name], headers=SAFETENSORS)
+    assert_problem(answer, 422, "invalid-request", "body")
+
+
+def test_the_default_body_limit_fits_a_latent_that_fills_the_model(start: Any) -> None:
+    live = start(max_body_bytes="auto").wait_ready()
+    info = InfoResponse.model_validate_json(live.http.get("/info").content)
+    rows = matrix(MAX_MODEL_LEN)
+    sent = json.dumps(body(latent(rows))).encode()
+    assert len(base64.b64encode(rows.tobytes())) < len(sent) < info.limits.max_body_bytes
+    answer = live.http.post(
+        "/plan_latent", content=sent, headers={"Content-Type": "application/json"}
+    )
+    # It is read; with the markup around it, it is longer than the model reads.
+    assert_problem(answer, 422, "prompt-too-long")
+    answer = live.http.post(
+        "/plan_latent",
+        content=sent + b" " * info.limits.max_body_bytes,
+        headers={"Content-Type": "application/json"},
+    )
+    assert_problem(answer, 413, "payload-too-large")
