@@ -10,13 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from latentwire.protocol import PlanLatentRequest, fault_of
-from latentwire_service.engine.backend import Backend, GenerationSpec
+from latentwire_service.engine.backend import (
+    LATENT_STEPS,
+    Backend,
+    GenerationSpec,
+    StepBridge,
+)
 from latentwire_service.engine.errors import InvalidParamsError, PromptTooLongError
 from latentwire_service.engine.sampling_params import SamplingParams
+from latentwire_service.engine.seams.bridge import BridgeError
 from latentwire_service.prompt_input import read_conversation
 
 # JSON readers that hold numbers as doubles, JavaScript's among them, read these seeds exactly.
 DRAWN_SEED_BITS = 53
+DEFAULT_STEP_BRIDGE = "weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +63,38 @@ def build_spec(
     fault = fault_of(body)
     if fault is not None:
         raise InvalidParamsError(*fault)
-    if max_new_tokens_limit is not None and body.max_new_tokens > max_new_tokens_limit:
-        raise InvalidParamsError(
-            "max_new_tokens", f"must not exceed {max_new_tokens_limit} on this service"
-        )
+    for name in ("max_new_tokens", "latent_steps"):
+        if max_new_tokens_limit is not None and getattr(body, name) > max_new_tokens_limit:
+            raise InvalidParamsError(
+                name, f"must not exceed {max_new_tokens_limit} on this service"
+            )
+    step_bridge = _step_bridge(backend, body)
     prompt = backend.encode_prompt(read_conversation(body, submission.tensors, backend))
     if not len(prompt):
         raise InvalidParamsError("prompt_template", "the prompt has no tokens")
-    if len(prompt) + body.max_new_tokens > info.max_model_len:
-        raise PromptTooLongError(len(prompt), body.max_new_tokens, info.max_model_len)
+    num_new = body.latent_steps + body.max_new_tokens
+    if len(prompt) + num_new > info.max_model_len:
+        raise PromptTooLongError(len(prompt), num_new, info.max_model_len)
     return GenerationSpec(
         plan_id=f"plan-{secrets.token_hex(12)}",
         prompt=prompt,
         sampling=_sampling_params(body, info.vocab_size),
         k=submission.k,
         caller=submission.caller,
+        latent_steps=body.latent_steps,
+        step_bridge=step_bridge,
     )
+
+
+def _step_bridge(backend: Backend, body: PlanLatentRequest) -> StepBridge | None:
+    if not body.latent_steps:
+        return None
+    backend.info.require(LATENT_STEPS, "latent_steps")
+    try:
+        bridge: StepBridge = backend.bridges.step(body.step_bridge or DEFAULT_STEP_BRIDGE)
+    except BridgeError as error:
+        raise InvalidParamsError("step_bridge", str(error)) from error
+    return bridge
 
 
 def _sampling_params(body: PlanLatentRequest, vocab_size: int) -> SamplingParams:

@@ -19,7 +19,7 @@ from support.tiny_shape import HIDDEN_SIZE, MAX_MODEL_LEN
 
 pytestmark = pytest.mark.backends("fake", "local")
 
-OPTIONS = {"max_new_tokens": 4, "do_sample": False, "chat_template": "qwen"}
+OPTIONS: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "chat_template": "qwen"}
 SAFETENSORS = {"Content-Type": "application/x-safetensors"}
 
 
@@ -49,8 +49,11 @@ def plan(server: LiveServer, sent: dict[str, Any]) -> PlanLatentResponse:
 
 
 def same(first: PlanLatentResponse, second: PlanLatentResponse) -> bool:
-    rows = [decode_hidden_state(answer.hidden_state) for answer in (first, second)]
-    return first.token_ids == second.token_ids and np.array_equal(*rows)
+    return first.token_ids == second.token_ids and np.array_equal(rows_of(first), rows_of(second))
+
+
+def rows_of(answer: PlanLatentResponse) -> Any:
+    return decode_hidden_state(answer.hidden_state)
 
 
 def test_one_message_is_the_task_in_its_template(server: LiveServer) -> None:
@@ -97,8 +100,7 @@ def test_embeddings_of_tokens_are_read_as_the_tokens(server: LiveServer) -> None
     spelled = plan(server, body({"type": "text", "text": "Clean the kettle!"}))
     assert read.usage.prompt_tokens == spelled.usage.prompt_tokens
     assert read.token_ids == spelled.token_ids
-    rows = [decode_hidden_state(answer.hidden_state) for answer in (read, spelled)]
-    np.testing.assert_allclose(*rows, atol=1e-4)
+    np.testing.assert_allclose(rows_of(read), rows_of(spelled), atol=1e-4)
 
 
 @pytest.mark.parametrize("wire", ["json", "safetensors"])
@@ -225,7 +227,7 @@ def test_ten_thousand_parts_are_refused(server: LiveServer) -> None:
     assert_problem(answer, 413, "payload-too-large")
 
 
-EXCLUSIVE = {
+EXCLUSIVE: dict[str, tuple[dict[str, Any], str]] = {
     "neither": ({}, "task"),
     "both": ({"task": "Go", "messages": [{"role": "user", "content": "Go"}]}, "messages"),
     "no messages": ({"messages": []}, "messages"),
@@ -298,3 +300,47 @@ def test_the_default_body_limit_fits_a_latent_that_fills_the_model(start: Any) -
         headers={"Content-Type": "application/json"},
     )
     assert_problem(answer, 413, "payload-too-large")
+
+
+@pytest.mark.backends("local")
+def test_latent_steps_come_before_the_tokens(server: LiveServer) -> None:
+    steps = plan(server, {"task": "Go", **OPTIONS, "latent_steps": 3})
+    assert (steps.usage.latent_steps, steps.usage.latent_rows) == (3, 7)
+    assert steps.latent.alignment == "steps-then-predicts"
+    alone = plan(server, {"task": "Go", **OPTIONS, "latent_steps": 3, "max_new_tokens": 0})
+    assert (alone.plan, alone.finish_reason, alone.token_ids) == ("", "latent", [])
+    np.testing.assert_allclose(rows_of(steps)[:3], rows_of(alone), atol=1e-5)
+    assert plan(server, {"task": "Go", **OPTIONS}).latent.alignment == "predicts"
+
+
+@pytest.mark.backends("local")
+def test_latent_steps_are_streamed(server: LiveServer) -> None:
+    options: Any = {**OPTIONS, "latent_steps": 2}
+    with Client(server.url) as client:
+        with client.stream_plan_latent("Go", **options) as stream:
+            steps = list(stream)
+        whole = client.plan_latent("Go", **options)
+    assert [step.token_id is None for step in steps] == [True, True, False, False, False, False]
+    np.testing.assert_array_equal(stream.plan.hidden_state, whole.hidden_state)
+    assert stream.plan.token_ids == whole.token_ids
+
+
+STEPS: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown bridge": ({"latent_steps": 1, "step_bridge": "none"}, "step_bridge"),
+    "a negative number": ({"latent_steps": -1}, "latent_steps"),
+    "a plan to score": ({"latent_steps": 1, "plan": "x"}, "latent_steps"),
+}
+
+
+@pytest.mark.backends("local")
+@pytest.mark.parametrize("name", list(STEPS))
+def test_latent_steps_that_cannot_run_are_refused(server: LiveServer, name: str) -> None:
+    sent, field = STEPS[name]
+    answer = server.http.post("/plan_latent", json={"task": "Go", **OPTIONS, **sent})
+    assert_problem(answer, 422, "invalid-request", field)
+
+
+@pytest.mark.backends("local")
+def test_too_many_latent_steps_are_refused_with_both_numbers(server: LiveServer) -> None:
+    sent = {"task": "Go", **OPTIONS, "latent_steps": MAX_MODEL_LEN}
+    assert_problem(server.http.post("/plan_latent", json=sent), 422, "prompt-too-long")
