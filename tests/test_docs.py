@@ -30,7 +30,7 @@ from latentwire_service.api.routes import create_router
 from latentwire_service.bridges.fitting.settings import FitSettings
 from latentwire_service.settings import Settings
 from support.markdown import ADRS, DOCS, PAGES, README, ROOT, Page
-from support.tiny_models import save_model
+from support.tiny_models import build_tokenizer, save_model
 
 URL = "http://127.0.0.1:8000"
 COMMANDS = ("serve", "plan", "collect", "inspect", "fit-bridge")
@@ -87,10 +87,19 @@ def shell_words(*start: str) -> list[list[str]]:
     return found
 
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("service")
     model = save_model(folder / "tiny")
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(model)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -336,7 +345,7 @@ def test_compose_profiles_services_and_variables_exist() -> None:
 def test_routes_are_the_services() -> None:
     rows = " ".join(DOCS["http-api.md"].column("Method and path", 0))
     documented = set(re.findall(r"(GET|POST) (/[a-z_.]+)", rows))
-    router = cast(Any, create_router)(None, None, None, policy_of(Settings(_env_file=None)))
+    router = cast(Any, create_router)(None, None, None, policy_of(Settings(_env_file=None)), None)
     served = {
         (method, route.path) for route in cast(Any, router.routes) for method in route.methods
     }
