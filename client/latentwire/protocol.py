@@ -20,6 +20,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
+from latentwire.bridge_info import BridgeInfo as BridgeInfo
+from latentwire.bridge_info import BridgePrompt as BridgePrompt
+from latentwire.bridge_info import BridgeSource as BridgeSource
 from latentwire.constants import DEFAULT_MAX_NEW_TOKENS
 from latentwire.conversation import Messages, Name, TemplateKwargs
 from latentwire.latent import HiddenState as HiddenState
@@ -312,36 +315,6 @@ class Limits(ResponseModel):
         default=None,
         description="Seconds that a request may take before it is answered 504; null: no limit.",
     )
-
-
-class BridgeSource(ResponseModel):
-    """The latents that a bridge was made for; null accepts any value."""
-
-    model: str | None = None
-    revision: str | None = None
-    hidden_size: int | None = Field(default=None, description="Width of the rows.")
-    layer: str | None = None
-    normed: bool | None = None
-
-
-class BridgePrompt(ResponseModel):
-    """The user message that a bridge was fitted with: the latent stands between the two texts."""
-
-    before: str
-    after: str
-
-
-class BridgeInfo(ResponseModel):
-    """A bridge: it maps hidden rows of a sender to input embeddings of the served model."""
-
-    name: str
-    kind: str = Field(description="How it maps: embeddings, norm, weights, ridge, mlp or interlat.")
-    source: BridgeSource
-    content_hash: str = Field(description="SHA-256 of what decides its values.")
-    is_step_bridge: bool = Field(
-        description="Whether it maps each row by itself, so that it can feed latent steps."
-    )
-    prompt: BridgePrompt | None = None
 
 
 class InfoResponse(ResponseModel):
