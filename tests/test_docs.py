@@ -30,7 +30,7 @@ from latentwire_service.api.routes import create_router
 from latentwire_service.bridges.fitting.settings import FitSettings
 from latentwire_service.settings import Settings
 from support.markdown import ADRS, DOCS, PAGES, README, ROOT, Page
-from support.tiny_models import build_tokenizer, save_model
+from support.tiny_models import save_chat_model
 
 URL = "http://127.0.0.1:8000"
 COMMANDS = ("serve", "plan", "collect", "inspect", "fit-bridge")
@@ -87,16 +87,10 @@ def shell_words(*start: str) -> list[list[str]]:
     return found
 
 
-CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
-
-
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("service")
-    model = save_model(folder / "tiny")
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(model)
+    model = save_chat_model(folder / "tiny")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -150,6 +150,11 @@ class LocalBackend:
         started = self._require()
         return started.vocabulary.check(started.encoder.encode(conversation))
 
+    def encode_plan(self, text: str) -> Prompt:
+        """Tokenize a plan to be scored, as `Backend.encode_plan`."""
+        started = self._require()
+        return started.vocabulary.check(started.encoder.encode_plan(text))
+
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> SubmittedRequest:
         """Queue a request, as `Backend.submit`."""
         started = self._require()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from latentwire.protocol import PlanLatentRequest, fault_of
 from latentwire_service.engine.backend import (
     LATENT_STEPS,
+    SCORING,
     Backend,
     GenerationSpec,
     StepBridge,
@@ -72,10 +73,8 @@ def build_spec(
     prompt = backend.encode_prompt(read_conversation(body, submission.tensors, backend))
     if not len(prompt):
         raise InvalidParamsError("prompt_template", "the prompt has no tokens")
-    num_new = body.latent_steps + body.max_new_tokens
-    if len(prompt) + num_new > info.max_model_len:
-        raise PromptTooLongError(len(prompt), num_new, info.max_model_len)
-    return GenerationSpec(
+    given_token_ids = _given_token_ids(backend, body)
+    spec = GenerationSpec(
         plan_id=f"plan-{secrets.token_hex(12)}",
         prompt=prompt,
         sampling=_sampling_params(body, info.vocab_size),
@@ -83,7 +82,18 @@ def build_spec(
         caller=submission.caller,
         latent_steps=body.latent_steps,
         step_bridge=step_bridge,
+        given_token_ids=given_token_ids,
     )
+    if spec.num_positions > info.max_model_len:
+        raise PromptTooLongError(len(prompt), spec.num_outputs, info.max_model_len)
+    return spec
+
+
+def _given_token_ids(backend: Backend, body: PlanLatentRequest) -> tuple[int, ...] | None:
+    if body.plan is None:
+        return None
+    backend.info.require(SCORING, "plan")
+    return backend.encode_plan(body.plan).token_ids
 
 
 def _step_bridge(backend: Backend, body: PlanLatentRequest) -> StepBridge | None:

@@ -155,6 +155,9 @@ class _WatchedBackend:
         self._watch.encoding_threads.append(threading.get_ident())
         return self._backend.encode_prompt(conversation)
 
+    def encode_plan(self, text: str) -> Prompt:
+        return self._backend.encode_plan(text)
+
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> GenerationHandle:
         handle = self._backend.submit(spec, on_step)
         self._watch.submitted.release()

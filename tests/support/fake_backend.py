@@ -195,6 +195,9 @@ class FakeBackend:
             tuple(piece.encode()) if isinstance(piece, str) else piece for piece in pieces
         )
 
+    def encode_plan(self, text: str) -> Prompt:
+        return Prompt(tuple(text.encode()))
+
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> _Request:
         self.info.check(spec)
         is_given = spec.given_token_ids is not None

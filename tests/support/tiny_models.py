@@ -122,3 +122,14 @@ def random_prompts(
 ) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [rng.integers(2, vocab_size, size=length).tolist() for length in lengths]
+
+
+def save_chat_model(folder: Path) -> Path:
+    """Save the model of `save_model` with a chat template."""
+    model = save_model(folder)
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+    )
+    tokenizer.save_pretrained(model)
+    return model

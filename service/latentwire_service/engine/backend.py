@@ -272,6 +272,14 @@ class Backend(Protocol):
         """
         ...
 
+    def encode_plan(self, text: str) -> Prompt:
+        """Tokenize a plan to be scored: its text alone, without special tokens before or behind.
+
+        Raises:
+            InvalidParamsError: the model cannot read the text.
+        """
+        ...
+
     def submit(self, spec: GenerationSpec, on_step: OnStep | None = None) -> GenerationHandle:
         """Queue a request.
 

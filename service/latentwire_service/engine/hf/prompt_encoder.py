@@ -5,7 +5,8 @@ A prompt depends on its texts and a date, never on this machine's clock or time 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -50,18 +51,17 @@ class PromptEncoder:
         Raises:
             InvalidParamsError: the tokenizer or its template fails on this conversation.
         """
-        try:
+        with _naming(conversation.field):
             return self._encode(conversation)
-        except (InvalidParamsError, *_OURS):
-            raise
-        except BaseException as error:
-            # Foreign code that runs for one request, with a text that the request chose. A panic in
-            # Rust is no `Exception`.
-            reason = " ".join(str(error).split())[:_MAX_REASON_CHARS]
-            raise InvalidParamsError(
-                conversation.field,
-                f"the tokenizer or its chat template fails on the prompt: {reason}",
-            ) from error
+
+    def encode_plan(self, text: str) -> Prompt:
+        """Tokenize a text alone, without special tokens that it does not have.
+
+        Raises:
+            InvalidParamsError: the tokenizer fails on this text.
+        """
+        with _naming("plan"):
+            return self._joined([text])
 
     def _encode(self, conversation: Conversation) -> Prompt:
         if conversation.chat_template == "auto" and self._template is not None:
@@ -108,6 +108,22 @@ class PromptEncoder:
             num_kept = max(1, _num_leading(written, begin.__eq__))
             token_ids = token_ids[max(0, num_begins - num_kept) :]
         return token_ids
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Turn any failure of tokenizer and template into an error that names a field."""
+    try:
+        yield
+    except (InvalidParamsError, *_OURS):
+        raise
+    except BaseException as error:
+        # Foreign code that runs for one request, with a text that the request chose. A panic in
+        # Rust is no `Exception`.
+        reason = " ".join(str(error).split())[:_MAX_REASON_CHARS]
+        raise InvalidParamsError(
+            field, f"the tokenizer or its chat template fails on the text: {reason}"
+        ) from error
 
 
 def _added_at_end(tokenizer: Any) -> set[int]:

@@ -344,3 +344,26 @@ def test_latent_steps_that_cannot_run_are_refused(server: LiveServer, name: str)
 def test_too_many_latent_steps_are_refused_with_both_numbers(server: LiveServer) -> None:
     sent = {"task": "Go", **OPTIONS, "latent_steps": MAX_MODEL_LEN}
     assert_problem(server.http.post("/plan_latent", json=sent), 422, "prompt-too-long")
+
+
+@pytest.mark.backends("local")
+def test_a_plan_is_scored_in_place_of_being_generated(server: LiveServer) -> None:
+    import torch
+
+    from support.tiny_models import build_model, build_tokenizer, llama_config
+
+    tokenizer, model = build_tokenizer(), build_model(llama_config())
+    asked = {"task": "Go", "prompt_template": "{task}", "chat_template": "none"}
+    answer = plan(server, {**asked, "plan": "1. Fill it", "max_new_tokens": 1, "k": 3})
+    prompt = tokenizer.encode("Go")
+    given = tokenizer.encode("1. Fill it", add_special_tokens=False)
+    with torch.inference_mode():
+        out = model(torch.tensor([prompt + given]), output_hidden_states=True)
+    logprobs = out.logits[0].log_softmax(-1)
+    first = len(prompt) - 1
+    expected = [float(logprobs[first + t, token]) for t, token in enumerate(given)]
+    assert (answer.finish_reason, answer.plan, answer.token_ids) == ("given", "1. Fill it", given)
+    assert answer.token_logprobs == pytest.approx(expected, abs=1e-4)
+    assert answer.logprob == pytest.approx(sum(expected), abs=1e-3)
+    rows = out.hidden_states[-1][0, first : first + 3].numpy()
+    np.testing.assert_allclose(rows_of(answer), rows, atol=1e-4)

@@ -243,5 +243,5 @@ class Panic(BaseException):
 
 @pytest.mark.parametrize("error", [Panic("unwrap"), OverflowError("too large"), KeyError("x")])
 def test_a_tokenizer_that_fails_on_a_text_refuses_the_request(error: BaseException) -> None:
-    with pytest.raises(InvalidParamsError, match="fails on the prompt"):
+    with pytest.raises(InvalidParamsError, match="fails on the text"):
         PromptEncoder(Failing(error), ()).encode(Conversation.of_text("Go", "none"))
