@@ -104,7 +104,7 @@ class StepStats:
     """The work of one engine step, for metrics.
 
     Attributes:
-        num_prompt_tokens: prompt positions computed.
+        num_prompt_tokens: positions of prompts and of given plans computed.
         num_new_tokens: tokens generated.
         num_latent_steps: latent steps made.
         first_token_s: for each request that got its first token, the seconds since its submission.
