@@ -95,7 +95,9 @@ class RequestFields(SamplingFields, PromptFields, RequestModel):
         "from the last hidden row.",
     )
     step_bridge: Name | None = Field(
-        default=None, description="Bridge of the latent steps, one of /info; absent: weights."
+        default=None,
+        description="Bridge of the latent steps, one of /info; absent: generator if there is one, "
+        "else weights.",
     )
     plan: Text | None = Field(
         default=None,

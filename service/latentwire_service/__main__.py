@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from latentwire.settings_flags import FlagError, name_variables, parse_settings
 from latentwire_service.api.access_policy import PolicyError, is_open_to_all, policy_of
@@ -58,7 +57,7 @@ def main(args: Sequence[str]) -> int:
         policy = policy_of(settings)
     except PolicyError as error:
         return _refuse(name_variables(str(error), Settings, args))
-    if settings.bridge and not _are_bridges(settings.bridge):
+    if not _are_bridges(settings):
         return EXIT_BAD_SETTINGS
     if is_open_to_all(settings):
         logger.warning(
@@ -87,18 +86,25 @@ def main(args: Sequence[str]) -> int:
     return serve(settings, policy)
 
 
-def _are_bridges(directories: Sequence[Path]) -> bool:
+def _are_bridges(settings: Settings) -> bool:
     """Check the directories before the model is loaded, which takes longer."""
+    if not settings.bridge and settings.latent_generator is None:
+        return True
     from latentwire_service.bridges.directory import check_bridge
+    from latentwire_service.bridges.generator import check_generator
     from latentwire_service.engine.seams.bridge import BridgeError
 
-    for directory in directories:
-        try:
+    flag = "--bridge"
+    try:
+        for directory in settings.bridge:
             check_bridge(directory)
-        except BridgeError as error:
-            lines = [f"{_COMMAND}: --bridge: {error}", *filter(None, [error.hint])]
-            sys.stderr.write("\n".join(lines) + "\n")
-            return False
+        flag = "--latent-generator"
+        if settings.latent_generator is not None:
+            check_generator(settings.latent_generator)
+    except BridgeError as error:
+        lines = [f"{_COMMAND}: {flag}: {error}", *filter(None, [error.hint])]
+        sys.stderr.write("\n".join(lines) + "\n")
+        return False
     return True
 
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
@@ -139,9 +138,9 @@ class LocalBackend:
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
         )
+        # Before anything reads the weights: a generator replaces them, and the runner packs them.
+        bridges = _load_bridges(loaded, settings)
         probed = probe(loaded.model)
-        # Before the memory is divided, and before the runner packs the model's weights.
-        bridges = _load_bridges(loaded, settings.bridge)
         capacity = plan_slots(settings, loaded, probed)
         self._started = self._start(loaded, bridges, probed, capacity)
 
@@ -246,7 +245,7 @@ class LocalBackend:
         return thread
 
 
-def _load_bridges(loaded: LoadedModel, directories: Sequence[Path]) -> BridgeRegistry:
+def _load_bridges(loaded: LoadedModel, settings: Settings) -> BridgeRegistry:
     """Make and load the bridges of a model.
 
     Raises:
@@ -254,7 +253,7 @@ def _load_bridges(loaded: LoadedModel, directories: Sequence[Path]) -> BridgeReg
     """
     receiver = Receiver(loaded.model, loaded.model_id, loaded.revision)
     try:
-        return load_registry(receiver, directories)
+        return load_registry(receiver, settings.bridge, settings.latent_generator)
     except BridgeError as error:
         raise ModelError(f"{error}. {error.hint}".rstrip(". ")) from error
 

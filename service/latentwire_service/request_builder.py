@@ -24,7 +24,6 @@ from latentwire_service.prompt_input import read_conversation
 
 # JSON readers that hold numbers as doubles, JavaScript's among them, read these seeds exactly.
 DRAWN_SEED_BITS = 53
-DEFAULT_STEP_BRIDGE = "weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def _step_bridge(backend: Backend, body: PlanLatentRequest) -> StepBridge | None
         return None
     backend.info.require(LATENT_STEPS, "latent_steps")
     try:
-        bridge: StepBridge = backend.bridges.step(body.step_bridge or DEFAULT_STEP_BRIDGE)
+        bridge: StepBridge = backend.bridges.step(body.step_bridge or backend.bridges.default_step)
     except BridgeError as error:
         raise InvalidParamsError("step_bridge", str(error)) from error
     return bridge

@@ -163,6 +163,12 @@ class Settings(BaseSettings):
         "embeddings of this one. Repeat the flag for several; LATENTWIRE_BRIDGE separates them by "
         "commas. The built-in bridges need no flag.",
     )
+    latent_generator: Path | None = Field(
+        default=None,
+        description="Directory that Interlat's compression training saved. Its student's weights "
+        "replace those of --model, which must be the same architecture, and its map feeds latent "
+        "steps.",
+    )
     trust_remote_code: bool = Field(
         default=False,
         description="Run code that is part of a hub model. Only for models that you trust.",

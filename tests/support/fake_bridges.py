@@ -55,6 +55,10 @@ class FakeBridges:
             raise BridgeError(f"there is no bridge {name}; there are: {', '.join(self._bridges)}")
         return self._bridges[name]
 
+    @property
+    def default_step(self) -> str:
+        return "weights"
+
     def step(self, name: str) -> Any:
         return self.get(name)
 

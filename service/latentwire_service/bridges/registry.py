@@ -7,8 +7,9 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from latentwire_service.bridges.builtin import Receiver, builtin_bridges
+from latentwire_service.bridges.builtin import WEIGHTS, Receiver, builtin_bridges
 from latentwire_service.bridges.directory import load_bridge
+from latentwire_service.bridges.generator import GENERATOR, load_generator
 from latentwire_service.bridges.module_bridge import ModuleBridge, StepBridge, content_hash
 from latentwire_service.bridges.modules import RandomMap
 from latentwire_service.engine.seams.bridge import BridgeError
@@ -58,6 +59,11 @@ class BridgeRegistry:
             raise BridgeError(f"this model has no bridge {name}: {self._refused[name]}")
         raise BridgeError(f"there is no bridge {name}; there are: {', '.join(self._bridges)}")
 
+    @property
+    def default_step(self) -> str:
+        """Name of the bridge that feeds latent steps unless a request names one."""
+        return GENERATOR if GENERATOR in self._bridges else WEIGHTS
+
     def step(self, name: str) -> StepBridge:
         """Return the bridge as the function that feeds latent steps, as `Bridges.step`."""
         bridge = self.get(name)
@@ -83,16 +89,21 @@ class BridgeRegistry:
         return self._controls[name]
 
 
-def load_registry(receiver: Receiver, directories: Sequence[Path]) -> BridgeRegistry:
+def load_registry(
+    receiver: Receiver, directories: Sequence[Path], generator: Path | None = None
+) -> BridgeRegistry:
     """Make the built-in bridges of a model and load the given ones.
 
     Args:
-        receiver: the loaded model.
+        receiver: the loaded model; a generator replaces its weights.
         directories: of bridges.
+        generator: directory of a latent generator.
 
     Raises:
         BridgeError: a directory holds no bridge for this model, or two bridges have one name.
     """
+    # First: the built-in bridges follow from the weights that it brings.
+    own = [] if generator is None else [load_generator(generator, receiver)]
     builtin, refused = builtin_bridges(receiver)
     loaded = [load_bridge(directory, receiver) for directory in directories]
-    return BridgeRegistry([*builtin, *loaded], refused)
+    return BridgeRegistry([*builtin, *own, *loaded], refused)

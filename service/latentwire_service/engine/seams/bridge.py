@@ -147,6 +147,11 @@ class Bridges(Protocol):
         """
         ...
 
+    @property
+    def default_step(self) -> str:
+        """Name of the bridge that feeds latent steps unless a request names one."""
+        ...
+
     def step(self, name: str) -> Any:
         """Return the bridge as the function that feeds latent steps; the same object each time.
 
