@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,7 +21,8 @@ from latentwire_service.bridges.generator import check_generator, load_generator
 from latentwire_service.bridges.registry import load_registry
 from latentwire_service.engine.seams.bridge import BridgeError
 from support.bridge_folders import receiver
-from support.tiny_models import build_model, llama_config, qwen2_config
+from support.live_server import LiveServer
+from support.tiny_models import build_model, build_tokenizer, llama_config, qwen2_config
 from support.tiny_shape import HIDDEN_SIZE, VOCAB_SIZE
 
 CPU = torch.device("cpu")
@@ -215,3 +219,36 @@ def test_a_damaged_directory_ends_the_command(
         check_generator(tmp_path)
     assert main(["--model", str(tmp_path / "none"), "--latent-generator", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("latentwire serve: --latent-generator: generator ")
+
+
+@torch.no_grad()
+def reference(model: Any, state: State, prompt: list[int], steps: int) -> torch.Tensor:
+    """Rows of latent steps as published: each step is one pass over the whole sequence."""
+    embedded = model.get_input_embeddings()(torch.tensor(prompt))
+    rows, following = [], state["lat_bos"]
+    for _ in range(steps):
+        output = model(inputs_embeds=embedded[None], output_hidden_states=True)
+        rows.append(output.hidden_states[-1][0, -1])
+        embedded = torch.cat([embedded, following[None]])
+        output = model(inputs_embeds=embedded[None], output_hidden_states=True)
+        normed = torch.nn.functional.layer_norm(
+            output.hidden_states[-1][0, -1],
+            (HIDDEN_SIZE,),
+            state["h2e.0.weight"],
+            state["h2e.0.bias"],
+        )
+        following = normed @ state["h2e.1.weight"].T
+    return torch.stack(rows)
+
+
+def test_the_service_makes_the_latents_of_the_generator(
+    tmp_path: Path, start: Callable[..., LiveServer]
+) -> None:
+    trained = student()
+    state = stored(trained)
+    live = start(latent_generator=save(tmp_path, state), device="cpu").wait_ready()
+    body = {"task": "wash", "prompt_template": "{task}", "latent_steps": 5, "max_new_tokens": 0}
+    answer = httpx.post(f"{live.url}/plan_latent", json=body).json()
+    made = np.frombuffer(base64.b64decode(answer["hidden_state"]["data"]), np.float32)
+    expected = reference(trained, state, build_tokenizer().encode("wash"), 5).numpy()
+    np.testing.assert_allclose(made.reshape(5, HIDDEN_SIZE), expected, atol=1e-4)
