@@ -28,10 +28,11 @@ from latentwire.constants import (
     MAX_TEMPLATE_TEXT_CHARS,
 )
 from latentwire.latent import HiddenState, LatentDeclaration
-from latentwire.sampling import Text, json_object
+from latentwire.sampling import Text, json_object, must_be_unicode
 
-Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
-TensorName = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+Name = Annotated[
+    str, Field(min_length=1, max_length=MAX_NAME_CHARS), AfterValidator(must_be_unicode)
+]
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -65,7 +66,7 @@ class LatentPart(_Sent):
 
     type: Literal["latent"]
     hidden_state: Annotated[
-        Annotated[TensorName, Tag("<text>")] | Annotated[HiddenState, Tag("<object>")],
+        Annotated[Name, Tag("<text>")] | Annotated[HiddenState, Tag("<object>")],
         Discriminator(
             _kind,
             custom_error_type="hidden_state_type",
@@ -105,7 +106,7 @@ Part = Annotated[
 class Message(_Sent):
     """One turn of a conversation."""
 
-    role: Annotated[Text, Field(min_length=1, max_length=MAX_NAME_CHARS)] = Field(
+    role: Name = Field(
         description="Who speaks; the model's chat template decides which roles there are."
     )
     content: Annotated[

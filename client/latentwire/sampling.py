@@ -27,7 +27,7 @@ from latentwire.strict_json import RepeatedKeyError, load_json
 ChatTemplate = Literal["auto", "none", "qwen"]
 
 
-def _must_be_unicode(text: str) -> str:
+def must_be_unicode(text: str) -> str:
     """Refuse half of a surrogate pair: Python and JSON can hold one, but valid text cannot."""
     try:
         text.encode()
@@ -80,7 +80,7 @@ def _token_id(key: Any) -> object:
     return int(key) if is_number else key
 
 
-Text = Annotated[str, AfterValidator(_must_be_unicode)]
+Text = Annotated[str, AfterValidator(must_be_unicode)]
 JsonInt = Annotated[int, BeforeValidator(_integral)]
 NumRows = Annotated[int, Field(ge=0), BeforeValidator(_integral)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_integral)]

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from latentwire.call import PlanOptions
 from latentwire.constants import MAX_SEED
 from latentwire.protocol import ErrorBody, HiddenState, PlanLatentQuery, PlanLatentRequest
+from latentwire.validation import describe
 
 
 @pytest.mark.parametrize(
@@ -127,3 +128,45 @@ def test_unknown_members_of_a_problem_are_kept() -> None:
         {"title": "t", "status": 500, "code": "internal", "detail": "d", "trace": "abc"}
     )
     assert body.model_extra == {"trace": "abc"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {f"name_{index}": 1 for index in range(33)},
+        {"name": "x" * 4097},
+        {"x" * 129: 1},
+        {"no identifier": 1},
+        {"": 1},
+        {"name": [1]},
+        {"name": {"a": 1}},
+        {"name": math.nan},
+        [1],
+        "[1]",
+        "{",
+    ],
+)
+def test_variables_of_a_template_have_limits(values: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        PlanLatentRequest.model_validate({"task": "t", "chat_template_kwargs": values})
+    assert {problem["loc"][0] for problem in caught.value.errors()} == {"chat_template_kwargs"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"role": 1}, "messages.0.role: must be text"),
+        ({"role": "x" * 129}, "messages.0.role: must have at most 128 characters"),
+        ({"content": {}}, "messages.0.content: must be text or a list of parts"),
+        ({"content": ["x"]}, "messages.0.content.0: must have the type text or latent"),
+        ({"content": [{"type": "latent"}]}, "messages.0.content.0.hidden_state: required; "),
+        ({"content": [{"type": "text", "text": 1}]}, "messages.0.content.0.text: must be text"),
+        ({"name": "x"}, "messages.0.name: unknown field"),
+        ({"content": "\ud800"}, "messages.0.content: must be Unicode text"),
+    ],
+)
+def test_messages_that_cannot_be_read_are_named(change: dict[str, Any], message: str) -> None:
+    sent = {"messages": [{"role": "user", "content": "Go"} | change]}
+    with pytest.raises(ValidationError) as caught:
+        PlanLatentRequest.model_validate(sent)
+    assert describe(caught.value).startswith(message)
