@@ -335,6 +335,9 @@ class InfoResponse(ResponseModel):
         default=[],
         description="What this engine can do with the model, of latents-in, latent-steps, scoring.",
     )
+    refusals: dict[str, str] = Field(
+        default={}, description="Why the engine lacks one of these, by its name."
+    )
     generation_defaults: dict[str, Any] = Field(
         default={},
         description="Settings of the model's generation_config.json that are applied to the choice "

@@ -50,6 +50,7 @@ def service_info(backend: BackendInfo, settings: Settings, version: str) -> Info
         version=version,
         compressors=[],
         capabilities=sorted(backend.capabilities),
+        refusals=dict(backend.refusals),
         generation_defaults=dict(backend.generation_defaults),
         bridges=[_bridge_info(bridge) for bridge in backend.bridges],
     )

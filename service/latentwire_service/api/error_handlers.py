@@ -47,6 +47,7 @@ _ENGINE_PROBLEMS: Mapping[type[errors.EngineError], _Problem] = {
     errors.EngineFailedError: _Problem(503, "not-ready", "The service accepts no requests"),
     errors.DeadlineExceededError: _Problem(504, "deadline-exceeded", "The request took too long"),
     errors.LatentInvalidError: _Problem(500, "latent-invalid", "The latent is invalid"),
+    errors.StepBridgeError: _Problem(500, "latent-invalid", "The latent is invalid"),
 }
 
 _HTTP_PROBLEMS: Mapping[int, _Problem] = {

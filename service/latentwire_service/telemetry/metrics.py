@@ -64,6 +64,7 @@ class Metrics:
         )
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self._latent_steps = self._counter("latent_steps", "Latent steps computed.")
         self._latent_bytes = self._counter(
             "latent_bytes", "Bytes of the latents in answers, as float32."
         )
@@ -92,6 +93,7 @@ class Metrics:
         """Count one engine step. Called on the engine's thread; the metrics are thread-safe."""
         self._prompt_tokens.inc(stats.num_prompt_tokens)
         self._generation_tokens.inc(stats.num_new_tokens)
+        self._latent_steps.inc(stats.num_latent_steps)
         for seconds in stats.first_token_s:
             # Observed at the first token: slow requests that never complete must count too.
             self._ttft.observe(seconds)

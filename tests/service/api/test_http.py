@@ -132,6 +132,7 @@ def test_health_ready_and_info_answer(server: LiveServer) -> None:
         },
         "version": "0.0.0",
         "compressors": [],
+        "refusals": {},
         "generation_defaults": {},
     }
     assert info.device in {"cpu", "cuda", "mps"}
