@@ -18,6 +18,7 @@ from latentwire_service.engine.backend import (
     StepBridge,
 )
 from latentwire_service.engine.errors import InvalidParamsError, PromptTooLongError
+from latentwire_service.engine.prompt import Embeddings
 from latentwire_service.engine.sampling_params import SamplingParams
 from latentwire_service.engine.seams.bridge import BridgeError
 from latentwire_service.prompt_input import read_conversation
@@ -68,10 +69,12 @@ def build_spec(
             raise InvalidParamsError(
                 name, f"must not exceed {max_new_tokens_limit} on this service"
             )
-    step_bridge = _step_bridge(backend, body)
+    steps = _steps(backend, body)
     prompt = backend.encode_prompt(read_conversation(body, submission.tensors, backend))
     if not len(prompt):
         raise InvalidParamsError("prompt_template", "the prompt has no tokens")
+    if steps.start is not None:
+        prompt = prompt.followed_by_rows(steps.start)
     given_token_ids = _given_token_ids(backend, body)
     spec = GenerationSpec(
         plan_id=f"plan-{secrets.token_hex(12)}",
@@ -80,7 +83,7 @@ def build_spec(
         k=submission.k,
         caller=submission.caller,
         latent_steps=body.latent_steps,
-        step_bridge=step_bridge,
+        step_bridge=steps.bridge,
         given_token_ids=given_token_ids,
     )
     if spec.num_positions > info.max_model_len:
@@ -95,15 +98,24 @@ def _given_token_ids(backend: Backend, body: PlanLatentRequest) -> tuple[int, ..
     return backend.encode_plan(body.plan).token_ids
 
 
-def _step_bridge(backend: Backend, body: PlanLatentRequest) -> StepBridge | None:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Steps:
+    """What feeds the latent steps, and the `[n, width]` embeddings that end the prompt for them."""
+
+    bridge: StepBridge | None = None
+    start: Embeddings | None = None
+
+
+def _steps(backend: Backend, body: PlanLatentRequest) -> _Steps:
     if not body.latent_steps:
-        return None
+        return _Steps()
     backend.info.require(LATENT_STEPS, "latent_steps")
+    bridges = backend.bridges
+    name = body.step_bridge or bridges.default_step
     try:
-        bridge: StepBridge = backend.bridges.step(body.step_bridge or backend.bridges.default_step)
+        return _Steps(bridges.step(name), bridges.step_start(name))
     except BridgeError as error:
         raise InvalidParamsError("step_bridge", str(error)) from error
-    return bridge
 
 
 def _sampling_params(body: PlanLatentRequest, vocab_size: int) -> SamplingParams:

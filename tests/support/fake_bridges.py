@@ -62,6 +62,10 @@ class FakeBridges:
     def step(self, name: str) -> Any:
         return self.get(name)
 
+    def step_start(self, name: str) -> Rows | None:
+        self.get(name)
+        return None
+
 
 def fake_bridges(model_id: str) -> FakeBridges:
     """The built-in bridges of a model of that id."""

@@ -21,11 +21,9 @@ class StepBridge:
 
     Attributes:
         module: maps `[B, H]` to `[B, H_in]`.
-        start: `[H_in]` float32, the input of the first step; None: the bridge of the last row.
     """
 
     module: BridgeModule
-    start: torch.Tensor | None = None
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Map rows `[B, H]` to `[B, H_in]` float32 on the same device, each by itself."""
@@ -46,7 +44,8 @@ class ModuleBridge:
         content_hash: SHA-256 of what decides its values.
         prompt: the message that it was fitted with.
         is_builtin: whether it was made from the loaded model.
-        start: `[width]` float32, the input of the first latent step, if it has one of its own.
+        start: `[width]` float32, the embedding that ends the prompt before latent steps, if the
+            bridge has one.
     """
 
     name: str
@@ -80,7 +79,7 @@ class ModuleBridge:
     @cached_property
     def step(self) -> StepBridge:
         """The bridge as a function for latent steps; the same object each time."""
-        return StepBridge(self.module, self.start)
+        return StepBridge(self.module)
 
     def apply_torch(self, rows: torch.Tensor) -> torch.Tensor:
         """Map `[..., L, H_sender]` float32 on the module's device to `[..., L, width]`."""

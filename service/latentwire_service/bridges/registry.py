@@ -12,7 +12,7 @@ from latentwire_service.bridges.directory import load_bridge
 from latentwire_service.bridges.generator import GENERATOR, load_generator
 from latentwire_service.bridges.module_bridge import ModuleBridge, StepBridge, content_hash
 from latentwire_service.bridges.modules import RandomMap
-from latentwire_service.engine.seams.bridge import BridgeError
+from latentwire_service.engine.seams.bridge import BridgeError, Rows
 
 CONTROL_PREFIX = "random:"
 
@@ -63,6 +63,12 @@ class BridgeRegistry:
     def default_step(self) -> str:
         """Name of the bridge that feeds latent steps unless a request names one."""
         return GENERATOR if GENERATOR in self._bridges else WEIGHTS
+
+    def step_start(self, name: str) -> Rows | None:
+        """Return the embeddings that end the prompt, as `Bridges.step_start`."""
+        start = self.get(name).start
+        rows: Rows | None = None if start is None else start[None].float().cpu().numpy()
+        return rows
 
     def step(self, name: str) -> StepBridge:
         """Return the bridge as the function that feeds latent steps, as `Bridges.step`."""

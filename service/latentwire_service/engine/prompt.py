@@ -8,7 +8,7 @@ a row of numbers instead of the embedding of a token.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 
 import numpy as np
@@ -135,6 +135,11 @@ class Prompt:
     def followed_by(self, token_ids: tuple[int, ...]) -> Prompt:
         """Return the prompt with more tokens at its end."""
         return Prompt(self.token_ids + token_ids, self.embeddings)
+
+    def followed_by_rows(self, rows: Embeddings) -> Prompt:
+        """Return the prompt with more embeddings, `[n, embedding_size]` float32, at its end."""
+        longer = Prompt.joined([self.token_ids, rows])
+        return replace(longer, embeddings=self.embeddings + longer.embeddings, day=self.day)
 
     def text_only(self) -> Prompt:
         """Return the prompt without the positions that hold embeddings."""

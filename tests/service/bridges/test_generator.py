@@ -90,8 +90,8 @@ def test_a_generator_gives_the_model_its_student_and_its_steps(
         rows, (HIDDEN_SIZE,), state["h2e.0.weight"], state["h2e.0.bias"]
     )
     torch.testing.assert_close(bridge.step(rows), normed @ state["h2e.1.weight"].T)
-    assert bridge.step.start is not None
-    assert torch.equal(bridge.step.start, state[start])
+    assert bridge.start is not None
+    assert torch.equal(bridge.start, state[start])
 
 
 def test_its_steps_are_the_default_and_weights_follow_from_the_student(tmp_path: Path) -> None:
@@ -223,19 +223,15 @@ def test_a_damaged_directory_ends_the_command(
 
 @torch.no_grad()
 def reference(model: Any, state: State, prompt: list[int], steps: int) -> torch.Tensor:
-    """Rows of latent steps as published: each step is one pass over the whole sequence."""
+    """Rows of latent steps as published: each is one pass over the sequence, begun by a vector."""
     embedded = model.get_input_embeddings()(torch.tensor(prompt))
     rows, following = [], state["lat_bos"]
     for _ in range(steps):
-        output = model(inputs_embeds=embedded[None], output_hidden_states=True)
-        rows.append(output.hidden_states[-1][0, -1])
         embedded = torch.cat([embedded, following[None]])
         output = model(inputs_embeds=embedded[None], output_hidden_states=True)
+        rows.append(output.hidden_states[-1][0, -1])
         normed = torch.nn.functional.layer_norm(
-            output.hidden_states[-1][0, -1],
-            (HIDDEN_SIZE,),
-            state["h2e.0.weight"],
-            state["h2e.0.bias"],
+            rows[-1], (HIDDEN_SIZE,), state["h2e.0.weight"], state["h2e.0.bias"]
         )
         following = normed @ state["h2e.1.weight"].T
     return torch.stack(rows)

@@ -66,7 +66,7 @@ def test_the_random_control_is_the_same_in_every_process(registry: BridgeRegistr
 def test_a_row_wise_bridge_feeds_latent_steps(registry: BridgeRegistry, name: str) -> None:
     step = registry.step(name)
     assert registry.step(name) is step
-    assert step.start is None
+    assert registry.step_start(name) is None
     width = SENDER_WIDTH if name == "single" else HIDDEN_SIZE
     rows = np.random.default_rng(0).normal(size=(5, width)).astype(np.float32)
     made = step(torch.tensor(rows))

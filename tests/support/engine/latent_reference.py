@@ -42,7 +42,6 @@ def reference(
     max_new_tokens: int,
     latent_steps: int = 0,
     bridge: Bridge = lambda rows: rows,
-    start: torch.Tensor | None = None,
 ) -> Generated:
     """Greedy generation by whole passes: rows of the latent steps first, then one per token."""
     inputs = embedded(model, prompt)
@@ -53,8 +52,7 @@ def reference(
         row = output.hidden_states[-1][:, -1].float()
         rows.append(row)
         if len(rows) <= latent_steps:
-            is_given = start is not None and len(rows) == 1
-            following = start[None] if is_given and start is not None else bridge(row)
+            following = bridge(row)
         else:
             token_ids.append(int(output.logits[0, -1].argmax()))
             if token_ids[-1] == EOS:

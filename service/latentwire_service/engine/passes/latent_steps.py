@@ -50,9 +50,8 @@ class LatentSteps:
         is_finite = torch.ones(len(requests), dtype=torch.bool, device=hidden.device)
         errors: dict[int, EngineError] = {}
         for bridge, members in _by_bridge(requests, stepping):
-            is_first = [not requests[index].num_steps for index in members]
             try:
-                made = self._apply(bridge, hidden[members].float(), is_first)
+                made = self._apply(bridge, hidden[members].float())
             except Exception as error:
                 # Foreign code: the requests that use it fail, and no others.
                 for index in members:
@@ -96,20 +95,13 @@ class LatentSteps:
         """Free what is held for a request."""
         self._inputs.pop(request, None)
 
-    def _apply(
-        self, bridge: StepBridge, rows: torch.Tensor, is_first: Sequence[bool]
-    ) -> torch.Tensor:
+    def _apply(self, bridge: StepBridge, rows: torch.Tensor) -> torch.Tensor:
         made = bridge(rows)
         expected = (len(rows), self._embedding_size)
         if not isinstance(made, torch.Tensor) or made.shape != expected:
             shape = list(getattr(made, "shape", []))
             raise ValueError(f"the bridge gave {type(made).__name__} {shape}, not {list(expected)}")
-        made = made.to(rows)
-        start = getattr(bridge, "start", None)
-        if start is not None and any(is_first):
-            first = torch.tensor(is_first, device=rows.device)
-            made = torch.where(first[:, None], start.to(rows), made)
-        return made
+        return made.to(rows)
 
 
 def _by_bridge(

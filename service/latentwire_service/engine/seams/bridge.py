@@ -152,6 +152,17 @@ class Bridges(Protocol):
         """Name of the bridge that feeds latent steps unless a request names one."""
         ...
 
+    def step_start(self, name: str) -> Rows | None:
+        """Return the embeddings that end the prompt before latent steps of a bridge.
+
+        Returns:
+            `[n, width]` float32; None for a bridge that needs none.
+
+        Raises:
+            BridgeError: there is none of that name.
+        """
+        ...
+
     def step(self, name: str) -> Any:
         """Return the bridge as the function that feeds latent steps; the same object each time.
 

@@ -13,9 +13,7 @@ from latentwire_service.engine.sampling_params import SamplingParams
 class StepBridge(Protocol):
     """Turns hidden rows into the inputs of latent steps. It is pure, and works row by row.
 
-    The types are Any because this module knows no tensors: both are `torch.Tensor`. A bridge may
-    have an attribute `start`, a `[embedding_size]` tensor: the input of the first latent step in
-    place of what the bridge makes.
+    The types are Any because this module knows no tensors: both are `torch.Tensor`.
     """
 
     def __call__(self, rows: Any, /) -> Any:

@@ -41,13 +41,11 @@ class Linear:
     whose input is the row of the step before.
     """
 
-    def __init__(self, seed: int, start: torch.Tensor | None = None) -> None:
+    def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(HIDDEN_SIZE, HIDDEN_SIZE, generator=generator)
         self.weight = weight.to(DEVICE)
         self.base = torch.tensor(random_latent(1, seed)[0], device=DEVICE)
-        if start is not None:
-            self.start = start
         self.num_rows: list[int] = []
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
@@ -65,8 +63,7 @@ def check(request: Request, model: Any) -> None:
     completion, spec = request.future.result(timeout=0), request.spec
     bridge: Any = spec.step_bridge or Linear(0)
     max_new_tokens = spec.sampling.max_new_tokens
-    start = getattr(bridge, "start", None)
-    expected = reference(model, spec.prompt, max_new_tokens, spec.latent_steps, bridge.of, start)
+    expected = reference(model, spec.prompt, max_new_tokens, spec.latent_steps, bridge.of)
     assert completion.num_latent_steps == spec.latent_steps
     num_rows = spec.latent_steps + len(completion.token_ids)
     num_rows = num_rows if spec.k is None else min(spec.k, num_rows)
@@ -117,8 +114,7 @@ def llama() -> Any:
 
 def test_sixteen_with_latent_steps_among_sixteen_ordinary_requests(llama: Any) -> None:
     harness = EngineHarness(llama, max_slots=12, prefill_chunk=32)
-    start = torch.tensor(random_latent(1, 9)[0], device=DEVICE)
-    bridges = [Linear(1), Linear(2), Linear(3, start)]
+    bridges = [Linear(1), Linear(2), Linear(3)]
     rng = np.random.default_rng(0)
     ordinary, latent = [], []
     for index, prompt in enumerate(random_prompts(rng.integers(1, 60, size=32).tolist(), seed=4)):
