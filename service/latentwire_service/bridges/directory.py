@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from latentwire_service.bridges.builtin import BUILTIN_NAMES, Receiver
 from latentwire_service.bridges.interlat import (
@@ -133,7 +133,8 @@ def save_bridge(
         name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()
     }
     scratch = directory / f".{TENSORS_NAME}.new"
-    save_file(stored, scratch)
+    # Written here, because the library gives the file to its owner alone.
+    scratch.write_bytes(save(stored))
     scratch.replace(directory / TENSORS_NAME)
     (directory / CARD_NAME).write_text(card, encoding="utf-8")
     write_manifest(directory, manifest)

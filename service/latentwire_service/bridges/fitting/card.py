@@ -18,7 +18,7 @@ tags:
 Maps hidden rows of {sender} (width {sender_width}) to input embeddings of {receiver} (width
 {width}). Kind: `{kind}`. Made by `latentwire fit-bridge` from {num_samples} plans, seed {seed}.
 
-The message stood in a user turn: `{before}` + latent + `{after}`.
+The message stood in a user turn: {before}latent{after}.
 
 Negative log-likelihood of the sender's plan at the receiver, in nats per token, over {num_tasks}
 tasks that were held out of training:
@@ -33,9 +33,7 @@ tasks that were held out of training:
 A latent carries something if its own row is below "none" and below "another task's latent".
 Likelihood that moves does not prove that decisions move.
 
-```bash
-latentwire serve --model {model_flag} --bridge {name}
-```
+Serve it with `latentwire serve --bridge` and the path of this directory.
 """
 
 
@@ -63,9 +61,8 @@ def build_card(
             "width": manifest.receiver.hidden_size,
             "num_samples": num_samples,
             "seed": seed,
-            "before": prompt.before,
-            "after": prompt.after,
-            "model_flag": manifest.receiver.model,
+            "before": f"`{prompt.before}`, then the " if prompt.before else "the ",
+            "after": f", then `{prompt.after}`" if prompt.after else "",
             **scores,
             "num_tasks": int(scores["num_tasks"]),
         }
