@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ def write_gguf(
     without: str | None = None,
     tensors_per_shard: int = 0,
     has_tokenizer: bool = True,
-    rope_factor: float | None = None,
+    extra: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str | float | int] | None = None,
 ) -> None:
-    """Write a Qwen2 model in float32 (its tensors are stored as they are, unlike Llama's).
+    """Write a Qwen2 or Llama model in float32.
 
     Args:
         file: shards add their numbers to its name.
@@ -41,11 +43,12 @@ def write_gguf(
         without: the name of a weight that is left out.
         tensors_per_shard: 0 for one file.
         has_tokenizer: whether the file holds the tokenizer.
-        rope_factor: the value of all factors of rotary frequencies; None for a file without them.
+        extra: further tensors.
+        metadata: further entries, without the name of the architecture.
     """
     gguf = pytest.importorskip("gguf")
     config = model.config
-    writer = gguf.GGUFWriter(file, "qwen2", split_max_tensors=tensors_per_shard)
+    writer = gguf.GGUFWriter(file, config.model_type, split_max_tensors=tensors_per_shard)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -55,13 +58,16 @@ def write_gguf(
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    if rope_factor is not None:
-        writer.add_tensor("rope_freqs.weight", np.full(4, rope_factor, np.float32))
+    for name, value in (metadata or {}).items():
+        kind = {str: "string", float: "float32", int: "uint32"}[type(value)]
+        getattr(writer, f"add_{kind}")(f"{config.model_type}.{name}", value)
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, np.asarray(values, np.float32))
     if has_tokenizer:
         _add_tokenizer(writer)
     for name, tensor in model.state_dict().items():
-        if name not in ("lm_head.weight", without):
-            writer.add_tensor(_gguf_name(name), tensor.float().cpu().numpy())
+        if name != without and not (name == "lm_head.weight" and config.tie_word_embeddings):
+            writer.add_tensor(_gguf_name(name), _stored(name, tensor.float().cpu().numpy(), config))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -84,11 +90,23 @@ def _add_tokenizer(writer: Any) -> None:
     writer.add_pad_token_id(0)
 
 
+def _stored(name: str, values: Any, config: Any) -> Any:
+    """Return a tensor as files store it: they alternate the halves of Llama's heads."""
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    count = next((heads[part] for part in heads if part in name), None)
+    if config.model_type != "llama" or count is None:
+        return values
+    halves = values.reshape(count, 2, values.shape[0] // count // 2, *values.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
+
+
 def _gguf_name(name: str) -> str:
     if name == "model.embed_tokens.weight":
         return "token_embd.weight"
     if name == "model.norm.weight":
         return "output_norm.weight"
+    if name == "lm_head.weight":
+        return "output.weight"
     _, _, layer, rest = name.split(".", 3)
     part, _, kind = rest.rpartition(".")
     return f"blk.{layer}.{_NAMES[part]}.{kind}"

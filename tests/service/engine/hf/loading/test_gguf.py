@@ -223,22 +223,6 @@ def test_a_file_without_tokenizer_is_refused(model: Any, tmp_path: Path) -> None
     )
 
 
-@pytest.mark.parametrize(("factor", "warnings"), [(None, 0), (1.0, 0), (8.0, 1)])
-def test_factors_that_the_conversion_leaves_out_are_told(
-    factor: float | None,
-    warnings: int,
-    model: Any,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    write_gguf(tmp_path / FILE, model, rope_factor=factor)
-    for _ in range(2):
-        caplog.clear()
-        load(tmp_path / FILE, tmp_path / "cache")
-        found = [each for each in caplog.messages if "holds rope_freqs.weight, which" in each]
-        assert len(found) == warnings
-
-
 def conversions(cache_dir: Path) -> list[Path]:
     return sorted((cache_dir / "gguf").iterdir())
 
