@@ -17,6 +17,7 @@ from latentwire.settings_flags import FlagError, name_variables, parse_settings
 from latentwire_service.api.access_policy import PolicyError, is_open_to_all, policy_of
 from latentwire_service.engine.hf.cpu.cpu_tuning import (
     cpu_name,
+    drop_unreadable,
     keep_freed_memory,
     thread_environment,
 )
@@ -57,8 +58,6 @@ def main(args: Sequence[str]) -> int:
         policy = policy_of(settings)
     except PolicyError as error:
         return _refuse(name_variables(str(error), Settings, args))
-    if not _are_bridges(settings):
-        return EXIT_BAD_SETTINGS
     if is_open_to_all(settings):
         logger.warning(
             "--host %s lets other machines call, and there is no API key: everybody who reaches "
@@ -70,6 +69,9 @@ def main(args: Sequence[str]) -> int:
     _ignore_variables()
     os.environ.update(thread_environment(os.environ))
     keep_freed_memory()
+    # It imports torch, which reads the variables.
+    if not _are_bridges(settings):
+        return EXIT_BAD_SETTINGS
     if settings.compile:
         # Later starts reuse inductor's output, also after a reboot.
         compiled = settings.cache_dir.expanduser() / f"inductor-{cpu_name()}"
@@ -113,6 +115,8 @@ def _ignore_variables() -> None:
     for name, reason in _IGNORED_VARIABLES.items():
         if os.environ.pop(name, None):
             logger.warning("%s is ignored: %s", name, reason)
+    for name in drop_unreadable(os.environ):
+        logger.warning("%s is ignored: it is not a list of CPUs, such as 0-3,8", name)
 
 
 def _refuse(reason: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from latentwire.settings_flags import FlagError, parse_settings
 from latentwire.terminal import replace_unencodable
 from latentwire_service.bridges.fitting.settings import FitSettings
 from latentwire_service.engine.errors import EngineError
+from latentwire_service.engine.hf.cpu.cpu_tuning import drop_unreadable
 from latentwire_service.engine.seams.bridge import BridgeError
 
 _COMMAND = "latentwire fit-bridge"
@@ -41,6 +43,8 @@ def main(args: Sequence[str]) -> int:
     except SystemExit as request:
         # argparse ends this way after --help.
         return int(request.code or 0)
+    for name in drop_unreadable(os.environ):
+        _write_line(f"{name} is ignored: it is not a list of CPUs, such as 0-3,8")
     # torch and transformers take seconds to import: wrong flags are reported before.
     from latentwire_service.bridges.fitting.fit import fit
 

@@ -10,9 +10,10 @@ import gc
 import hashlib
 import os
 import platform
+import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,9 @@ _BLOCK_TIME_MS = 1
 # On a contended core, such a thread gets a third of the time of a thread of niceness 0.
 _NICENESS = 5
 
+# CPUs, ranges and strides, as in "0 2-5 8-14:2".
+_CPUS = r"[\s,]*(\d+(-\d+(:\d+)?)?([\s,]+|$))*"
+
 # <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 # The maximum of glibc, which maps and unmaps every larger block.
@@ -40,6 +44,18 @@ def thread_environment(environ: Mapping[str, str]) -> dict[str, str]:
     if "OMP_WAIT_POLICY" in environ:
         return {}
     return {name: value for name, value in own.items() if name not in environ}
+
+
+def drop_unreadable(environ: MutableMapping[str, str]) -> list[str]:
+    """Remove variables that stop the process when torch is imported; return their names.
+
+    libgomp reads a list of CPUs without an end if it finds another character in it.
+    """
+    name = "GOMP_CPU_AFFINITY"
+    if re.fullmatch(_CPUS, environ.get(name, "")):
+        return []
+    del environ[name]
+    return [name]
 
 
 def keep_freed_memory() -> None:

@@ -12,7 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from latentwire_service.engine.hf.cpu.cpu_tuning import give_way, thread_environment
+from latentwire_service.engine.hf.cpu.cpu_tuning import (
+    drop_unreadable,
+    give_way,
+    thread_environment,
+)
 
 # Prints how many blocks glibc's malloc maps for 16 MiB on a thread, and how many bytes it keeps
 # when they are freed. In <malloc.h>, hblks is the fourth number of mallinfo2, keepcost the tenth.
@@ -80,6 +84,21 @@ def test_threads_spin_before_they_sleep() -> None:
 )
 def test_the_operators_own_settings_stay(environ: Mapping[str, str], left: set[str]) -> None:
     assert thread_environment(environ).keys() == left
+
+
+@pytest.mark.parametrize("cpus", ["", "0", "0 1", "0-3,8", " 2-14:2, 1 ", "0,,1"])
+def test_a_list_of_cpus_stays(cpus: str) -> None:
+    environ = {"GOMP_CPU_AFFINITY": cpus}
+    assert drop_unreadable(environ) == []
+    assert environ == {"GOMP_CPU_AFFINITY": cpus}
+    assert drop_unreadable({}) == []
+
+
+@pytest.mark.parametrize("cpus", ["junk", "0 x", "0;1", "0-x", "0:x", "$CPUS", "0-1 2-"])
+def test_a_list_of_cpus_that_libgomp_would_read_without_end_is_dropped(cpus: str) -> None:
+    environ = {"GOMP_CPU_AFFINITY": cpus, "OMP_NUM_THREADS": "junk"}
+    assert drop_unreadable(environ) == ["GOMP_CPU_AFFINITY"]
+    assert environ == {"OMP_NUM_THREADS": "junk"}
 
 
 @pytest.mark.skipif(
