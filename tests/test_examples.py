@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from latentwire_service.bridges.manifest import Source
+from latentwire_service.settings import Settings
 from support.batch.stub_answers import Behaviour
 from support.batch.stub_replica import StubReplica
+from support.tiny_shape import HIDDEN_SIZE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -56,3 +60,35 @@ def test_padding_is_zero_and_outside_of_the_loss(train_probe: ModuleType) -> Non
     # Errors of the hidden rows: 1; 1, 0.25, 0; 1, 0. Padding would add three errors of 1.
     batch = (states, progress, mask)
     assert train_probe.masked_loss(probe, batch).item() == pytest.approx(3.25 / 6)
+
+
+@pytest.mark.slow
+def test_two_agents_print_what_the_actor_reads_in_each_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from support.backends import BACKENDS, Faults
+    from support.bridge_folders import manifest, save
+    from support.live_server import LiveServer
+    from support.tiny_models import save_chat_model
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    two_agents = importlib.import_module("two_agents")
+    described = manifest("mlp", HIDDEN_SIZE, source=Source(model="tiny", hidden_size=HIDDEN_SIZE))
+    settings = Settings(
+        model=str(save_chat_model(tmp_path / "tiny")),
+        max_slots=4,
+        bridge=(save(tmp_path / "mine", described),),
+    )
+    live = LiveServer(settings, BACKENDS["local"], Faults()).wait_ready()
+    monkeypatch.setattr(
+        "sys.argv",
+        ["two_agents.py", "--actor", live.url, "--num-tasks", "2", "--max-new-tokens", "4"],
+    )
+    two_agents.main()
+    live.close()
+    out = capsys.readouterr().out
+    names = ("the latent", "the text", "nothing", "another task's latent")
+    assert [out.count(f"The actor, given {name} (") for name in names] == [2, 2, 2, 2]
+    means = dict(re.findall(r"^  (.+?)  +(\d+\.\d\d)$", out, re.MULTILINE))
+    assert tuple(means) == names
+    assert float(means["the latent"]) > 0
