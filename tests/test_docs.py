@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -25,8 +25,6 @@ from latentwire.protocol import ErrorBody, ErrorCode, PlanLatentResponse, Stream
 from latentwire_batch import collect_hidden_states, compressed_latent_collect
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.inspection.command import InspectSettings
-from latentwire_service.api.access_policy import policy_of
-from latentwire_service.api.routes import create_router
 from latentwire_service.bridges.fitting.settings import FitSettings
 from latentwire_service.settings import Settings
 from support.markdown import ADRS, DOCS, PAGES, README, ROOT, Page
@@ -331,16 +329,6 @@ def test_compose_profiles_services_and_variables_exist() -> None:
     assert defaults == {
         name.strip("`"): value.strip("`") for name, value in shown.items() if "`" in value
     }
-
-
-def test_routes_are_the_services() -> None:
-    rows = " ".join(DOCS["http-api.md"].column("Method and path", 0))
-    documented = set(re.findall(r"(GET|POST) (/[a-z_.]+)", rows))
-    router = cast(Any, create_router)(None, None, None, policy_of(Settings(_env_file=None)), None)
-    served = {
-        (method, route.path) for route in cast(Any, router.routes) for method in route.methods
-    }
-    assert documented == served | {("GET", "/docs"), ("GET", "/openapi.json")}
 
 
 def test_answer_fields_are_the_protocols() -> None:

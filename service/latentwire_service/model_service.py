@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import date
 
@@ -193,7 +193,7 @@ class ModelService:
                 raise
         return self._finished(spec, completion, backend.info)
 
-    async def stream(self, submission: Submission) -> AsyncIterator[list[Step] | Plan]:
+    async def stream(self, submission: Submission) -> AsyncGenerator[list[Step] | Plan, None]:
         """Run one request; yield its steps as they come, several when the reader is behind.
 
         The last item is the plan. Closing the iterator early cancels the request.

@@ -37,6 +37,9 @@ class Submission:
         caller: requests of one caller share its turns in the queue.
         timeout_s: seconds until the request is cancelled; None sets no limit.
         tensors: float32 matrices that the body's latents name.
+        plan_id: id of the answer; None draws one.
+        is_length_open: `max_new_tokens` is not the caller's choice: less is generated where it
+            exceeds a limit.
     """
 
     body: PlanLatentRequest
@@ -44,6 +47,8 @@ class Submission:
     caller: str = ""
     timeout_s: float | None = None
     tensors: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    plan_id: str | None = None
+    is_length_open: bool = False
 
 
 def build_spec(
@@ -64,7 +69,8 @@ def build_spec(
     fault = fault_of(body)
     if fault is not None:
         raise InvalidParamsError(*fault)
-    for name in ("max_new_tokens", "latent_steps"):
+    limited = ("latent_steps",) if submission.is_length_open else ("max_new_tokens", "latent_steps")
+    for name in limited:
         if max_new_tokens_limit is not None and getattr(body, name) > max_new_tokens_limit:
             raise InvalidParamsError(
                 name, f"must not exceed {max_new_tokens_limit} on this service"
@@ -75,9 +81,11 @@ def build_spec(
         raise InvalidParamsError("prompt_template", "the prompt has no tokens")
     if steps.start is not None:
         prompt = prompt.followed_by_rows(steps.start)
+    if submission.is_length_open:
+        body = _shortened(body, len(prompt), info.max_model_len, max_new_tokens_limit)
     given_token_ids = _given_token_ids(backend, body)
     spec = GenerationSpec(
-        plan_id=f"plan-{secrets.token_hex(12)}",
+        plan_id=submission.plan_id or f"plan-{secrets.token_hex(12)}",
         prompt=prompt,
         sampling=_sampling_params(body, info.vocab_size),
         k=submission.k,
@@ -89,6 +97,15 @@ def build_spec(
     if spec.num_positions > info.max_model_len:
         raise PromptTooLongError(len(prompt), spec.num_outputs, info.max_model_len)
     return spec
+
+
+def _shortened(
+    body: PlanLatentRequest, num_prompt: int, max_model_len: int, limit: int | None
+) -> PlanLatentRequest:
+    """Lower `max_new_tokens` to what fits, but not below one token."""
+    fitting = max(1, max_model_len - num_prompt - body.latent_steps)
+    largest = fitting if limit is None else min(fitting, limit)
+    return body.model_copy(update={"max_new_tokens": min(body.max_new_tokens, largest)})
 
 
 def _given_token_ids(backend: Backend, body: PlanLatentRequest) -> tuple[int, ...] | None:

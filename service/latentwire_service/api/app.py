@@ -17,6 +17,7 @@ from latentwire_service.api.access_policy import Policy
 from latentwire_service.api.docs_page import CONTENT_SECURITY_POLICY, docs_page
 from latentwire_service.api.guards import AllowedHosts, BodyLimit, KeyCheck, open_paths
 from latentwire_service.api.head_requests import HeadRequests
+from latentwire_service.api.openai.routes import create_openai_router
 from latentwire_service.api.openapi_examples import DescribedApp
 from latentwire_service.api.request_log import RequestLog
 from latentwire_service.api.routes import create_router
@@ -73,6 +74,7 @@ def create_app(
 
     max_body_bytes = partial(_body_limit, service, policy.max_body_bytes)
     app.include_router(create_router(service, metrics, describe, policy, max_body_bytes))
+    app.include_router(create_openai_router(service, metrics, version, policy, max_body_bytes))
     error_handlers.install(app)
     app.add_middleware(HeadRequests)
     _add_guards(app, policy, max_body_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -14,10 +14,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from latentwire.constants import PROBLEM_MEDIA_TYPE
+from latentwire.constants import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE
 from latentwire.protocol import ErrorBody, ErrorCode
 from latentwire.validation import dotted, reason
 from latentwire_service.api.head_requests import HEAD_PATHS
+from latentwire_service.api.openai.error_form import UnknownModelError, is_openai_path, openai_error
 from latentwire_service.engine import errors
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class _Problem:
 
 
 _INVALID = _Problem(422, "invalid-request", "The request is invalid")
+_NO_MODEL = _Problem(404, "not-found", "No such model")
 _INTERNAL = _Problem(500, "internal", "The service failed")
 
 _ENGINE_PROBLEMS: Mapping[type[errors.EngineError], _Problem] = {
@@ -133,6 +135,7 @@ def _standard_members(answer: _Problem) -> dict[str, object]:
 def install(app: FastAPI) -> None:
     """Make the app answer every error with problem details."""
     app.add_exception_handler(errors.EngineError, _on_engine_error)
+    app.add_exception_handler(UnknownModelError, _on_unknown_model)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_middleware(_Unexpected)
@@ -205,6 +208,10 @@ async def _on_engine_error(_request: Request, error: Exception) -> Response:
     return _response(*error_body(error))
 
 
+async def _on_unknown_model(_request: Request, error: Exception) -> Response:
+    return _problem(_NO_MODEL, str(error), {}, field="model")
+
+
 async def _on_validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
@@ -244,10 +251,20 @@ def _allowed_methods(request: Request, *, without_slash: bool = False) -> list[s
     path = request.url.path
     if without_slash:
         path = path.rstrip("/")
-    methods = {method.upper() for method in request.app.openapi()["paths"].get(path, ())}
+    paths = request.app.openapi()["paths"]
+    methods = {method.upper() for method in paths.get(_template_of(path, paths), ())}
     if path in HEAD_PATHS:
         methods |= {"GET", "HEAD"}
     return sorted(methods | {"OPTIONS"}) if methods else []
+
+
+def _template_of(path: str, templates: Iterable[str]) -> str:
+    """Return the path of the document that a request's path belongs to; itself if there is none."""
+    for template in templates:
+        before, has_parameter, _ = template.partition("{")
+        if has_parameter and path.startswith(before) and len(path) > len(before):
+            return template
+    return path
 
 
 def _field_name(location: Sequence[str | int]) -> str:
@@ -268,9 +285,31 @@ def _body(answer: _Problem, detail: str, **members: Any) -> ErrorBody:
 
 
 def _response(body: ErrorBody, headers: Mapping[str, str]) -> Response:
-    return Response(
-        body.model_dump_json(exclude_none=True),
-        status_code=body.status,
-        headers=headers,
-        media_type=PROBLEM_MEDIA_TYPE,
-    )
+    return _ErrorResponse(body, headers)
+
+
+class _ErrorResponse(Response):
+    """An error in the form of the path that it answers."""
+
+    def __init__(self, body: ErrorBody, headers: Mapping[str, str]) -> None:
+        super().__init__(
+            body.model_dump_json(exclude_none=True),
+            status_code=body.status,
+            headers=headers,
+            media_type=PROBLEM_MEDIA_TYPE,
+        )
+        self._body, self._given_headers = body, headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the error."""
+        if not is_openai_path(scope["path"]):
+            await super().__call__(scope, receive, send)
+            return
+        status, content = openai_error(self._body)
+        response = Response(content, status, dict(self._given_headers), media_type=JSON_MEDIA_TYPE)
+        await response(scope, receive, send)
+
+
+def sent_status(scope: Scope, body: ErrorBody) -> int:
+    """Return the status with which the request's path answers an error."""
+    return openai_error(body)[0] if is_openai_path(scope["path"]) else body.status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 from fastapi import Response
 from starlette.exceptions import HTTPException
@@ -26,12 +27,50 @@ KEEP_ALIVE_S = 15.0
 _COMMENT = b": waiting\n\n"
 
 
+class EventForm(Protocol):
+    """What the events of one stream look like."""
+
+    def steps(self, steps: list[Step]) -> bytes:
+        """Return the events of tokens and latent steps; may be empty."""
+
+    def done(self, plan: Plan) -> bytes:
+        """Return the last events of a finished plan."""
+
+    def error(self, body: ErrorBody) -> bytes:
+        """Return the event that ends a broken stream."""
+
+
+class LatentEvents:
+    """The events of `/plan_latent`: one per step, and `done` or `error`.
+
+    Args:
+        context: facts about the request and the model.
+    """
+
+    def __init__(self, context: AnswerContext) -> None:
+        self._context = context
+        self._texts: list[str] = []
+
+    def steps(self, steps: list[Step]) -> bytes:
+        """Return a `step` event for each."""
+        self._texts += (step.text for step in steps)
+        return render_steps(steps)
+
+    def done(self, plan: Plan) -> bytes:
+        """Return the `done` event."""
+        return render_done(plan, self._context, "".join(self._texts))
+
+    def error(self, body: ErrorBody) -> bytes:
+        """Return the `error` event."""
+        return render_error(body)
+
+
 class PlanEvents:
     """The events of one plan.
 
     Args:
         items: items of `ModelService.stream`.
-        context: facts about the request and the model.
+        form: what the events look like.
         on_plan: receives the finished plan.
         on_error: receives an error that becomes an `error` event.
     """
@@ -39,12 +78,12 @@ class PlanEvents:
     def __init__(
         self,
         items: AsyncIterator[list[Step] | Plan],
-        context: AnswerContext,
+        form: EventForm,
         on_plan: Callable[[Plan], None],
         on_error: Callable[[ErrorBody], None],
     ) -> None:
         self._items = items
-        self._context = context
+        self._form = form
         self._on_plan = on_plan
         self._on_error = on_error
         self._pending: asyncio.Task[list[Step] | Plan | None] | None = None
@@ -66,7 +105,6 @@ class PlanEvents:
 
         An error becomes the last event.
         """
-        texts: list[str] = []
         timeout_s = 0.0
         try:
             while True:
@@ -79,12 +117,13 @@ class PlanEvents:
                 item = pending.result()
                 if item is None:
                     return
-                yield self._render(item, texts)
+                if rendered := self._render(item):
+                    yield rendered
         except Exception as error:
             # The boundary: the status is already sent, so the stream itself reports the error.
             body, _ = error_body(error)
             self._on_error(body)
-            yield render_error(body)
+            yield self._form.error(body)
 
     async def aclose(self) -> None:
         """Cancel the request unless it is finished."""
@@ -108,12 +147,11 @@ class PlanEvents:
     async def _take(self) -> list[Step] | Plan | None:
         return await anext(self._items, None)
 
-    def _render(self, item: list[Step] | Plan, texts: list[str]) -> bytes:
+    def _render(self, item: list[Step] | Plan) -> bytes:
         if isinstance(item, Plan):
             self._on_plan(item)
-            return render_done(item, self._context, "".join(texts))
-        texts += (step.text for step in item)
-        return render_steps(item)
+            return self._form.done(item)
+        return self._form.steps(item)
 
 
 class EventStream(Response):

@@ -6,7 +6,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Probes use HEAD (`wget --spider`, load balancers). `/plan_latent` is not here: a GET there runs a
 # plan, and HEAD must not.
-HEAD_PATHS = frozenset({"/health", "/ready", "/info", "/metrics", "/docs", "/openapi.json"})
+HEAD_PATHS = frozenset(
+    {"/health", "/ready", "/info", "/metrics", "/docs", "/openapi.json", "/v1/models"}
+)
 
 
 class HeadRequests:

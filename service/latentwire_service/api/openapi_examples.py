@@ -14,6 +14,7 @@ from latentwire.constants import (
     SAFETENSORS_MEDIA_TYPE,
 )
 from latentwire.protocol import PlanLatentResponse
+from latentwire_service.api.openai.error_form import is_openai_path
 
 REQUEST_EXAMPLES: dict[str, Example] = {
     "defaults": {"summary": "A task with the default options", "value": {"task": "Clean a kettle"}},
@@ -110,6 +111,9 @@ class DescribedApp(FastAPI):
         needed: list[dict[str, list[str]]] = [{_KEY_SCHEME: []}]
         for path, operations in document["paths"].items():
             for operation in operations.values():
+                if is_openai_path(path):
+                    # Declared only to keep the framework's own form of it out of the document.
+                    operation["responses"].pop("422", None)
                 if path not in self.open_paths:
                     operation["security"] = needed if self.has_keys else [{}, *needed]
         return document

@@ -56,14 +56,22 @@ def plan_response(plan: Plan, context: AnswerContext) -> PlanLatentResponse:
 
 
 def render_plan(plan: Plan, context: AnswerContext) -> bytes:
-    """Return the JSON of a `PlanLatentResponse`.
+    """Return the JSON of a `PlanLatentResponse`."""
+    return with_rows(plan_response(plan, context).model_dump_json().encode(), plan.completion)
 
-    The base64 text is inserted afterwards, because the model would copy and scan its megabytes.
+
+def with_rows(answer: bytes, completion: Completion) -> bytes:
+    """Fill in the rows of an answer whose `hidden_state.data` is empty.
+
+    The base64 text is inserted afterwards, because a serializer would copy and scan its megabytes.
     `"data":""` cannot occur earlier, because quotes inside JSON strings are escaped.
+
+    Args:
+        answer: compact JSON.
+        completion: has the rows.
     """
-    answer = plan_response(plan, context).model_dump_json().encode()
     before, _, after = answer.partition(b'"data":""')
-    data = encode_base64(plan.completion.hidden_state)
+    data = encode_base64(completion.hidden_state)
     return b"".join([before, b'"data":"', data, b'"', after])
 
 
@@ -132,8 +140,14 @@ def _milliseconds(seconds: float) -> float:
 
 
 def _stream_step(step: Step) -> StreamStep:
-    row = None if step.row is None else encode_base64(step.row[None]).decode()
-    return StreamStep(index=step.index, token_id=step.token_id, text=step.text, row=row)
+    return StreamStep(
+        index=step.index, token_id=step.token_id, text=step.text, row=encoded_row(step)
+    )
+
+
+def encoded_row(step: Step) -> str | None:
+    """Return base64 of a step's row; None if the request does not keep it."""
+    return None if step.row is None else encode_base64(step.row[None]).decode()
 
 
 def _event(name: str, data: str) -> bytes:

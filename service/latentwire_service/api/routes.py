@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from latentwire.protocol import (
-    ErrorBody,
     InfoResponse,
     PlanLatentBody,
     PlanLatentParams,
@@ -19,28 +18,23 @@ from latentwire.protocol import (
     StatusResponse,
 )
 from latentwire_service.api.access_policy import Policy
-from latentwire_service.api.disconnect import until_disconnect
 from latentwire_service.api.error_handlers import documented_responses
-from latentwire_service.api.event_stream import EventStream, PlanEvents
+from latentwire_service.api.event_stream import LatentEvents
 from latentwire_service.api.forms.request_form import plan_route
 from latentwire_service.api.openapi_examples import (
     METRICS_RESPONSE,
     PLAN_RESPONSE,
     REQUEST_EXAMPLES,
 )
+from latentwire_service.api.plan_answers import (
+    RequestTimeout,
+    shortest,
+    streamed_answer,
+    whole_answer,
+)
 from latentwire_service.api.rendering import AnswerContext
-from latentwire_service.api.request_scope import (
-    caller_of,
-    set_outcome,
-    set_plan_id,
-    tensors_of,
-)
-from latentwire_service.api.wire_formats import (
-    WireFormat,
-    check_stream_is_accepted,
-    negotiate,
-    render,
-)
+from latentwire_service.api.request_scope import caller_of, tensors_of
+from latentwire_service.api.wire_formats import check_stream_is_accepted, negotiate, render
 from latentwire_service.engine.backend import BackendInfo
 from latentwire_service.engine.errors import EngineUnavailableError, InvalidParamsError
 from latentwire_service.model_service import ModelService, Plan, State
@@ -51,16 +45,6 @@ from latentwire_service.telemetry.metrics import Metrics
 _REPEATABLE = frozenset(
     name for name, field in PlanLatentQuery.model_fields.items() if "list[" in str(field.annotation)
 )
-
-RequestTimeout = Annotated[
-    float | None,
-    Header(
-        gt=0,
-        allow_inf_nan=False,
-        description="Seconds after which the service cancels the request and answers 504. The "
-        "service's own limit holds if it is shorter.",
-    ),
-]
 
 
 def create_router(
@@ -108,41 +92,27 @@ class _PlanAnswers:
             k: rows to keep; None: all.
             timeout_s: the client's own limit in seconds; None: it set none.
         """
-        limits = (self._request_timeout_s, timeout_s)
-        shortest_s = min((limit for limit in limits if limit is not None), default=None)
         submission = Submission(
-            body, k, caller_of(request.scope), shortest_s, tensors_of(request.scope)
+            body,
+            k,
+            caller_of(request.scope),
+            shortest(self._request_timeout_s, timeout_s),
+            tensors_of(request.scope),
         )
         info = self._service.info
         context = AnswerContext(body, k, info.model_id, info.revision)
-
-        def note(plan: Plan) -> None:
-            set_plan_id(request.scope, plan.plan_id)
-
         accept = ",".join(request.headers.getlist("accept"))
         if body.stream:
             check_stream_is_accepted(accept)
             items = self._service.stream(submission)
-
-            def on_error(body: ErrorBody) -> None:
-                self._metrics.observe_stream_error(body)
-                set_outcome(request.scope, body.status)
-
-            return EventStream(PlanEvents(items, context, note, on_error))
+            return streamed_answer(request, items, LatentEvents(context), self._metrics)
         wire = negotiate(accept)
 
-        async def whole() -> Response:
-            plan = await self._service.plan(submission)
-            note(plan)
-            return await _render(wire, plan, context)
+        def answer_of(plan: Plan) -> Response:
+            content = render(wire, plan, context)
+            return Response(content, media_type=wire.value, headers={"Vary": "Accept"})
 
-        return await until_disconnect(request.receive, whole())
-
-
-async def _render(wire: WireFormat, plan: Plan, context: AnswerContext) -> Response:
-    # Encoding megabytes of base64 would block the event loop.
-    content = await asyncio.to_thread(render, wire, plan, context)
-    return Response(content, media_type=wire.value, headers={"Vary": "Accept"})
+        return await whole_answer(request, self._service.plan(submission), answer_of)
 
 
 def _add_plan_routes(

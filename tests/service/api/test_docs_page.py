@@ -60,6 +60,9 @@ def test_the_document_says_which_paths_need_a_key(
         ("/plan_latent", "get"): needed,
         ("/info", "get"): needed,
         ("/metrics", "get"): needed,
+        ("/v1/chat/completions", "post"): needed,
+        ("/v1/models", "get"): needed,
+        ("/v1/models/{model}", "get"): needed,
         ("/health", "get"): None,
         ("/ready", "get"): None,
     }

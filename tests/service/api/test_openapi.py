@@ -57,7 +57,12 @@ OPERATIONS = [
 ]
 # Only an operation with arguments can receive invalid ones.
 CASES = [(*operation, GenerationMode.POSITIVE) for operation in OPERATIONS] + [
-    (method, "/plan_latent", GenerationMode.NEGATIVE) for method in ("GET", "POST")
+    (method, path, GenerationMode.NEGATIVE)
+    for method, path in (
+        ("GET", "/plan_latent"),
+        ("POST", "/plan_latent"),
+        ("POST", "/v1/chat/completions"),
+    )
 ]
 
 
@@ -67,7 +72,8 @@ def make_it_fit(case: schemathesis.Case[Any]) -> None:
     if isinstance(case.body, dict) and isinstance(case.query, dict) and "k" in case.query:
         # Two different numbers are refused.
         case.body.pop("k", None)
-    for fields in parts:
+    is_chat = case.operation.path == "/v1/chat/completions"
+    for fields in () if is_chat else parts:
         if isinstance(fields, dict) and ("task" in fields or "messages" in fields):
             fields["max_new_tokens"] = min(max(1, int(fields.get("max_new_tokens", 8))), 8)
             # JSON Schema accepts 3.0 as an integer; a query parameter must be written as one.
@@ -87,8 +93,31 @@ def make_it_fit(case: schemathesis.Case[Any]) -> None:
             else:
                 fields["task"] = (fields.get("task") or "Go")[:8]
                 fields["prompt_template"] = fields.get("prompt_template", "")[:8] or "{task}"
+    if is_chat and isinstance(case.body, dict):
+        make_chat_fit(case.body)
     if case.headers and "x-request-timeout" in case.headers:
         case.headers["x-request-timeout"] = "60"
+
+
+def make_chat_fit(body: dict[str, Any]) -> None:
+    """Keep of a generated chat request what does not depend on the model or on other fields."""
+    body["messages"] = [{"role": "user", "content": "Go"}]
+    body["max_tokens"] = 8
+    dependent = (
+        "model",
+        "max_new_tokens",
+        "max_completion_tokens",
+        "stream_options",
+        "stop_token_ids",
+        "logit_bias",
+    )
+    for name in (*dependent, "latent_steps", "step_bridge", "chat_template_kwargs"):
+        body.pop(name, None)
+    if body.get("latent"):
+        body["latent"] = {"k": 2}
+    for name in ("seed", "top_k"):
+        if isinstance(body.get(name), float):
+            body[name] = int(body[name])
 
 
 @pytest.mark.slow
