@@ -31,4 +31,8 @@ def main(output_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1], "hf_dataset").is_dir():
+        sys.exit(
+            "usage: python examples/read_dataset.py OUTPUT_DIR, a directory of latentwire collect"
+        )
     main(Path(sys.argv[1]))

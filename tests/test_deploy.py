@@ -255,3 +255,9 @@ def test_no_container_can_write_to_its_own_file_system(name: str) -> None:
 def test_service_links_set_no_setting() -> None:
     """Without this, a Service named latentwire sets LATENTWIRE_PORT to an address."""
     assert POD["enableServiceLinks"] is False
+
+
+def test_the_gateway_names_its_own_limit_of_a_body() -> None:
+    text = (ROOT / "deploy/gateway/nginx.conf").read_text()
+    limit = re.findall(r"client_max_body_size (\d+)m;", text)
+    assert limit == re.findall(r"the gateway takes (\d+) MiB", text)

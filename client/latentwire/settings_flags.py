@@ -8,6 +8,7 @@ which keys and stop strings may contain.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 _METAVARS = {"int": "N", "float": "X", "Path": "PATH"}
 _PYTHON_TYPE = re.compile(r"(?:tuple|list)\[.*\]|\b(?:int|float|str|Path|SecretStr)\b")
 _BLAMED_FLAG = re.compile(r"(?:(?<=^)|(?<=; ))--[a-z][\w-]*(?=: )")
+# How argparse begins this error.
+_UNKNOWN = "unrecognized arguments: "
 _NO_DEFAULT = re.compile(r" ?\(default: (?:None|\(\)|\[\])\)")
 
 
@@ -43,8 +46,16 @@ class FlagParser(argparse.ArgumentParser):
             self.error(f"{error.argument_name}: {error.message}")
 
     def error(self, message: str) -> NoReturn:
-        """Raise FlagError."""
+        """Raise FlagError; for an unknown flag, name the flag that it resembles."""
+        if message.startswith(_UNKNOWN):
+            message += self._suggestion(message.removeprefix(_UNKNOWN).split())
         raise FlagError(message)
+
+    def _suggestion(self, unknown: Sequence[str]) -> str:
+        name = next((text.partition("=")[0] for text in unknown if text.startswith("--")), "")
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        similar = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.75)
+        return f"; did you mean {similar[0]}?" if similar else ""
 
 
 def parse_settings(

@@ -88,7 +88,7 @@ def reason(problem: Mapping[str, Any]) -> str:
     if kind == "literal_error":
         choices = _choices(problem)
         return f"must be one of {choices}" if "," in choices else f"must be {choices}"
-    if kind == "string_too_short" and context.get("min_length") == 1:
+    if kind in ("string_too_short", "too_short") and context.get("min_length") == 1:
         return "must not be empty"
     if kind in _REASONS:
         return _REASONS[kind].format_map({name: _plain(value) for name, value in context.items()})

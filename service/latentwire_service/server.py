@@ -81,7 +81,9 @@ def serve(settings: Settings, policy: Policy) -> int:
         listening = _listening_socket(settings)
     except OSError as error:
         place = f"port {settings.port} of --host" if settings.listen_fd is None else "--listen-fd"
-        logger.error("cannot listen on %s: %s", place, error.strerror or error)
+        is_taken = settings.listen_fd is None and error.errno == errno.EADDRINUSE
+        hint = "; choose another --port, or 0 for a free one" if is_taken else ""
+        logger.error("cannot listen on %s: %s%s", place, error.strerror or error, hint)
         return EXIT_FAILED
     with listening:
         return _serve(settings, policy, listening)

@@ -98,7 +98,15 @@ def test_variables_of_lists_are_read_as_the_help_says(
         (["--max-slots", "0"], "--max-slots: must be auto or a whole number of at least 1"),
         (["--top-p", "0"], "--top-p: must be above 0"),
         (["--max-shard-size", "5 apples"], "--max-shard-size: must be a number of bytes"),
-        (["--tempratur", "1"], "unrecognized arguments: --tempratur"),
+        (
+            ["--tempratur", "1"],
+            r"unrecognized arguments: --tempratur 1; did you mean --temperature\?$",
+        ),
+        (
+            ["--task_field=text"],
+            r"unrecognized arguments: --task_field=text; did you mean --task-field\?$",
+        ),
+        (["--depth", "1"], "unrecognized arguments: --depth 1$"),
         (["--max-new", "1"], "unrecognized arguments: --max-new"),
         (["--k"], "--k: expected one argument"),
         (["--chat-template", "llama"], "--chat-template: must be one of auto, none, qwen"),

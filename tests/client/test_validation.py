@@ -20,6 +20,7 @@ class Model(BaseModel):
     form: Literal["auto", "none", "qwen"] = "auto"
     name: str = Field(default="a", min_length=1, max_length=3)
     parts: list[str] = Field(default=[], max_length=1)
+    words: list[str] = Field(default=["a"], min_length=1)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,7 @@ class Model(BaseModel):
         ("name", 3, "must be text"),
         ("parts", ["a", "b"], "must have at most 1 entries"),
         ("parts", 1, "must be a list"),
+        ("words", [], "must not be empty"),
         ("other", 1, "unknown field"),
     ],
 )

@@ -362,4 +362,5 @@ def test_a_port_in_use_is_reported_with_exit_status_1(
         child = serve("--model", str(folder), "--port", str(port))
         assert child.wait() == 1
     assert f"cannot listen on port {port} of --host: Address already in use" in child.output
+    assert "choose another --port" in child.output
     assert "Traceback" not in child.output

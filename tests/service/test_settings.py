@@ -64,7 +64,7 @@ def test_the_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--modle", "x"], "unrecognized arguments: --modle x"),
+        (["--modle", "x"], "unrecognized arguments: --modle x; did you mean --model?"),
         (["--port", "eighty"], "--port: must be a whole number"),
         (["--max-slots", "0"], "--max-slots: must be auto or a whole number of at least 1"),
         (["--port"], "--port: expected one argument"),

@@ -30,7 +30,7 @@ class Interrupts:
     def __init__(self, notify: Notify) -> None:
         self._notify = notify
         self._dispatcher: Dispatcher | None = None
-        self._in_flight: Callable[[], str] = lambda: ""
+        self._drain: Callable[[], str] = lambda: ""
         self._session: asyncio.Task[Any] | None = None
         self.count = 0
 
@@ -43,21 +43,21 @@ class Interrupts:
             with suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(number, self._receive)
 
-    def drain_first(self, dispatcher: Dispatcher, in_flight: Callable[[], str]) -> None:
+    def drain_first(self, dispatcher: Dispatcher, drain: Callable[[], str]) -> None:
         """Let the next first signal stop this dispatcher instead of the session.
 
         Args:
             dispatcher: finishes its rows in flight.
-            in_flight: describes them.
+            drain: called when that signal arrives; describes the rows in flight.
         """
         self._dispatcher = dispatcher
-        self._in_flight = in_flight
+        self._drain = drain
 
     def _receive(self) -> None:
         self.count += 1
         if self.count == 1 and self._dispatcher is not None:
             self._notify(
-                f"finishing in-flight rows ({self._in_flight()}); press Ctrl-C again to stop now"
+                f"finishing in-flight rows ({self._drain()}); press Ctrl-C again to stop now"
             )
             self._dispatcher.stop()
         elif self._session is not None:

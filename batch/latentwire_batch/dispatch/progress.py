@@ -77,6 +77,7 @@ class ProgressReport:
         self._pace = Pace(clock)
         self._failures = FailureReport(console.say)
         self._started_s = self._shown_s = clock()
+        self._is_draining = False
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -106,8 +107,9 @@ class ProgressReport:
             await asyncio.sleep(_REFRESH_INTERVAL_S)
             self._show()
 
-    def in_flight(self) -> str:
-        """Describe the rows in flight, and how long they may take."""
+    def drain(self) -> str:
+        """From now on, estimate the time of the rows in flight alone; describe them."""
+        self._is_draining = True
         count, seconds = self._pace.num_in_flight, self._pace.seconds_in_flight()
         rows = f"{count} row{'s' * (count != 1)}"
         if seconds is None:
@@ -197,12 +199,22 @@ class ProgressReport:
         return f"{tokens / seconds:.1f} tokens/s" if seconds > 0 else "0 tokens/s"
 
     def _time_left(self) -> str:
+        seconds = self._seconds_left()
+        if seconds is None:
+            return "ETA unknown"
+        # An estimate of 0 s is wrong while a row is missing.
+        seconds = max(seconds, 1 if self._pace.num_in_flight else 0)
+        return f"ETA {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+    def _seconds_left(self) -> int | None:
+        if self._is_draining:
+            draining_s = self._pace.seconds_in_flight()
+            return None if draining_s is None else round(draining_s)
         done = self._tally.finished + self._tally.failed
         left = self._tally.total - self._tally.settled
         estimate_s = self._pace.seconds_left(left)
         if estimate_s is None and not done:
-            return "ETA unknown"
+            return None
         if estimate_s is None:
             estimate_s = (self._clock() - self._started_s) * left / done
-        seconds = round(estimate_s)
-        return f"ETA {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        return round(estimate_s)

@@ -150,7 +150,7 @@ class _Session:
                 store.suspicion,
                 plan.source.note_progress,
             )
-            self._interrupts.drain_first(dispatcher, progress.in_flight)
+            self._interrupts.drain_first(dispatcher, progress.drain)
             showing = asyncio.create_task(progress.keep_showing())
             syncing = asyncio.create_task(sink.keep_synced())
             try:

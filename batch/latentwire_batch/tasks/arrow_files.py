@@ -23,6 +23,8 @@ NOT_SAVED = "not a directory written by Dataset.save_to_disk"
 _READ_BYTES = 1 << 20
 _PARQUET_MAGIC = b"PAR1"
 _ARROW_FILE_MAGIC = b"ARROW1"
+# Marks the first message of a stream.
+_ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
 
 # From a file's schema to the names of the columns to read; may raise InputError.
 ChooseColumns = Callable[[pa.Schema], Sequence[str]]
@@ -126,6 +128,9 @@ def _opened_ipc(
     source: pa.MemoryMappedFile,
 ) -> pa.RecordBatchStreamReader | pa.RecordBatchFileReader:
     is_file = source.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
+    source.seek(0)
+    if not is_file and source.read(len(_ARROW_STREAM_MAGIC)) != _ARROW_STREAM_MAGIC:
+        raise InputError("is neither a Parquet nor an Arrow file")
     source.seek(0)
     return pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
 

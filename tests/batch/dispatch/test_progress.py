@@ -43,3 +43,29 @@ def test_without_progress_only_the_last_line_is_left() -> None:
         clock.now_s += 3600.0
         progress.row_finished(1)
     assert stream.getvalue().splitlines() == ["c: 1/1 rows, 0.0 tokens/s, 0 failed"]
+
+
+def test_an_interrupted_run_estimates_the_time_of_the_rows_in_flight_alone() -> None:
+    stream, clock = io.StringIO(), FakeClock()
+    with ProgressReport(Console(stream, "c"), total=1000, settled=0, clock=clock) as progress:
+        for index in range(3):
+            progress.row_started(index)
+        clock.now_s += 6.0
+        progress.row_finished(30, 0)
+        progress.row_started(3)
+        assert progress.drain() == "3 rows, about 6 s"
+        for index in (1, 2):
+            clock.now_s += 6.0
+            progress.row_finished(30, index)
+    estimates = [line.split("ETA ")[1] for line in stream.getvalue().splitlines()[1:-1]]
+    assert estimates == ["0:00:06", "0:00:06"]
+
+
+def test_the_time_left_is_never_zero_while_a_row_is_in_flight() -> None:
+    stream, clock = io.StringIO(), FakeClock()
+    with ProgressReport(Console(stream, "c"), total=3, settled=0, clock=clock) as progress:
+        for index in range(3):
+            progress.row_started(index)
+        clock.now_s += 6.0
+        progress.row_finished(30, 0)
+    assert stream.getvalue().splitlines()[0].endswith("2 in flight, ETA 0:00:01")

@@ -136,6 +136,16 @@ def test_a_path_without_a_dataset_is_refused_and_not_quoted(
     assert str(tmp_path) not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ['{"id": "a", "task": "b"}\n', "# Title\n", ""])
+def test_a_file_of_another_form_is_named_as_such(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tasks.jsonl").write_text(content)
+    assert main([str(tmp_path / "tasks.jsonl")]) == 2
+    message = "latentwire inspect: PATH: is neither a Parquet nor an Arrow file\n"
+    assert capsys.readouterr().err == message
+
+
 class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
