@@ -139,7 +139,7 @@ class Fleet:
         while True:
             await asyncio.sleep(pause_s)
             seconds = round(time.monotonic() - started_s)
-            self._notify(f"waiting for replicas since {seconds} s: {self._states()}")
+            self._notify(f"waiting for replicas for {seconds} s: {self._states()}")
             pause_s = min(2 * pause_s, _MAX_REPORT_INTERVAL_S)
 
     def _states(self) -> str:
