@@ -1,6 +1,7 @@
 """Two agents in LangGraph, over OpenAI's API: the actor reads the planner's latent, not its text.
 
-Start `latentwire serve --model demo` first, or give the address of another service with `--url`.
+Start `latentwire serve --model demo --bridge examples/bridges/demo` first, or give the address of
+another service with `--url`. Without a bridge that was fitted, a model reads little in a latent.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def build_graph(client: OpenAI, model: str, max_tokens: int) -> Any:
         return answer.choices[0].message
 
     def planner(state: Conversation) -> Conversation:
-        message = complete(f"Make a plan. The task is: {state['task']}", latent={})
+        task = f"Please provide a general plan to solve this task.\nThe task is: {state['task']}"
+        message = complete(task, latent={})
         return {"plan": message.content, "latent": message.latent}
 
     def actor(state: Conversation) -> Conversation:

@@ -172,7 +172,7 @@ def test_probes_are_not_counted_as_requests() -> None:
     counted = [q for name in ("dashboard", "alerts") for q in queries()[name]]
     for query in counted:
         for labels in re.findall(r"latentwire_requests_total(\{[^}]*\})?", query):
-            assert 'path="/plan_latent"' in labels
+            assert 'path=~"/plan_latent|/v1/chat/completions"' in labels
 
 
 def test_the_operators_rules_are_those_of_the_file() -> None:

@@ -19,7 +19,12 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from latentwire.constants import MAX_MESSAGES, MAX_STOP_CHARS, MAX_STOP_STRINGS
+from latentwire.constants import (
+    MAX_MESSAGES,
+    MAX_STOP_CHARS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+)
 from latentwire.conversation import Message, Name, TemplateKwargs
 from latentwire.sampling import (
     ChatTemplate,
@@ -77,7 +82,7 @@ def _listed(value: object) -> object:
 
 Count = NumRows
 _NO_TOOLS = "the service calls no tools"
-Ignored = Annotated[JsonValue, Field(description="Has no effect.")]
+Ignored = Annotated[Any, Field(description="Has no effect.")]
 NoTools = Annotated[JsonValue, _Only([], why=_NO_TOOLS)]
 NoCall = Annotated[JsonValue, _Only("none", why=_NO_TOOLS)]
 NoChoice = Annotated[JsonValue, _Only("none", "auto", why=_NO_TOOLS)]
@@ -119,7 +124,7 @@ def _role(role: str) -> str:
 class ChatMessage(Message):
     """One turn. An answer's message can be sent back as it is; only role and content count."""
 
-    role: Annotated[Text, Field(min_length=1, max_length=128), AfterValidator(_role)] = Field(
+    role: Annotated[Name, AfterValidator(_role)] = Field(
         description="system, user, assistant, or another role of the model's chat template; "
         "developer is read as system."
     )
@@ -213,7 +218,7 @@ class ChatRequest(StepFields):
     repetition_penalty: float | None = Field(
         default=None, gt=0, le=10, description="As in /plan_latent."
     )
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = Field(
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = Field(
         default=None, description="As in /plan_latent."
     )
     chat_template: ChatTemplate | None = Field(default=None, description="As in /plan_latent.")

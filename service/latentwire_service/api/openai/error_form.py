@@ -51,10 +51,11 @@ def is_openai_path(path: str) -> bool:
 def openai_error(body: ErrorBody) -> tuple[int, bytes]:
     """Return status and JSON of an error. What OpenAI answers with 400 is 400 here, not 422."""
     status = 400 if body.status == 422 else body.status
+    param = "messages" if body.code == "prompt-too-long" else body.field
     code = _CODES.get(body.code, body.code.replace("-", "_"))
     if body.code == "not-found" and body.field == "model":
         code = "model_not_found"
-    fields = OpenAIErrorFields(message=body.detail, type=_type(status), param=body.field, code=code)
+    fields = OpenAIErrorFields(message=body.detail, type=_type(status), param=param, code=code)
     content = json.dumps({"error": fields.model_dump()}, ensure_ascii=False, separators=(",", ":"))
     return status, content.encode()
 

@@ -9,8 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from latentwire.safetensors_wire import pack_request
 from latentwire_service.model_service import ModelService
 from support.backends import Faults
 from support.gate import TIMEOUT_S, Gate
@@ -35,7 +37,9 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
 
 
 def post(live: LiveServer, **fields: Any) -> httpx.Response:
-    return live.http.post(CHAT, json={"messages": MESSAGES, "max_tokens": 3, **fields})
+    # Escaped, because half of a surrogate pair has no other form.
+    content = json.dumps({"messages": MESSAGES, "max_tokens": 3, **fields})
+    return live.http.post(CHAT, content=content, headers={"Content-Type": "application/json"})
 
 
 def message(**fields: Any) -> dict[str, Any]:
@@ -94,6 +98,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages"),
     ({"messages": "Go"}, "messages"),
     (message(content=None), "messages.0.content"),
+    (message(role="x" * 500), "messages.0.role"),
+    (message(role="\ud800"), "messages.0.role"),
     (message(content=[{"type": "image_url", "image_url": {"url": "x"}}]), "messages.0.content.0"),
     (message(role="tool", tool_call_id="x"), "messages.0.role"),
     (message(role="assistant", tool_calls=[{"id": "x"}]), "messages.0.tool_calls"),
@@ -123,6 +129,7 @@ def test_the_messages_name_the_fields_of_this_route(server: LiveServer) -> None:
     ):
         error = error_of(post(server, **sent), 400)
         assert error["code"] == "context_length_exceeded"
+        assert error["param"] == "messages"
         assert f" {name} is 9999" in error["message"]
 
 
@@ -280,6 +287,27 @@ def test_variables_of_the_template_are_in_the_latent_or_at_the_top(server: LiveS
     kwargs = {"chat_template_kwargs": {"enable_thinking": False}}
     for sent in (kwargs, {"latent": kwargs}, {**kwargs, "latent": kwargs}):
         assert post(server, **sent).status_code == 200
+
+
+def test_ignored_fields_are_not_read(server: LiveServer) -> None:
+    for ignored in ("1e999", "[" * 300 + "]" * 300, '"\\ud800"', "null"):
+        body = f'{{"messages": {json.dumps(MESSAGES)}, "max_tokens": 1, "user": {ignored}}}'
+        headers = {"Content-Type": "application/json"}
+        answer = server.http.post(CHAT, content=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+
+
+def test_a_latent_may_be_a_tensor_of_the_request(server: LiveServer) -> None:
+    rows = np.ones((3, HIDDEN_SIZE), np.float32)
+    part = LATENT | {"hidden_state": "rows"}
+    body = message(content=[part]) | {"max_tokens": 2}
+    headers = {"Content-Type": "application/x-safetensors"}
+    sent = pack_request(body, {"rows": rows})
+    answer = server.http.post(CHAT, content=sent, headers=headers)
+    assert answer.json()["usage"]["prompt_tokens"] == 3
+    sent = pack_request(body, {"other": rows})
+    error = error_of(server.http.post(CHAT, content=sent, headers=headers), 400)
+    assert error["param"] == "messages.0.content.0.hidden_state"
 
 
 def test_the_log_and_the_metrics_name_the_route(
