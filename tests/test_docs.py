@@ -24,6 +24,7 @@ from latentwire.plan_command import PlanSettings
 from latentwire.protocol import ErrorBody, ErrorCode, PlanLatentResponse, StreamDone, StreamStep
 from latentwire_batch import collect_hidden_states, compressed_latent_collect
 from latentwire_batch.config import CollectSettings
+from latentwire_batch.evaluation.settings import EvaluateSettings
 from latentwire_batch.inspection.command import InspectSettings
 from latentwire_service.bridges.fitting.settings import FitSettings
 from latentwire_service.settings import Settings
@@ -31,7 +32,7 @@ from support.markdown import ADRS, DOCS, PAGES, README, ROOT, Page
 from support.tiny_models import save_chat_model
 
 URL = "http://127.0.0.1:8000"
-COMMANDS = ("serve", "plan", "collect", "inspect", "fit-bridge")
+COMMANDS = ("serve", "plan", "collect", "inspect", "fit-bridge", "evaluate")
 # A path in the text is given from the repository's root or from one of these.
 BASES = (
     ".",
@@ -43,8 +44,7 @@ BASES = (
 )
 # Variables that no setting has: prefixes, and those of the tests.
 OTHER_VARIABLES = {
-    "LATENTWIRE_COLLECT",
-    "LATENTWIRE_FIT_BRIDGE",
+    *("LATENTWIRE_COLLECT", "LATENTWIRE_EVALUATE", "LATENTWIRE_FIT_BRIDGE"),
     "LATENTWIRE_TEST_DEVICE",
     "LATENTWIRE_TEST_DTYPE",
 }
@@ -233,7 +233,8 @@ def test_named_variables_exist(page: Page) -> None:
     inspected = {f"LATENTWIRE_INSPECT_{name.upper()}" for name in InspectSettings.model_fields}
     named = set(re.findall(r"\bLATENTWIRE_[A-Z_]*[A-Z]\b", page.text))
     fitted = {f"LATENTWIRE_FIT_BRIDGE_{name.upper()}" for name in FitSettings.model_fields}
-    known = served | collected | inspected | fitted | OTHER_VARIABLES
+    evaluated = {f"LATENTWIRE_EVALUATE_{name.upper()}" for name in EvaluateSettings.model_fields}
+    known = served | collected | inspected | fitted | evaluated | OTHER_VARIABLES
     assert named <= known
 
 

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from latentwire.plan_command import PlanSettings
 from latentwire.protocol import PlanLatentQuery
 from latentwire_batch.config import CollectSettings
+from latentwire_batch.evaluation.settings import EvaluateSettings
 from latentwire_batch.inspection.command import InspectSettings
 from latentwire_service.bridges.fitting.settings import FitSettings
 from latentwire_service.settings import Settings
@@ -146,6 +147,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "collect": lambda: _settings_table(CollectSettings),
     "inspect": lambda: _settings_table(InspectSettings),
     "fit-bridge": lambda: _settings_table(FitSettings, "dataset"),
+    "evaluate": lambda: _settings_table(EvaluateSettings, "dataset"),
     "fields": _fields_table,
     "metrics": _metrics_table,
 }

@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 from latentwire.errors import MissingDependencyError
 from latentwire.subcommands import (
     COLLECT,
+    EVALUATE,
     FIT_BRIDGE,
     INSPECT,
     PLAN,
@@ -104,6 +105,15 @@ def _inspect(context: typer.Context) -> None:
 )
 def _fit_bridge(context: typer.Context) -> None:
     _forward(FIT_BRIDGE, context.args)
+
+
+@app.command(
+    "evaluate",
+    cls=ForwardingCommand,
+    help="Measure what messages through a bridge carry (extra: batch).",
+)
+def _evaluate(context: typer.Context) -> None:
+    _forward(EVALUATE, context.args)
 
 
 def _forward(command: Subcommand, args: list[str]) -> None:

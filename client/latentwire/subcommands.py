@@ -71,6 +71,14 @@ INSPECT = Subcommand(
 )
 
 
+EVALUATE = Subcommand(
+    name="evaluate",
+    module="latentwire_batch.evaluation.command",
+    extra="batch",
+    dependencies=COLLECT.dependencies,
+)
+
+
 def run_subcommand(command: Subcommand, args: list[str]) -> int:
     """Import and run a subcommand.
 

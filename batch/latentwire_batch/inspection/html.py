@@ -10,48 +10,14 @@ from string import Template
 import numpy as np
 
 from latentwire_batch.inspection.findings import Bin
+from latentwire_batch.inspection.page import page
 from latentwire_batch.inspection.statistics import Inspection, Sample, project
 from latentwire_batch.inspection.svg import Axis, bars, line, points
 
 _MAX_TEXT_CHARS = 600
 _SAMPLE_NAMES = ("row", "task_id", "hidden rows", "task", "plan")
 
-_PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark; --ink: #1c2330; --paper: #fff; --faint: #5f6978; --mark: #2b6cb0;
-  --band: #2b6cb033; --bad: #b42318; --good: #1a7f37; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --paper: #14181f; --faint: #8a93a3;
-  --mark: #63a4e8; --band: #63a4e833; --bad: #ff8a7a; --good: #5fd07f; } }
-body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: var(--ink);
-  background: var(--paper); font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
-  border-bottom: 1px solid #8884; overflow-wrap: anywhere; }
-th { font-weight: 600; white-space: nowrap; }
-svg { width: 100%; height: auto; overflow: visible; }
-svg text { fill: var(--faint); font-size: 10px; }
-.bad { color: var(--bad); } .good { color: var(--good); } .note { color: var(--faint); }
-td.text { white-space: pre-wrap; }
-/* On a phone: fewer and larger numbers, and the cells of a sample below each other. */
-@media (max-width: 40rem) {
-  svg text { font-size: 17px; } svg .minor { display: none; }
-  .samples tr:first-child { display: none; }
-  .samples tr { display: block; padding: .6rem 0; border-bottom: 1px solid #8884; }
-  .samples td { display: block; padding: .1rem 0; border: 0; }
-  .samples td::before { content: attr(data-name) ": "; color: var(--faint); }
-}
-</style>
-</head>
-<body>
-<h1>$title</h1>
+_BODY = Template("""\
 $verdict
 <table>$facts</table>
 <h2>Length of the latents</h2>
@@ -67,8 +33,6 @@ $means
 <tr>$sample_names</tr>
 $samples
 </table>
-</body>
-</html>
 """)
 
 
@@ -95,8 +59,7 @@ def build_page(report: Report) -> str:
     """Build the page."""
     inspection = report.inspection
     num_means = len(inspection.means)
-    return _PAGE.substitute(
-        title=escape(report.title),
+    body = _BODY.substitute(
         verdict=_verdict(report.problems),
         facts="\n".join(
             f"<tr>{_cell('th', n)}{_cell('td', v)}</tr>" for n, v in report.found.items()
@@ -117,6 +80,7 @@ def build_page(report: Report) -> str:
         sample_names="".join(_cell("th", name) for name in _SAMPLE_NAMES),
         samples="\n".join(_sample(s) for s in sorted(inspection.samples, key=lambda s: s.row)),
     )
+    return page(report.title, body)
 
 
 def _verdict(problems: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Three small charts as SVG text: bars, a line with a band, and points. Knows only numbers.
+"""Small charts as SVG text: bars, a line with a band, points, intervals. Knows only numbers.
 
 Own code, because a report must be one file that loads nothing, and a plotting library would be the
 largest dependency of the extra.
@@ -21,6 +21,9 @@ _TICK = _HEIGHT - _BOTTOM + 19
 _MAX_LINE_POINTS = 600
 _MAX_BAR_LABELS = 8
 
+# Of a chart of intervals: room for the names, and for half a number on the right.
+_NAMES_WIDTH, _MARGIN, _MARK_HEIGHT = 120, 24, 24
+
 Numbers = npt.NDArray[Any]
 
 
@@ -30,6 +33,16 @@ class Axis:
 
     across: str
     up: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A named value and its interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,40 @@ def points(places: Numbers, weights: Numbers, axis: Axis) -> str:
         for value, anchor in ((across.low, "start"), (middle, "middle"), (across.high, "end"))
     ]
     return _svg(parts, up, axis, _ticks(up))
+
+
+def intervals(marks: Sequence[Mark], across_name: str) -> str:
+    """Draw named values below each other, each with its interval.
+
+    Args:
+        marks: from the top down.
+        across_name: name of the axis that shows the values.
+    """
+    if not marks:
+        return _nothing()
+    low = min(0.0, *(mark.low for mark in marks))
+    across = _Scale(low, max(mark.high for mark in marks), _NAMES_WIDTH, _WIDTH - _MARGIN)
+    base = _TOP + len(marks) * _MARK_HEIGHT
+    parts = [
+        f'<line x1="{_NAMES_WIDTH}" x2="{_WIDTH - _MARGIN}" y1="{base}" y2="{base}" '
+        'stroke="var(--faint)"/>',
+        *(_text(across(value), base + 19, f"{value:.4g}") for value in _ticks(across)),
+        _text((_NAMES_WIDTH + _WIDTH) / 2, base + 40, across_name),
+    ]
+    for position, mark in enumerate(marks):
+        y = _TOP + (position + 0.5) * _MARK_HEIGHT
+        known = f"{mark.name}: {mark.value:.3f}, {mark.low:.3f} to {mark.high:.3f}"
+        parts += [
+            _text(_NAMES_WIDTH - 10, y + 4, mark.name, anchor="end"),
+            f'<line x1="{across(mark.low):.1f}" x2="{across(mark.high):.1f}" y1="{y:.1f}" '
+            f'y2="{y:.1f}" stroke="var(--mark)" stroke-width="7" stroke-opacity="0.35"/>',
+            f'<circle cx="{across(mark.value):.1f}" cy="{y:.1f}" r="4.5" fill="var(--mark)">'
+            f"<title>{escape(known)}</title></circle>",
+        ]
+    body = "\n".join(parts)
+    name = escape(f"{across_name} by name, with intervals")
+    height = base + 50
+    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{name}">\n{body}\n</svg>'
 
 
 def _svg(parts: Sequence[str], up: _Scale, axis: Axis, ticks: Sequence[float]) -> str:

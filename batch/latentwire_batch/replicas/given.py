@@ -19,6 +19,7 @@ class GivenReplicas:
         api_key: sent to each of them; None for no key.
         timeout_s: longest wait for one row, in seconds.
         patience_s: longest wait while no replica is ready, in seconds.
+        max_retries: of the clients.
     """
 
     def __init__(
@@ -27,11 +28,13 @@ class GivenReplicas:
         api_key: SecretStr | None,
         timeout_s: float,
         patience_s: float,
+        max_retries: int = 0,
     ) -> None:
         self.patience_s = patience_s
         self._addresses = addresses
         self._api_key = None if api_key is None else api_key.get_secret_value()
         self._timeout_s = timeout_s
+        self._max_retries = max_retries
         self._started: list[str] = []
 
     async def start(self) -> list[str]:
@@ -46,7 +49,9 @@ class GivenReplicas:
         name for which NO_PROXY does not say so.
         """
         is_given = url in {str(parse_address(address)) for address in self._addresses}
-        return new_client(url, self._timeout_s, self._api_key, uses_proxy=is_given)
+        return new_client(
+            url, self._timeout_s, self._api_key, uses_proxy=is_given, max_retries=self._max_retries
+        )
 
     def note_ready(self) -> None:
         """Do nothing: this run did not start these replicas."""

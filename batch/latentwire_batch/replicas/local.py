@@ -29,15 +29,23 @@ class LocalReplicas:
         specs: one per child.
         timeout_s: longest wait for one row, in seconds.
         notify: receives notices about children that end.
+        max_retries: of the clients.
     """
 
     patience_s = _PATIENCE_S
 
-    def __init__(self, specs: Sequence[LocalReplicaSpec], timeout_s: float, notify: Notify) -> None:
+    def __init__(
+        self,
+        specs: Sequence[LocalReplicaSpec],
+        timeout_s: float,
+        notify: Notify,
+        max_retries: int = 0,
+    ) -> None:
         self._specs = specs
         self._children: list[ChildProcess] = []
         self._timeout_s = timeout_s
         self._notify = notify
+        self._max_retries = max_retries
         self._supervisors: list[asyncio.Task[None]] = []
         self._is_stopping = False
         self._num_progress = 0
@@ -54,7 +62,7 @@ class LocalReplicas:
 
     def connect(self, url: str) -> AsyncClient:
         """Make the client of one child; own replicas want no key."""
-        return new_client(url, self._timeout_s)
+        return new_client(url, self._timeout_s, max_retries=self._max_retries)
 
     def note_ready(self) -> None:
         """From now on, restart a child that ends."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from latentwire_batch.config import CollectSettings
+from latentwire_batch.config import OwnReplicaFields
 from latentwire_batch.errors import UsageError
 from latentwire_batch.ranks.gpus import are_own, visible_gpus
 from latentwire_batch.ranks.rank import ALONE, Rank
@@ -30,7 +30,10 @@ class LocalReplicaSpec:
 
 
 def plan_local_replicas(
-    settings: CollectSettings, environ: Mapping[str, str], rank: Rank = ALONE
+    settings: OwnReplicaFields,
+    environ: Mapping[str, str],
+    rank: Rank = ALONE,
+    flags: Sequence[str] = (),
 ) -> list[LocalReplicaSpec]:
     """Decide which children to start.
 
@@ -38,6 +41,7 @@ def plan_local_replicas(
         settings: of the run.
         environ: of this process.
         rank: of this process; one of several gets one GPU, or its share of the CPU's threads.
+        flags: of `latentwire serve`, after those of the settings.
 
     Raises:
         UsageError: when there are fewer GPUs than processes on this machine.
@@ -49,7 +53,7 @@ def plan_local_replicas(
     elif rank.count > 1 and settings.threads is None:
         num_threads = max(1, _num_cores() // rank.local_count)
         settings = settings.model_copy(update={"threads": num_threads})
-    command = serve_command(settings)
+    command = (*serve_command(settings), *flags)
     return [LocalReplicaSpec(index, gpu, command) for index, gpu in enumerate(gpus or [None])]
 
 
@@ -72,7 +76,7 @@ def _gpus_of_rank(gpus: list[str], environ: Mapping[str, str], rank: Rank) -> li
     return [gpus[rank.local_index]]
 
 
-def serve_command(settings: CollectSettings) -> tuple[str, ...]:
+def serve_command(settings: OwnReplicaFields) -> tuple[str, ...]:
     """Return the module and arguments that serve the model; unset settings are left out."""
     values = {
         "--model": settings.model,
@@ -87,9 +91,6 @@ def serve_command(settings: CollectSettings) -> tuple[str, ...]:
     flags = [part for pair in given for part in pair]
     if settings.trust_remote_code:
         flags.append("--trust-remote-code")
-    if settings.chat_template != "auto":
-        # The rows do not use the model's own template, so it need not work.
-        flags.append("--ignore-chat-template")
     # JSON, because this process reads the log.
     return ("latentwire", "serve", "--host", LOOPBACK, "--log-format", "json", *flags)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from pydantic import SecretStr
 
@@ -23,15 +24,22 @@ def given_replicas(settings: CollectSettings) -> GivenReplicas:
         UsageError: `--api-key-file` cannot be used.
     """
     return GivenReplicas(
-        settings.replica, _api_key(settings), settings.timeout, settings.replica_timeout
+        settings.replica,
+        read_api_key(settings.api_key, settings.api_key_file),
+        settings.timeout,
+        settings.replica_timeout,
     )
 
 
-def _api_key(settings: CollectSettings) -> SecretStr | None:
-    path = settings.api_key_file
+def read_api_key(api_key: SecretStr | None, path: Path | None) -> SecretStr | None:
+    """Return the API key of `--api-key` or of the file of `--api-key-file`; None without both.
+
+    Raises:
+        UsageError: both are given, or the file cannot be used.
+    """
     if path is None:
-        return settings.api_key
-    if settings.api_key is not None:
+        return api_key
+    if api_key is not None:
         raise UsageError("--api-key and --api-key-file: give one of them")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -61,4 +69,7 @@ def select_source(
     """
     if settings.replica:
         return given_replicas(settings)
-    return LocalReplicas(plan_local_replicas(settings, environ, rank), settings.timeout, notify)
+    # Rows that do not use the model's own template do not need it to work.
+    flags = () if settings.chat_template == "auto" else ("--ignore-chat-template",)
+    specs = plan_local_replicas(settings, environ, rank, flags)
+    return LocalReplicas(specs, settings.timeout, notify)

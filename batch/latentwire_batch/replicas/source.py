@@ -62,15 +62,20 @@ class ReplicaSource(Protocol):
 
 
 def new_client(
-    url: str, timeout_s: float, api_key: str | None = None, uses_proxy: bool = True
+    url: str,
+    timeout_s: float,
+    api_key: str | None = None,
+    uses_proxy: bool = True,
+    max_retries: int = 0,
 ) -> AsyncClient:
-    """Make a client that sends each row once: the dispatcher retries, perhaps elsewhere.
+    """Make a client. By default, it sends each row once: the dispatcher retries, perhaps elsewhere.
 
     Args:
         url: of the replica.
         timeout_s: longest wait for one row, in seconds.
         api_key: of the replica; None when it wants none.
         uses_proxy: see `AsyncClient`.
+        max_retries: see `AsyncClient`.
 
     Raises:
         UsageError: when the environment holds a proxy or certificates that cannot be used.
@@ -79,7 +84,7 @@ def new_client(
         return AsyncClient(
             url,
             timeout_s=timeout_s,
-            max_retries=0,
+            max_retries=max_retries,
             api_key=api_key,
             wire="safetensors",
             uses_proxy=uses_proxy,

@@ -71,7 +71,7 @@ class TaskSource:
                 unless such rows are set aside.
         """
         with input_errors():
-            records = islice(_records(self.path, self.fields), self.limit)
+            records = islice(read_records(self.path, self.fields), self.limit)
             for index, record in enumerate(records):
                 yield self._row(record, index)
 
@@ -93,7 +93,16 @@ class _BrokenLine:
     reason: str
 
 
-def _records(path: Path, fields: RowFields) -> Iterator[Any]:
+def read_records(path: Path, fields: RowFields) -> Iterator[Any]:
+    """Yield the records of a file or folder in order, as decoded; a broken line is no dict.
+
+    Args:
+        path: of the input.
+        fields: columns to read of a columnar file.
+
+    Raises:
+        InputError: when the input cannot be read; see also `input_errors`.
+    """
     if not path.exists():
         raise InputError("no such file or folder")
     if path.is_dir():

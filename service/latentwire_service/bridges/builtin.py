@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from latentwire_service.bridges.module_bridge import ModuleBridge, content_hash
+from latentwire.bridge_manifest import content_hash
+from latentwire_service.bridges.module_bridge import ModuleBridge, arrays
 from latentwire_service.bridges.modules import Alignment, BridgeModule, Identity, NormScaling
 from latentwire_service.engine.seams.bridge import BridgeError, BridgeSource
 
@@ -146,7 +147,7 @@ def _builtin(receiver: Receiver, name: str, module: BridgeModule) -> ModuleBridg
             receiver.model_id, receiver.revision, module.source_width, layer="last", normed=True
         )
     tensors = dict(module.state_dict())
-    hashed = content_hash({"kind": name, "width": module.width}, tensors)
+    hashed = content_hash({"kind": name, "width": module.width}, arrays(tensors))
     return ModuleBridge(name, name, source, module, hashed, is_builtin=True)
 
 

@@ -34,7 +34,7 @@ from latentwire_service.bridges.manifest import (
     read_manifest,
     write_manifest,
 )
-from latentwire_service.bridges.module_bridge import ModuleBridge, content_hash
+from latentwire_service.bridges.module_bridge import ModuleBridge, arrays
 from latentwire_service.bridges.modules import BridgeModule, Mlp, Ridge
 from latentwire_service.engine.seams.bridge import BridgeError
 
@@ -62,7 +62,6 @@ def load_bridge(directory: Path, receiver: Receiver) -> ModuleBridge:
         manifest, tensors = _read(directory)
         _check_receiver(manifest, receiver)
         name = _name(directory, manifest)
-        facts = manifest.model_dump(include={"kind", "config", "source", "receiver"})
         module = make_module(manifest)
         module.load_state_dict(dict(tensors))
         return ModuleBridge(
@@ -70,7 +69,7 @@ def load_bridge(directory: Path, receiver: Receiver) -> ModuleBridge:
             kind=manifest.kind,
             source=manifest.bridge_source,
             module=module.to(receiver.device).eval().requires_grad_(False),
-            content_hash=content_hash(facts, tensors),
+            content_hash=manifest.hash_with(arrays(tensors)),
             prompt=manifest.bridge_prompt,
         )
 

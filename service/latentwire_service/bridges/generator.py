@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from latentwire.bridge_manifest import content_hash
 from latentwire_service.bridges.builtin import Receiver
-from latentwire_service.bridges.module_bridge import ModuleBridge, content_hash
+from latentwire_service.bridges.module_bridge import ModuleBridge, arrays
 from latentwire_service.bridges.modules import BridgeModule
 from latentwire_service.bridges.weight_files import WeightFiles
 from latentwire_service.engine.seams.bridge import BridgeError, BridgeSource
@@ -99,7 +100,7 @@ def load_generator(directory: Path, receiver: Receiver) -> ModuleBridge:
     source = BridgeSource(
         receiver.model_id, receiver.revision, module.width, layer="last", normed=True
     )
-    hashed = content_hash({"kind": GENERATOR}, tensors)
+    hashed = content_hash({"kind": GENERATOR}, arrays(tensors))
     return ModuleBridge(
         GENERATOR, GENERATOR, source, module, hashed, start=start.to(receiver.device)
     )

@@ -7,78 +7,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from latentwire.bridge_manifest import FORMAT as FORMAT
+from latentwire.bridge_manifest import MANIFEST_NAME as MANIFEST_NAME
+from latentwire.bridge_manifest import TENSORS_NAME as TENSORS_NAME
+from latentwire.bridge_manifest import VERSION as VERSION
+from latentwire.bridge_manifest import BridgeManifest
+from latentwire.bridge_manifest import Config as Config
+from latentwire.bridge_manifest import HeldOut as HeldOut
+from latentwire.bridge_manifest import Kind as Kind
+from latentwire.bridge_manifest import Prompt as Prompt
+from latentwire.bridge_manifest import Source as Source
+from latentwire.bridge_manifest import Target as Target
 from latentwire.validation import describe
 from latentwire_service.engine.seams.bridge import BridgeError, BridgePrompt, BridgeSource
 
-MANIFEST_NAME = "bridge.json"
-TENSORS_NAME = "bridge.safetensors"
 CARD_NAME = "README.md"
-FORMAT: Literal["latentwire-bridge"] = "latentwire-bridge"
-VERSION: Literal[1] = 1
 
 _MAX_BYTES = 1 << 20
 
-Kind = Literal["ridge", "mlp", "interlat"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Text = Annotated[str, Field(max_length=4096)]
-Width = Annotated[int, Field(ge=1, le=1 << 20)]
 
-
-class _Part(BaseModel):
-    # Fields of later versions are ignored.
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Source(_Part):
-    """The latents that the bridge reads; null accepts any value."""
-
-    model: Text | None = None
-    revision: Text | None = None
-    hidden_size: Width
-    layer: Text | None = "last"
-    normed: bool | None = True
-
-
-class Target(_Part):
-    """The model whose input embeddings the bridge makes."""
-
-    model: Text | None = None
-    revision: Text | None = None
-    hidden_size: Width
-
-
-class Config(_Part):
-    """Sizes of the map; which of them apply depends on the kind."""
-
-    window: int = Field(default=2, ge=1, le=8)
-    intermediate_size: Width | None = None
-    num_heads: int = Field(default=8, ge=1, le=1024)
-
-
-class Prompt(_Part):
-    """The user message that the bridge was fitted with."""
-
-    before: Text
-    after: Text
-
-
-class Manifest(_Part):
-    """The content of `bridge.json`."""
-
-    format: Literal["latentwire-bridge"] = FORMAT
-    version: Literal[1] = VERSION
-    kind: Kind
-    name: Name | None = None
-    source: Source
-    receiver: Target
-    config: Config = Config()
-    prompt: Prompt | None = None
-    # By the name of a message and a set of tasks, in nats per token.
-    scores: dict[str, dict[str, float]] = {}
+class Manifest(BridgeManifest):
+    """The content of `bridge.json`, in the values of the engine's seam."""
 
     @property
     def bridge_source(self) -> BridgeSource:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
@@ -104,15 +101,8 @@ class ModuleBridge:
         return result
 
 
-def content_hash(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 of JSON values and tensors, in hexadecimal.
-
-    Args:
-        facts: what decides the values, apart from the tensors.
-        tensors: by name; hashed as float32.
-    """
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\0{name}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Rows]:
+    """Return tensors as float32 arrays, by name; views where they are float32 on the CPU."""
+    return {
+        name: tensor.detach().float().cpu().contiguous().numpy() for name, tensor in tensors.items()
+    }

@@ -7,10 +7,11 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from latentwire.bridge_manifest import content_hash
 from latentwire_service.bridges.builtin import WEIGHTS, Receiver, builtin_bridges
 from latentwire_service.bridges.directory import load_bridge
 from latentwire_service.bridges.generator import GENERATOR, load_generator
-from latentwire_service.bridges.module_bridge import ModuleBridge, StepBridge, content_hash
+from latentwire_service.bridges.module_bridge import ModuleBridge, StepBridge
 from latentwire_service.bridges.modules import RandomMap
 from latentwire_service.engine.seams.bridge import BridgeError, Rows
 

@@ -23,6 +23,7 @@ from latentwire_service.bridges.fitting.training import Trainer, TrainingOptions
 from latentwire_service.bridges.manifest import (
     MANIFEST_NAME,
     Config,
+    HeldOut,
     Manifest,
     Prompt,
     Source,
@@ -159,6 +160,7 @@ def _manifest(
             intermediate_size=intermediate_size if settings.kind == "mlp" else None,
         ),
         prompt=Prompt(before=settings.before, after=settings.after),
+        held_out=HeldOut(seed=settings.seed, fraction=settings.held_out),
     )
 
 

@@ -5,7 +5,6 @@ Reads what `collect` writes: a Parquet file, or an output directory that holds o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latentwire.held_out import is_held_out
 from latentwire_service.engine.seams.bridge import BridgeError, BridgeSource, Rows
 
 DATA_NAME = "data.parquet"
@@ -163,8 +163,7 @@ class Split:
             yield Sample(sample.task_id, sample.plan, sample.rows[: self.max_rows], token_ids)
 
     def _is_held_out(self, task_id: str) -> bool:
-        digest = hashlib.blake2b(f"{self.seed}:{task_id}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") < self.fraction * 2**64
+        return is_held_out(task_id, self.seed, self.fraction)
 
 
 def _shuffled(samples: Iterator[Sample], draw: random.Random) -> Iterator[Sample]:

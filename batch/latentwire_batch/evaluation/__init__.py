@@ -1,0 +1,1 @@
+"""`latentwire evaluate`: whether messages through a bridge carry something to the receiver."""

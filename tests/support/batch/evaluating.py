@@ -1,0 +1,57 @@
+"""Datasets and services for `latentwire evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from support.bridge_folders import SENDER_WIDTH
+
+DECLARED = {
+    "model": {"model": "sender", "revision": None},
+    "latent": {"layer": "last", "normed": True, "alignment": "predicts"},
+}
+BEFORE, AFTER = "Repeat: ", "."
+
+
+def plans(count: int) -> list[str]:
+    return [f"Go to {'far ' * (i % 3)}place {i}." for i in range(count)]
+
+
+def latents(count: int, width: int = SENDER_WIDTH) -> list[npt.NDArray[np.float32]]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((2 + i % 4, width), np.float32) for i in range(count)]
+
+
+def write_dataset(
+    path: Path,
+    rows: Sequence[npt.NDArray[np.float32]],
+    declared: dict[str, Any] | None = DECLARED,
+    **columns: list[Any],
+) -> Path:
+    """Write a dataset as `collect` does."""
+    count = len(rows)
+    values: dict[str, list[Any]] = {
+        "task": [f"Task {i}?" for i in range(count)],
+        "task_id": [f"t{i}" for i in range(count)],
+        "plan": plans(count),
+    }
+    table = pa.table(
+        {
+            **(values | columns),
+            "hidden_state": pa.array(
+                [matrix.tolist() for matrix in rows], pa.list_(pa.list_(pa.float32()))
+            ),
+        }
+    )
+    if declared is not None:
+        table = table.replace_schema_metadata({"latentwire": json.dumps(declared)})
+    pq.write_table(table, path)
+    return path
