@@ -11,8 +11,9 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
+from typing import Any
 
 from latentwire import LatentwireError, PlanLatent, QueueFullError
 from latentwire.retry import retry_delay
@@ -41,7 +42,7 @@ _BUSY_DELAY_S = 1.0
 _MAX_WAITING = 1024
 
 # Sends one row to one replica.
-Send = Callable[[Replica, Row], Awaitable[PlanLatent]]
+Send = Callable[[Replica, Row], Coroutine[Any, Any, PlanLatent]]
 # Returns what an earlier run suspected of a row, by its index.
 SuspicionOf = Callable[[int], Suspicion | None]
 
@@ -200,7 +201,7 @@ class Dispatcher:
     async def _try(self, attempt: Attempt, replica: Replica) -> None:
         num_losses = replica.num_losses
         try:
-            answer = await self._send(replica, attempt.row)
+            answer = await replica.answer_of(self._send(replica, attempt.row))
             assert replica.info is not None
             check_answer(answer, replica.info.hidden_size)
         except LatentwireError as error:

@@ -20,6 +20,7 @@ from latentwire import (
 )
 from latentwire_batch.console import Notify
 from latentwire_batch.errors import ReplicasLostError, UsageError
+from latentwire_batch.replicas.health_watch import HANG_PATIENCE_S, until_hung
 from latentwire_batch.replicas.identity import ModelIdentity
 from latentwire_batch.replicas.replica import Replica
 
@@ -77,6 +78,7 @@ class Fleet:
         self._identity: ModelIdentity | None = None
         self._all_down_since_s: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watches: dict[int, asyncio.Task[None]] = {}
 
     async def connect(self, patience_s: float) -> ModelIdentity:
         """Wait for the replicas and check that they serve the same model.
@@ -96,7 +98,7 @@ class Fleet:
         answers = await self._first_answers(first, patience_s)
         self._identity = _common_identity(answers)
         for index, info in answers.items():
-            self.replicas[index].come_up(info, self._concurrency)
+            self._come_up(self.replicas[index], info)
         self._is_connected.set()
         for replica in first:
             if not replica.is_up:
@@ -190,10 +192,32 @@ class Fleet:
         if not replica.is_up:
             return
         replica.go_down()
+        self._watches.pop(replica.index).cancel()
         self._notify(f"{replica.name} does not answer; its rows are sent again")
         if not any(other.is_up for other in self.replicas):
             self._all_down_since_s = time.monotonic()
         self._start(self._rejoin(replica))
+
+    def _come_up(self, replica: Replica, info: InfoResponse) -> None:
+        replica.come_up(info, self._concurrency)
+        self._watches[replica.index] = self._start(self._watch(replica))
+
+    async def _watch(self, replica: Replica) -> None:
+        """Lose a replica that hangs, or that a broken network hides.
+
+        Its connections stay open, so its rows would wait for an answer until their timeout.
+        """
+        num_answers = 0
+
+        async def is_healthy() -> bool:
+            nonlocal num_answers
+            # A gateway may refuse the probes of a replica that answers rows.
+            answered, num_answers = num_answers != replica.num_answers, replica.num_answers
+            return answered or await replica.client.health()
+
+        await until_hung(is_healthy, HANG_PATIENCE_S)
+        self.lose(replica)
+        replica.give_up()
 
     def back_off(self, replica: Replica, delay_s: float) -> None:
         """Send fewer rows to an overloaded replica, and none for `delay_s` seconds."""
@@ -227,10 +251,11 @@ class Fleet:
         for replica in self.replicas:
             await replica.client.aclose()
 
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _join(self, replica: Replica) -> None:
         await self._is_connected.wait()
@@ -246,7 +271,7 @@ class Fleet:
             served = ModelIdentity.of(info)
             self._notify(f"{replica.name} now serves {served}; removed from this run")
             return
-        replica.come_up(info, self._concurrency)
+        self._come_up(replica, info)
         self._all_down_since_s = None
         self._notify(f"{replica.name} is ready")
         self.changed.set()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from latentwire import AsyncClient, InfoResponse
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from latentwire import AsyncClient, ConnectionFailedError, InfoResponse, PlanLatent
 
 
 class Replica:
@@ -20,6 +24,8 @@ class Replica:
         is_apart: whether its rows in flight must not be joined by others.
         num_losses: how often it stopped answering.
         num_at_loss: rows that it had in flight when it last did.
+        num_answers: rows that it answered.
+        sending: the requests with rows that it has not answered.
     """
 
     def __init__(self, index: int, client: AsyncClient) -> None:
@@ -34,8 +40,10 @@ class Replica:
         self.is_apart = False
         self.num_losses = 0
         self.num_at_loss = 0
+        self.sending: set[asyncio.Task[PlanLatent]] = set()
         self._max_window = 1
-        self._num_answers = 0
+        self.num_answers = 0
+        self._num_answers_of_window = 0
 
     @property
     def name(self) -> str:
@@ -64,18 +72,43 @@ class Replica:
         self.num_losses += 1
         self.num_at_loss = self.num_in_flight
 
+    async def answer_of(self, request: Coroutine[Any, Any, PlanLatent]) -> PlanLatent:
+        """Return the answer to a request with a row.
+
+        Raises:
+            LatentwireError: as the request does; ConnectionFailedError after `give_up`.
+        """
+        sending = asyncio.create_task(request)
+        self.sending.add(sending)
+        try:
+            await asyncio.wait([sending])
+        finally:
+            self.sending.discard(sending)
+            was_given_up = sending.cancelled()
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+        if was_given_up:
+            raise ConnectionFailedError("the replica hangs")
+        return sending.result()
+
+    def give_up(self) -> None:
+        """End all requests that it has not answered."""
+        for sending in self.sending:
+            sending.cancel()
+
     def note_answer(self) -> None:
         """Widen a window that shrank, by one for every window of good answers."""
-        self._num_answers += 1
-        if self._num_answers >= self.window:
-            self._num_answers = 0
+        self.num_answers += 1
+        self._num_answers_of_window += 1
+        if self._num_answers_of_window >= self.window:
+            self._num_answers_of_window = 0
             self.window = min(self.window + 1, self._max_window)
 
     def note_overload(self, until_s: float) -> None:
         """Send no row before `until_s`, and then keep fewer in flight than overloaded it."""
         self.cool_until_s = max(self.cool_until_s, until_s)
         self.window = max(1, min(self.window, self.num_in_flight - 1))
-        self._num_answers = 0
+        self._num_answers_of_window = 0
 
 
 def default_window(info: InfoResponse) -> int:

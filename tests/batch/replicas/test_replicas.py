@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -337,4 +340,50 @@ def test_a_replica_that_appears_during_the_run_gets_rows(
     ended = collect("--concurrency", "2", replicas=[stub])
     assert ended.status == 0
     assert "replica 1 is ready" in ended.stderr
+    assert_complete(output, tasks_of(tasks))
+
+
+@pytest.fixture
+def stoppable() -> Iterator[subprocess.Popen[str]]:
+    """A stub in a process of its own; its first line is its port."""
+    command = [sys.executable, "-m", "support.batch.stub_replica", "--delay", "0.02"]
+    tests = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tests) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_given_replica_that_hangs_is_set_aside_until_it_is_healthy(
+    comes_back: bool,
+    stoppable: subprocess.Popen[str],
+    collect: Collect,
+    stub: StubReplica,
+    stderr: WatchedStream,
+    output: Path,
+    tasks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stopped process keeps its connections, so that only a probe can notice."""
+    monkeypatch.setattr("latentwire_batch.replicas.fleet.HANG_PATIENCE_S", 1.0)
+    monkeypatch.setattr("latentwire.async_client.PROBE_TIMEOUT_S", 0.5)
+    assert stoppable.stdout is not None
+    url = f"http://127.0.0.1:{int(stoppable.stdout.readline())}"
+    gate = threading.Event()
+    stub.behaviour.gate = gate
+
+    def stop() -> None:
+        stub.wait_received(1)
+        stoppable.send_signal(signal.SIGSTOP)
+        stderr.wait_for("replica 1 does not answer; its rows are sent again")
+        if comes_back:
+            stoppable.send_signal(signal.SIGCONT)
+            stderr.wait_for("replica 1 is ready")
+        gate.set()
+
+    helper = threading.Thread(target=stop)
+    helper.start()
+    ended = collect("--replica", url, "--timeout", "3600", replicas=[stub])
+    helper.join()
+    assert ended.status == 0, ended.stderr
     assert_complete(output, tasks_of(tasks))
