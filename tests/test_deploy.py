@@ -168,6 +168,43 @@ def test_dashboard_autoscaler_and_alerts_use_metrics_that_exist() -> None:
     assert len(used["dashboard"]) > 8
 
 
+# Added when Prometheus scrapes, or by its adapter.
+SCRAPED = {"job", "instance", "namespace", "pod", "node", "replica"}
+
+
+def label_names() -> dict[str, set[str]]:
+    """Return the labels of each metric, by the names of its samples."""
+    names = {}
+    for name, collector in Metrics()._registry._names_to_collectors.items():
+        own = set(getattr(collector, "_labelnames", ()))
+        names[name] = own | ({"le"} if name.endswith("_bucket") else set())
+    return names
+
+
+def test_dashboard_and_alerts_use_labels_that_exist() -> None:
+    known = label_names()
+    num_checked = 0
+    for query in [query for name in ("dashboard", "alerts") for query in queries()[name]]:
+        used = re.findall(r"(latentwire_[a-z0-9_]+)(?:\{([^}]*)\})?", query)
+        for metric, matchers in used:
+            labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
+            assert labels <= known[metric] | SCRAPED, query
+            num_checked += len(labels)
+        together = SCRAPED.union(*(known[metric] for metric, _ in used))
+        for grouping in re.findall(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)", query):
+            labels = set(filter(None, re.split(r"[\s,]+", grouping)))
+            assert labels <= together, query
+            num_checked += len(labels)
+    assert num_checked > 10
+    dashboard = json.loads((ROOT / "deploy/grafana/latentwire.json").read_text())
+    legends = [t.get("legendFormat", "") for p in dashboard["panels"] for t in p["targets"]]
+    shown = set(re.findall(r"\{\{\s*(\w+)\s*\}\}", " ".join(legends)))
+    for rule in rules():
+        shown |= set(re.findall(r"\$labels\.(\w+)", json.dumps(rule)))
+    assert shown
+    assert shown <= set().union(SCRAPED, *known.values())
+
+
 def test_probes_are_not_counted_as_requests() -> None:
     counted = [q for name in ("dashboard", "alerts") for q in queries()[name]]
     for query in counted:

@@ -58,13 +58,17 @@ class FlagParser(argparse.ArgumentParser):
         return f"; did you mean {similar[0]}?" if similar else ""
 
 
+_NO_LIST = ": must be a list"
+_NO_JSON_LIST = ": must be a JSON list, such as [1, 2]"
+
+
 def parse_settings(
     settings_type: type[SettingsT], args: Sequence[str], prog: str, description: str
 ) -> SettingsT:
     """Parse a command line.
 
     A flag wins over an environment variable, which wins over the field's default. A list field is
-    set by repeating its flag; a flag's value is never split.
+    set by repeating its flag; a flag's value is never split, unless its field does so.
 
     Args:
         settings_type: its fields become flags, in kebab case; booleans get a `--no-` form.
@@ -122,7 +126,9 @@ def make_settings(
             variable = None if name in given else _set_variable(settings_type, name)
             return variable or name_flag(name)
 
-        raise FlagError(describe(error, origin)) from error
+        # Only a variable can hold something else: a flag that is repeated makes a list.
+        message = describe(error, origin).replace(_NO_LIST, _NO_JSON_LIST)
+        raise FlagError(message) from error
     except SettingsError as error:
         raise FlagError(_not_json(settings_type, str(error))) from error
 
@@ -184,8 +190,8 @@ def _epilog(settings_type: type[BaseSettings]) -> str:
     return (
         f"Each flag can also be set by an environment variable: {prefix} and the flag's name in "
         "capitals, with underscores. The flag wins. Repeat a flag to give it several values: a "
-        "flag's value is never split. In a variable, a list is JSON unless the help of its flag "
-        "names another form."
+        "flag's value is never split, unless its help says so. In a variable, a list is JSON "
+        "unless the help of its flag names another form."
     )
 
 
