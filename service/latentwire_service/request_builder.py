@@ -69,12 +69,7 @@ def build_spec(
     fault = fault_of(body)
     if fault is not None:
         raise InvalidParamsError(*fault)
-    limited = ("latent_steps",) if submission.is_length_open else ("max_new_tokens", "latent_steps")
-    for name in limited:
-        if max_new_tokens_limit is not None and getattr(body, name) > max_new_tokens_limit:
-            raise InvalidParamsError(
-                name, f"must not exceed {max_new_tokens_limit} on this service"
-            )
+    _check_limit(submission, max_new_tokens_limit)
     steps = _steps(backend, body)
     prompt = backend.encode_prompt(read_conversation(body, submission.tensors, backend))
     if not len(prompt):
@@ -97,6 +92,13 @@ def build_spec(
     if spec.num_positions > info.max_model_len:
         raise PromptTooLongError(len(prompt), spec.num_outputs, info.max_model_len)
     return spec
+
+
+def _check_limit(submission: Submission, limit: int | None) -> None:
+    names = ("latent_steps",) if submission.is_length_open else ("max_new_tokens", "latent_steps")
+    for name in names:
+        if limit is not None and getattr(submission.body, name) > limit:
+            raise InvalidParamsError(name, f"must not exceed {limit} on this service")
 
 
 def _shortened(

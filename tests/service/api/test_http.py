@@ -173,7 +173,10 @@ def test_openapi_is_3_1_and_lists_every_error(server: LiveServer) -> None:
     assert server.http.get("/docs").status_code == 200
     document = server.http.get("/openapi.json").json()
     assert document["openapi"].startswith("3.1")
-    assert set(document["paths"]) == {"/plan_latent", "/health", "/ready", "/info", "/metrics"}
+    assert set(document["paths"]) == {
+        *("/plan_latent", "/health", "/ready", "/info", "/metrics"),
+        *("/v1/chat/completions", "/v1/models", "/v1/models/{model}"),
+    }
     codes: set[str] = set()
     for method in ("get", "post"):
         responses = document["paths"]["/plan_latent"][method]["responses"]
