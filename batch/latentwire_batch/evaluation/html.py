@@ -32,7 +32,6 @@ def build_page(report: Report) -> str:
         "Less is likelier.</p>",
         intervals(_marks(report.rows), "nats per token"),
         _table(likelihood_cells(report)),
-        _meanings(),
     ]
     if report.answer_rows:
         parts += [
@@ -42,6 +41,7 @@ def build_page(report: Report) -> str:
             intervals(_marks(report.answer_rows), "fraction solved"),
             _table(answer_cells(report)),
         ]
+    parts.append(_meanings())
     parts.append(f'<p class="note">{escape(notes(report)[0])}</p>')
     return page(f"Evaluation of the bridge {report.facts['bridge']['name']}", "\n".join(parts))
 
@@ -51,7 +51,7 @@ def _meanings() -> str:
         f"<tr><th>{escape(name)}</th><td>{escape(meaning)}</td></tr>"
         for name, meaning in MEANINGS.items()
     )
-    return f"<table>{lines}</table>"
+    return f"<h2>The messages</h2><table>{lines}</table>"
 
 
 def _marks(rows: Sequence[Row]) -> list[Mark]:

@@ -213,6 +213,15 @@ def test_only_tasks_that_the_fit_held_out_are_scored(
         live.close()
 
 
+def test_answers_may_be_a_column_of_the_dataset(evaluate: Any, tmp_path: Path) -> None:
+    path = write_dataset(tmp_path / "d.parquet", latents(3), answer=["1", None, "x"])
+    flags = ["--answers", "answer", "--max-new-tokens", "2", "--json", str(tmp_path / "out.json")]
+    done = evaluate(str(path), *flags)
+    assert done.status == 0, done.stderr
+    report = read(tmp_path / "out.json")
+    assert (report["num_tasks"], report["answers"]["num_tasks"]) == (3, 2)
+
+
 def test_answers_are_counted_apart(evaluate: Any, tmp_path: Path) -> None:
     answers = tmp_path / "answers.jsonl"
     lines = [json.dumps({"id": f"t{i}", "answer": i}) for i in range(4)]
