@@ -5,9 +5,10 @@ This module must not know HTTP, torch or FastAPI.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -16,7 +17,6 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    JsonValue,
     Tag,
 )
 
@@ -111,7 +111,7 @@ class Message(_Sent):
     )
     content: Annotated[
         Annotated[Text, Tag("<text>")]
-        | Annotated[list[Part], Field(max_length=MAX_PARTS), Tag("<list>")],
+        | Annotated[list[Part], Field(max_length=MAX_PARTS, strict=False), Tag("<list>")],
         Discriminator(
             _kind,
             custom_error_type="content_type",
@@ -130,20 +130,24 @@ class Message(_Sent):
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
-def _flat(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """Check the extra variables of a chat template: names of variables, and scalars."""
     for name, value in values.items():
         if not _IDENTIFIER.fullmatch(name) or len(name) > MAX_NAME_CHARS:
             raise ValueError(f"names must be identifiers of at most {MAX_NAME_CHARS} characters")
-        if isinstance(value, dict | list):
+        if not isinstance(value, str | int | float | bool | None):
             raise ValueError(f"{name} must be text, a number, true, false or null")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number")
         if isinstance(value, str) and len(value) > MAX_TEMPLATE_TEXT_CHARS:
             raise ValueError(f"{name} must have at most {MAX_TEMPLATE_TEXT_CHARS} characters")
+        if isinstance(value, str):
+            must_be_unicode(value)
     return values
 
 
 TemplateKwargs = Annotated[
-    dict[str, JsonValue],
+    dict[str, Any],
     Field(max_length=MAX_TEMPLATE_KWARGS),
     AfterValidator(_flat),
     BeforeValidator(json_object),

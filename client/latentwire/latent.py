@@ -5,9 +5,16 @@ This module must not know HTTP, torch or FastAPI.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+
+from latentwire.sampling import must_be_unicode
+
+_MAX_CHARS = 512
+_MAX_LAYER = 2**31
+_Size = Annotated[int, Strict()]
+_Name = Annotated[str, Field(max_length=_MAX_CHARS), AfterValidator(must_be_unicode)]
 
 Alignment = Literal["predicts", "steps-then-predicts"]
 
@@ -30,7 +37,7 @@ class HiddenState(ResponseModel):
     data: str
     dtype: Literal["float32"] = "float32"
     byteorder: Literal["little"] = "little"
-    shape: tuple[int, int] = Field(description="[rows, hidden size]")
+    shape: tuple[_Size, _Size] = Field(description="[rows, hidden size]")
 
 
 class LatentInfo(ResponseModel):
@@ -59,6 +66,17 @@ class LatentInfo(ResponseModel):
         )
 
 
+def _layer(value: object) -> object:
+    """Check the name or the number of a layer, which error messages quote."""
+    if isinstance(value, str):
+        if len(value) > _MAX_CHARS:
+            raise ValueError(f"must have at most {_MAX_CHARS} characters")
+        return must_be_unicode(value)
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= _MAX_LAYER:
+        raise ValueError("must be the name or the number of a layer")
+    return value
+
+
 class LatentDeclaration(BaseModel):
     """The declaration of a latent that a client sends: `LatentInfo` of any tool and version.
 
@@ -67,11 +85,11 @@ class LatentDeclaration(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    layer: str | int = "last"
-    normed: bool = True
-    alignment: str = "predicts"
-    model: str
-    revision: str | None = None
+    layer: Annotated[str | int, BeforeValidator(_layer)] = "last"
+    normed: Annotated[bool, Strict()] = True
+    alignment: _Name = "predicts"
+    model: _Name
+    revision: _Name | None = None
 
 
 def latent_info(model: str, revision: str | None, *, latent_steps: int = 0) -> LatentInfo:

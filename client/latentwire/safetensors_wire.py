@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from latentwire.constants import MAX_NAME_CHARS
 from latentwire.errors import ProtocolError
 from latentwire.protocol import PlanLatentResponse
 from latentwire.strict_json import RepeatedKeyError, load_json
@@ -37,7 +38,19 @@ _TEXT_FIELDS = frozenset(
     }
 )
 
+# Sizes beyond it are refused even if the other one is 0.
+_MAX_SIZE = 2**31 - 1
+
 Matrix = npt.NDArray[np.float32]
+
+
+class _Place(NamedTuple):
+    """Where a tensor is: bytes `start` to `end` of the values, as `[rows, width]`."""
+
+    start: int
+    end: int
+    rows: int
+    width: int
 
 
 def pack(response: PlanLatentResponse, hidden_state: npt.NDArray[np.float32]) -> bytes:
@@ -99,7 +112,10 @@ def unpack_request(content: bytes) -> tuple[dict[str, Any], dict[str, Matrix]]:
         raise ValueError("the metadata are not a JSON object")
     fields = {name: _field(name, text) for name, text in metadata.items() if name != _FORMAT}
     data = memoryview(content)[base:]
-    return fields, {name: _matrix(name, entry, data) for name, entry in header.items()}
+    places = {name: _place(name, entry, len(data)) for name, entry in header.items()}
+    # Before any value is copied: tensors that share bytes could take any amount of memory.
+    _check_cover(places.values(), len(data))
+    return fields, {name: _matrix(place, data) for name, place in places.items()}
 
 
 def _field(name: str, text: object) -> Any:
@@ -123,18 +139,42 @@ def _json(subject: str, text: bytes) -> Any:
         raise ValueError(f"{subject} not JSON in UTF-8") from error
 
 
-def _matrix(name: str, entry: object, data: memoryview) -> Matrix:
+def _place(name: str, entry: object, num_bytes: int) -> _Place:
+    """Return where a tensor is among the values, of which there are so many bytes."""
+    shown = repr(name[:MAX_NAME_CHARS])
     match entry:
         case {"dtype": "F32", "shape": [int(rows), int(width)], "data_offsets": [int(a), int(b)]}:
-            num_bytes = rows * width * WIRE_DTYPE.itemsize
-            if min(rows, width, a) < 0 or b > len(data) or b - a != num_bytes:
+            is_sized = 0 <= rows <= _MAX_SIZE and 0 <= width <= _MAX_SIZE
+            if (
+                not is_sized
+                or b - a != rows * width * WIRE_DTYPE.itemsize
+                or not 0 <= a <= num_bytes
+            ):
                 raise ValueError(
-                    f"the tensor {name!r} has the shape [{rows}, {width}] and the bytes {a} to {b} "
-                    f"of {len(data)}"
+                    f"the tensor {shown} has the shape [{rows}, {width}] and the bytes {a} to {b} "
+                    f"of {num_bytes}"
                 )
-            values = np.frombuffer(data[a:b], dtype=WIRE_DTYPE)
-            return _aligned(values).reshape(rows, width)
-    raise ValueError(f"the tensor {name!r} must have the dtype F32 and two dimensions")
+            return _Place(a, b, rows, width)
+    raise ValueError(f"the tensor {shown} must have the dtype F32 and two dimensions")
+
+
+def _check_cover(places: Iterable[_Place], num_bytes: int) -> None:
+    """Check that each byte belongs to one tensor, as the format demands."""
+    end = 0
+    for place in sorted(places):
+        if place.start != end:
+            raise ValueError(
+                f"the tensors overlap or leave a gap: one ends at byte {end}, and the next one "
+                f"begins at byte {place.start}"
+            )
+        end = place.end
+    if end != num_bytes:
+        raise ValueError(f"the tensors end at byte {end} of {num_bytes}")
+
+
+def _matrix(place: _Place, data: memoryview) -> Matrix:
+    values = np.frombuffer(data[place.start : place.end], dtype=WIRE_DTYPE)
+    return _aligned(values).reshape(place.rows, place.width)
 
 
 def unpack(content: bytes) -> tuple[PlanLatentResponse, npt.NDArray[np.float32]]:

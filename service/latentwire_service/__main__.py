@@ -92,14 +92,13 @@ def _are_bridges(settings: Settings) -> bool:
     """Check the directories before the model is loaded, which takes longer."""
     if not settings.bridge and settings.latent_generator is None:
         return True
-    from latentwire_service.bridges.directory import check_bridge
+    from latentwire_service.bridges.directory import check_bridges
     from latentwire_service.bridges.generator import check_generator
     from latentwire_service.engine.seams.bridge import BridgeError
 
     flag = "--bridge"
     try:
-        for directory in settings.bridge:
-            check_bridge(directory)
+        check_bridges(settings.bridge)
         flag = "--latent-generator"
         if settings.latent_generator is not None:
             check_generator(settings.latent_generator)

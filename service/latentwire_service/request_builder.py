@@ -73,7 +73,8 @@ def build_spec(
     steps = _steps(backend, body)
     prompt = backend.encode_prompt(read_conversation(body, submission.tensors, backend))
     if not len(prompt):
-        raise InvalidParamsError("prompt_template", "the prompt has no tokens")
+        field = "prompt_template" if body.messages is None else "messages"
+        raise InvalidParamsError(field, "the prompt has no tokens")
     if steps.start is not None:
         prompt = prompt.followed_by_rows(steps.start)
     if submission.is_length_open:
@@ -90,7 +91,8 @@ def build_spec(
         given_token_ids=given_token_ids,
     )
     if spec.num_positions > info.max_model_len:
-        raise PromptTooLongError(len(prompt), spec.num_outputs, info.max_model_len)
+        num_new = spec.num_outputs - spec.latent_steps
+        raise PromptTooLongError(len(prompt), num_new, info.max_model_len, spec.latent_steps)
     return spec
 
 

@@ -20,6 +20,8 @@ from latentwire_service.engine.seams.bridge import BridgeError, BridgeSource
 logger = logging.getLogger(__name__)
 
 EMBEDDINGS, NORM, WEIGHTS = "embeddings", "norm", "weights"
+# The bridge of a latent generator, which is made at start as well.
+GENERATOR = "generator"
 BUILTIN_NAMES = (EMBEDDINGS, NORM, WEIGHTS)
 
 _CHUNK_TOKENS = 8192

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from latentwire_service.bridges.builtin import BUILTIN_NAMES, Receiver
+from latentwire_service.bridges.builtin import BUILTIN_NAMES, GENERATOR, Receiver
 from latentwire_service.bridges.interlat import (
     STATE_NAME,
     InterlatAdapter,
@@ -74,15 +74,35 @@ def load_bridge(directory: Path, receiver: Receiver) -> ModuleBridge:
         )
 
 
-def check_bridge(directory: Path) -> None:
-    """Check a directory without a model.
+def check_bridge(directory: Path) -> str:
+    """Check a directory without a model; return the bridge's name.
 
     Raises:
         BridgeError: as `load_bridge`.
     """
     with _naming(directory):
         manifest, _ = _read(directory)
-        _name(directory, manifest)
+        return _name(directory, manifest)
+
+
+def check_bridges(directories: Iterable[Path]) -> None:
+    """Check directories without a model.
+
+    Raises:
+        BridgeError: as `load_bridge`, or two bridges have the same name.
+    """
+    names = [check_bridge(directory) for directory in directories]
+    for name in names:
+        if names.count(name) > 1:
+            raise same_name(name)
+
+
+def same_name(name: str) -> BridgeError:
+    """Return the error of two bridges with one name."""
+    return BridgeError(
+        f"two bridges have the name {name}",
+        'Change "name" in bridge.json, or the name of the directory.',
+    )
 
 
 def make_module(manifest: Manifest) -> BridgeModule:
@@ -256,7 +276,7 @@ def _check_receiver(manifest: Manifest, receiver: Receiver) -> None:
 
 def _name(directory: Path, manifest: Manifest) -> str:
     name = manifest.name or directory.resolve().name
-    if name in BUILTIN_NAMES or ":" in name:
+    if name in (*BUILTIN_NAMES, GENERATOR) or ":" in name:
         raise BridgeError(
             f"has the name {name}, which is taken", f'Set another "name" in {MANIFEST_NAME}.'
         )

@@ -17,13 +17,12 @@ import torch
 from torch import nn
 
 from latentwire.bridge_manifest import content_hash
-from latentwire_service.bridges.builtin import Receiver
+from latentwire_service.bridges.builtin import GENERATOR, Receiver
 from latentwire_service.bridges.module_bridge import ModuleBridge, arrays
 from latentwire_service.bridges.modules import BridgeModule
 from latentwire_service.bridges.weight_files import WeightFiles
 from latentwire_service.engine.seams.bridge import BridgeError, BridgeSource
 
-GENERATOR = "generator"
 _STUDENTS = ("student_lm.", "student_model.")
 _STARTS = ("lat_bos", "latent_bos")
 _MAP = {"h2e.0.weight": "norm.weight", "h2e.0.bias": "norm.bias", "h2e.1.weight": "linear.weight"}

@@ -50,6 +50,9 @@ def read_manifest(directory: Path) -> Manifest:
         BridgeError: it is missing, too large, no JSON object, or a value is wrong.
     """
     path = directory / MANIFEST_NAME
+    # Opening a pipe would wait for its writer.
+    if path.exists() and not path.is_file():
+        raise BridgeError(f"{MANIFEST_NAME} is not a file")
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)

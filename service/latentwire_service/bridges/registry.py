@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from latentwire.bridge_manifest import content_hash
-from latentwire_service.bridges.builtin import WEIGHTS, Receiver, builtin_bridges
-from latentwire_service.bridges.directory import load_bridge
-from latentwire_service.bridges.generator import GENERATOR, load_generator
+from latentwire_service.bridges.builtin import GENERATOR, WEIGHTS, Receiver, builtin_bridges
+from latentwire_service.bridges.directory import load_bridge, same_name
+from latentwire_service.bridges.generator import load_generator
 from latentwire_service.bridges.module_bridge import ModuleBridge, StepBridge
 from latentwire_service.bridges.modules import RandomMap
 from latentwire_service.engine.seams.bridge import BridgeError, Rows
@@ -35,10 +35,7 @@ class BridgeRegistry:
         self._bridges: dict[str, ModuleBridge] = {}
         for bridge in bridges:
             if bridge.name in self._bridges or bridge.name in (refused or {}):
-                raise BridgeError(
-                    f"two bridges have the name {bridge.name}",
-                    'Change "name" in bridge.json, or the name of the directory.',
-                )
+                raise same_name(bridge.name)
             self._bridges[bridge.name] = bridge
         self._refused = dict(refused or {})
         self._controls: dict[str, ModuleBridge] = {}

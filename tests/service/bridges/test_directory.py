@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 from collections.abc import Callable
@@ -112,6 +113,12 @@ def _lie(folder: Path) -> None:
     (folder / "bridge.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
 
 
+def _pipe(folder: Path) -> None:
+    """A file whose opening waits for a writer."""
+    (folder / "bridge.json").unlink()
+    os.mkfifo(folder / "bridge.json")
+
+
 def _huge_header(folder: Path) -> None:
     (folder / "bridge.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}")
 
@@ -158,6 +165,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "another width": (_json(source=SOURCE | {"hidden_size": 25}), r"bridge.json states \[50, 48\]"),
     "a name with a slash": (_json(name="../x"), "name"),
     "a built-in name": (_json(name="weights"), "weights, which is taken"),
+    "the name of a latent generator": (_json(name="generator"), "generator, which is taken"),
     "a huge hidden layer": (
         _json(config={"window": 2, "intermediate_size": 2**20}),
         "states .1048576",
@@ -165,6 +173,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "no hidden layer": (_json(config={"window": 2}), "intermediate_size: required"),
     "a window of zero": (_json(config={"window": 0}), "config.window"),
     "no tensors": (lambda f: (f / "bridge.safetensors").unlink(), "no bridge.safetensors"),
+    "a pipe as manifest": (_pipe, "bridge.json is not a file"),
     "no manifest": (lambda f: (f / "bridge.json").unlink(), "no bridge.json"),
     "a missing tensor": (_change("up.weight", lambda _: None), "has no tensor up.weight"),
     "an unknown tensor": (_add, "tensor that its kind does not: extra"),

@@ -46,6 +46,15 @@ def test_a_bad_bridge_ends_the_command_before_the_model_is_loaded(
     ]
 
 
+def test_two_bridges_of_one_name_end_the_command_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [save(tmp_path / part / "mine", manifest("mlp")) for part in ("a", "b")]
+    flags = [flag for folder in folders for flag in ("--bridge", str(folder))]
+    assert main(["--model", str(tmp_path / "no-model"), *flags]) == 2
+    assert "--bridge: two bridges have the name mine" in capsys.readouterr().err
+
+
 def test_a_bridge_of_another_width_is_a_bad_model(tmp_path: Path) -> None:
     other = manifest("ridge", receiver=Target(hidden_size=HIDDEN_SIZE + 1))
     settings = Settings(

@@ -76,7 +76,8 @@ class ChatTemplate:
             {"role": turn.role, "content": marks.written(turn)} for turn in conversation.turns
         ]
         if conversation.is_continued:
-            messages[-1]["content"] += marks.end
+            # The space shows whether the template trims what ends the turn.
+            messages[-1]["content"] += f"{marks.end} "
         text = self._render(
             messages,
             day,
@@ -186,13 +187,16 @@ class Marks:
         return "".join(part if isinstance(part, str) else self._mark(part) for part in turn.content)
 
     def before_end(self, text: str) -> str:
-        """Return a rendered text up to the end of the continued turn."""
+        """Return a rendered text up to the end of the continued turn.
+
+        A template that trims white space would have trimmed it before the mark as well.
+        """
         before, found, after = text.partition(self.end)
         if not found or self.end in after:
             raise InvalidParamsError(
                 "messages", "the chat template does not let the last message be continued"
             )
-        return before
+        return before if after.startswith(" ") else before.rstrip()
 
     def cut(self, text: str) -> Pieces:
         """Return the texts around the latents of a rendered text, and the latents."""

@@ -6,6 +6,7 @@ import base64
 import json
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -46,6 +47,12 @@ def plan(server: LiveServer, sent: dict[str, Any]) -> PlanLatentResponse:
     answer = server.http.post("/plan_latent", json=sent)
     assert answer.status_code == 200, answer.text
     return PlanLatentResponse.model_validate_json(answer.content)
+
+
+def post_escaped(server: LiveServer, sent: object) -> httpx.Response:
+    """Post JSON in ASCII, which can state half of a surrogate pair."""
+    headers = {"Content-Type": "application/json"}
+    return server.http.post("/plan_latent", content=json.dumps(sent), headers=headers)
 
 
 def same(first: PlanLatentResponse, second: PlanLatentResponse) -> bool:
@@ -195,6 +202,42 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         latent(hidden_state={"data": "", "shape": [1, 1], "dtype": "float16"}),
         "messages.0.content.0.hidden_state.dtype",
     ),
+    "a model that is not Unicode": (
+        latent(bridge="weights", latent={"model": "\ud800"}),
+        "messages.0.content.0.latent.model",
+    ),
+    "a long model": (
+        latent(bridge=None, latent={"model": "x" * 9000}),
+        "messages.0.content.0.latent.model",
+    ),
+    "a revision that is not Unicode": (
+        latent(bridge="weights", latent={"model": "tiny", "revision": "\udfff"}),
+        "messages.0.content.0.latent.revision",
+    ),
+    "a layer that is not Unicode": (
+        latent(bridge="weights", latent={"model": "tiny", "layer": "\ud800"}),
+        "messages.0.content.0.latent.layer",
+    ),
+    "a long layer": (
+        latent(bridge="weights", latent={"model": "tiny", "layer": "x" * 9000}),
+        "messages.0.content.0.latent.layer",
+    ),
+    "a huge number of a layer": (
+        latent(bridge="weights", latent={"model": "tiny", "layer": 10**300}),
+        "messages.0.content.0.latent.layer",
+    ),
+    "a layer that is a list": (
+        latent(bridge="weights", latent={"model": "tiny", "layer": [1]}),
+        "messages.0.content.0.latent.layer",
+    ),
+    "normed as text": (
+        latent(bridge="weights", latent={"model": "tiny", "normed": "yes"}),
+        "messages.0.content.0.latent.normed",
+    ),
+    "sizes as text": (
+        latent(hidden_state={"data": "", "shape": ["3", str(HIDDEN_SIZE)]}),
+        "messages.0.content.0.hidden_state.shape.0",
+    ),
     "an image": ({"type": "image_url", "image_url": "x"}, "messages.0.content.0"),
     "no type": ({"text": "x"}, "messages.0.content.0"),
     "an unknown field": ({"type": "text", "text": "x", "cache": 1}, "messages.0.content.0.cache"),
@@ -204,7 +247,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", list(REFUSED))
 def test_a_part_that_cannot_be_read_is_named(server: LiveServer, name: str) -> None:
     part, field = REFUSED[name]
-    answer = server.http.post("/plan_latent", json=body(part))
+    answer = post_escaped(server, body(part))
     assert_problem(answer, 422, "invalid-request", field)
     assert len(answer.content) < 1000
     assert plan(server, body({"type": "text", "text": "x"})).token_ids
@@ -251,6 +294,23 @@ EXCLUSIVE: dict[str, tuple[dict[str, Any], str]] = {
         {"task": "Go", "chat_template_kwargs": {"a": {}}},
         "chat_template_kwargs",
     ),
+    "an empty plan": ({"task": "Go", "plan": ""}, "plan"),
+    "no text without markup": (
+        {"messages": [{"role": "user", "content": ""}], "chat_template": "none"},
+        "messages",
+    ),
+    "a variable that is a list": (
+        {"task": "Go", "chat_template_kwargs": {"a": [1]}},
+        "chat_template_kwargs",
+    ),
+    "a variable that is not Unicode": (
+        {"task": "Go", "chat_template_kwargs": {"a": "\ud800"}},
+        "chat_template_kwargs",
+    ),
+    "a variable whose name is none": (
+        {"task": "Go", "chat_template_kwargs": {"a b": 1}},
+        "chat_template_kwargs",
+    ),
     "a step bridge without steps": ({"task": "Go", "step_bridge": "weights"}, "step_bridge"),
 }
 
@@ -258,11 +318,42 @@ EXCLUSIVE: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", list(EXCLUSIVE))
 def test_fields_that_exclude_each_other_are_named(server: LiveServer, name: str) -> None:
     sent, field = EXCLUSIVE[name]
-    answer = server.http.post("/plan_latent", json={**OPTIONS, **sent})
+    answer = post_escaped(server, {**OPTIONS, **sent})
     assert_problem(answer, 422, "invalid-request", field)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_variables_of_the_template_are_finite(server: LiveServer, number: str) -> None:
+    sent = f'{{"task": "Go", "chat_template_kwargs": {{"a": {number}}}}}'
+    answer = server.http.post(
+        "/plan_latent", content=sent, headers={"Content-Type": "application/json"}
+    )
+    assert_problem(answer, 422, "invalid-request", "chat_template_kwargs")
+
+
+def with_places(*places: tuple[int, int, int], num_bytes: int = 32) -> bytes:
+    """A file with a tensor of so many rows of two values for each `(rows, start, end)`."""
+    header = json.dumps(
+        {"__metadata__": {"task": "Go"}}
+        | {
+            f"t{index}": {"dtype": "F32", "shape": [rows, 2], "data_offsets": [start, end]}
+            for index, (rows, start, end) in enumerate(places)
+        }
+    ).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(num_bytes)
+
+
 BROKEN = {
+    "two tensors in one place": with_places((4, 0, 32), (4, 0, 32)),
+    "tensors that overlap": with_places((3, 0, 24), (2, 16, 32)),
+    "a tensor inside another": with_places((4, 0, 32), (1, 8, 16)),
+    "a gap between tensors": with_places((1, 0, 8), (2, 16, 32)),
+    "bytes after the tensors": with_places((3, 0, 24)),
+    "a tensor that ends before it begins": with_places((4, 32, 0)),
+    "more rows than fit, of width 0": with_places((4, 0, 32), num_bytes=32).replace(
+        b"[4, 2]", b"[9999999999999999999999, 0]"
+    ),
+    "a tensor of numbers": with_places((4, 0, 32)).replace(b'"F32"', b'"I32"'),
     "empty": b"",
     "a cut length": b"\x01\x00",
     "a header beyond the file": (10**6).to_bytes(8, "little") + b"{}",

@@ -69,12 +69,15 @@ def test_messages_become_the_tokens_of_hugging_face(template: str, length: int) 
 
 
 @pytest.mark.parametrize("template", [CHATML, TRIMMED, DATED])
-@pytest.mark.parametrize("last", ["1. Fill", "same as: Hello", ""])
+@pytest.mark.parametrize(
+    "last", ["1. Fill", "same as: Hello", "", "1. ", " \n1.\n\n", "\t", "a b "]
+)
 def test_a_last_message_of_the_assistant_is_continued(template: str, last: str) -> None:
     tokenizer = with_template(template)
     prompt = PromptEncoder(tokenizer, ()).encode(talk(("user", last or "x"), ("assistant", last)))
     text = tokenizer.decode(list(prompt.token_ids))
-    assert text.endswith(("assistant\n" if template != TRIMMED else "[assistant]") + last)
+    end = f"[assistant]{last.strip()}" if template == TRIMMED else f"assistant\n{last}"
+    assert text.endswith(end)
     if last:
         messages = [{"role": "user", "content": last}, {"role": "assistant", "content": last}]
         expected = tokenizer.apply_chat_template(
