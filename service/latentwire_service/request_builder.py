@@ -17,7 +17,7 @@ from latentwire_service.engine.backend import (
     GenerationSpec,
     StepBridge,
 )
-from latentwire_service.engine.errors import InvalidParamsError, PromptTooLongError
+from latentwire_service.engine.errors import InvalidParamsError
 from latentwire_service.engine.prompt import Embeddings
 from latentwire_service.engine.sampling_params import SamplingParams
 from latentwire_service.engine.seams.bridge import BridgeError
@@ -90,9 +90,7 @@ def build_spec(
         step_bridge=steps.bridge,
         given_token_ids=given_token_ids,
     )
-    if spec.num_positions > info.max_model_len:
-        num_new = spec.num_outputs - spec.latent_steps
-        raise PromptTooLongError(len(prompt), num_new, info.max_model_len, spec.latent_steps)
+    info.check(spec)
     return spec
 
 

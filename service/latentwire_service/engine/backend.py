@@ -182,6 +182,7 @@ class BackendInfo:
                 spec.num_outputs - spec.latent_steps,
                 self.max_model_len,
                 spec.latent_steps,
+                has_plan=spec.given_token_ids is not None,
             )
         if spec.latent_steps:
             self.require(LATENT_STEPS, "latent_steps")

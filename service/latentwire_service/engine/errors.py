@@ -36,17 +36,26 @@ class InvalidParamsError(EngineError):
 
 
 class PromptTooLongError(EngineError):
-    """Prompt, `latent_steps` and `max_new_tokens` do not fit into `max_model_len` positions."""
+    """Prompt, `latent_steps` and `max_new_tokens` do not fit into `max_model_len` positions.
+
+    With a plan to be scored, `max_new_tokens` is the number of its tokens.
+    """
 
     def __init__(
-        self, prompt_tokens: int, max_new_tokens: int, max_model_len: int, latent_steps: int = 0
+        self,
+        prompt_tokens: int,
+        max_new_tokens: int,
+        max_model_len: int,
+        latent_steps: int = 0,
+        *,
+        has_plan: bool = False,
     ) -> None:
         parts = [f"the prompt has {prompt_tokens} tokens"]
         if latent_steps:
             parts.append(f"latent_steps is {latent_steps}")
+        new = f"the plan {max_new_tokens}" if has_plan else f"max_new_tokens is {max_new_tokens}"
         super().__init__(
-            f"{', '.join(parts)} and max_new_tokens is {max_new_tokens}; "
-            f"together they must not exceed {max_model_len}"
+            f"{', '.join(parts)} and {new}; together they must not exceed {max_model_len}"
         )
         self.prompt_tokens = prompt_tokens
         self.max_new_tokens = max_new_tokens

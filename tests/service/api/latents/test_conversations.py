@@ -211,3 +211,16 @@ def test_a_plan_is_scored_in_place_of_being_generated(server: LiveServer) -> Non
     assert answer.logprob == pytest.approx(sum(expected), abs=1e-3)
     rows = out.hidden_states[-1][0, first : first + 3].numpy()
     np.testing.assert_allclose(rows_of(answer), rows, atol=1e-4)
+
+
+def test_a_plan_that_does_not_fit_is_refused_with_its_tokens(server: LiveServer) -> None:
+    answer = server.http.post("/plan_latent", json={"task": "Go", "plan": "x" * MAX_MODEL_LEN})
+    problem = assert_problem(answer, 422, "prompt-too-long")
+    assert f"the plan {MAX_MODEL_LEN}; together they must not" in problem.detail
+
+
+@pytest.mark.backends("local")
+def test_steps_that_do_not_fit_are_not_counted_as_tokens(server: LiveServer) -> None:
+    sent = {"task": "Go", "latent_steps": MAX_MODEL_LEN, "max_new_tokens": 3}
+    problem = assert_problem(server.http.post("/plan_latent", json=sent), 422, "prompt-too-long")
+    assert f"latent_steps is {MAX_MODEL_LEN} and max_new_tokens is 3" in problem.detail

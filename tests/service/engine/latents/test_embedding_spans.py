@@ -191,5 +191,5 @@ def test_a_plan_that_an_engine_cannot_score_is_refused() -> None:
     for token_id in (-1, 9):
         with pytest.raises(InvalidParamsError, match="plan: holds a token that the model does not"):
             info.check(make_spec([5], given=[6, token_id]))
-    with pytest.raises(PromptTooLongError, match="5 tokens and max_new_tokens is 60; together"):
+    with pytest.raises(PromptTooLongError, match="5 tokens and the plan 60; together"):
         info.check(make_spec([5] * 5, 1, given=[6] * 60))
