@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from latentwire.conversation import Message
 from latentwire.plan_command import PlanSettings
-from latentwire.protocol import PlanLatentQuery
+from latentwire.protocol import PlanLatentQuery, PlanLatentRequest
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.evaluation.settings import EvaluateSettings
 from latentwire_batch.inspection.command import InspectSettings
@@ -32,6 +33,7 @@ _VALUES: dict[object, str] = {
     str: "text",
     Path: "path",
     SecretStr: "text",
+    Message: "message",
 }
 # Fields that are set by position, not by a flag.
 _ARGUMENTS = {"task", "path"}
@@ -68,7 +70,9 @@ def _settings_table(model: type[BaseModel], *arguments: str) -> str:
 def _fields_table() -> str:
     # `k` first: it is the one that is in the URL in both forms.
     fields = dict(PlanLatentQuery.model_fields)
-    fields = {"k": fields.pop("k"), **fields}
+    # A body alone may have messages.
+    messages = {"messages": PlanLatentRequest.model_fields["messages"]}
+    fields = {"k": fields.pop("k"), "task": fields.pop("task"), **messages, **fields}
     rows = [
         (f"`{name}`", _value(field), _default(field), field.description or "")
         for name, field in fields.items()

@@ -48,5 +48,5 @@ def refuse_differences(stored: RunSettings, wanted: RunSettings) -> None:
     if found:
         raise UsageError(
             f"--output-dir: was made with other settings: {'; '.join(found)}. "
-            "--overwrite starts from scratch"
+            "--overwrite starts from scratch; another --output-dir keeps both"
         )

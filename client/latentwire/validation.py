@@ -90,6 +90,8 @@ def reason(problem: Mapping[str, Any]) -> str:
         return f"must be one of {choices}" if "," in choices else f"must be {choices}"
     if kind in ("string_too_short", "too_short") and context.get("min_length") == 1:
         return "must not be empty"
+    if kind == "too_long" and context.get("max_length") == 1:
+        return "must have at most 1 entry"
     if kind in _REASONS:
         return _REASONS[kind].format_map({name: _plain(value) for name, value in context.items()})
     return str(problem["msg"]).removeprefix("Value error, ")

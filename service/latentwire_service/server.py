@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextvars import Context
 from functools import partial
 from importlib.metadata import version
 from types import FrameType
@@ -54,6 +55,10 @@ class _DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         """Drain on the first signal; end at once on the second."""
+        # Not in the context that the signal interrupts, whose request the log lines would name.
+        Context().run(self._on_signal, sig)
+
+    def _on_signal(self, sig: int) -> None:
         name = signal.Signals(sig).name
         if self._is_draining and name == "SIGHUP":
             # A terminal that closes may send it twice, by its shell and by the kernel.

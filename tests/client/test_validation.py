@@ -41,7 +41,7 @@ class Model(BaseModel):
         ("name", "", "must not be empty"),
         ("name", "abcd", "must have at most 3 characters"),
         ("name", 3, "must be text"),
-        ("parts", ["a", "b"], "must have at most 1 entries"),
+        ("parts", ["a", "b"], "must have at most 1 entry"),
         ("parts", 1, "must be a list"),
         ("words", [], "must not be empty"),
         ("other", 1, "unknown field"),

@@ -90,9 +90,10 @@ def _log(scope: Scope, status: int, duration_ms: float) -> None:
 def _level(route: str, status: int) -> int:
     """Return the level of a request's line.
 
-    Orchestrators probe every few seconds. What changes the answer of `/ready` has its own line.
+    Probes and scrapes arrive every few seconds. What changes the answer of `/ready` has its own
+    line.
     """
-    is_routine = route == "/ready" or (route == "/health" and status == 200)
+    is_routine = route == "/ready" or (route in ("/health", "/metrics") and status == 200)
     return logging.DEBUG if is_routine else logging.INFO
 
 

@@ -55,7 +55,10 @@ class BridgeRegistry:
             return self._bridges[name]
         if name in self._refused:
             raise BridgeError(f"this model has no bridge {name}: {self._refused[name]}")
-        raise BridgeError(f"there is no bridge {name}; there are: {', '.join(self._bridges)}")
+        names = ", ".join(self._bridges)
+        raise BridgeError(
+            f"there is no bridge {name}; there are: {names}, and {CONTROL_PREFIX}NAME of each"
+        )
 
     @property
     def default_step(self) -> str:
