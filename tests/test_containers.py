@@ -170,7 +170,10 @@ def test_the_volume_keeps_the_models() -> None:
     assert instructions("VOLUME") == ["/models"]
     assert "HF_HOME=/models/" in DOCKERFILE
     assert "LATENTWIRE_CACHE_DIR=/models/" in DOCKERFILE
-    assert all(spec["volumes"] == ["models:/models"] for spec in REPLICAS.values())
+    for spec in REPLICAS.values():
+        models, bridges = spec["volumes"]
+        assert models == "models:/models"
+        assert (bridges["target"], bridges["read_only"]) == ("/bridges", True)
     assert "models" in COMPOSE["volumes"]
 
 
