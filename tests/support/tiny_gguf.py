@@ -65,6 +65,9 @@ def write_gguf(
         writer.add_tensor(name, np.asarray(values, np.float32))
     if has_tokenizer:
         _add_tokenizer(writer)
+        if config.model_type == "llama":
+            # transformers 5.16 reads it without looking whether it is there.
+            writer.add_bos_token_id(EOS)
     for name, tensor in model.state_dict().items():
         if name != without and not (name == "lm_head.weight" and config.tie_word_embeddings):
             writer.add_tensor(_gguf_name(name), _stored(name, tensor.float().cpu().numpy(), config))
