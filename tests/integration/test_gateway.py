@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -97,7 +98,9 @@ def configured(folder: Path, port: int, addresses: list[str]) -> list[str]:
     (folder / "nginx.conf").write_text(text)
     (folder / "upstream.conf").write_text(shipped)
     assert NGINX is not None
-    return [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
+    # Workers of a root process are another user's, who may not enter the folder of a test.
+    directives = "daemon off; user root;" if os.geteuid() == 0 else "daemon off;"
+    return [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", directives]
 
 
 class FakeReplica:
@@ -180,6 +183,21 @@ def test_a_request_tries_three_replicas_and_its_retries_find_the_loaded_one(
     assert statuses[2:] == [200] * 4
     # A loading replica is left alone after its refusal. nginx does not count that of a last try.
     assert max(replica.num_requests for replica in replicas[:-1]) <= 2
+
+
+def test_a_body_beyond_the_gateways_limit_is_refused_by_the_gateway(tmp_path: Path) -> None:
+    def limit(text: str) -> str:
+        assert "client_max_body_size 192m;" in text
+        return text.replace("client_max_body_size 192m;", "client_max_body_size 1m;")
+
+    replica = FakeReplica(200)
+    try:
+        with gateway_for(tmp_path, [replica.address], limit) as url:
+            answer = httpx.post(f"{url}/plan_latent", content=b"x" * 2_000_000)
+    finally:
+        replica.close()
+    assert ErrorBody.model_validate_json(answer.content).code == "payload-too-large"
+    assert (answer.status_code, replica.num_requests) == (413, 0)
 
 
 def test_over_the_connection_limit_a_caller_gets_429_and_the_reason(tmp_path: Path) -> None:

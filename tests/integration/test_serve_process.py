@@ -327,9 +327,10 @@ def test_a_bad_model_is_exit_status_2_and_one_error_line(
 def test_bad_flags_are_exit_status_2(serve: Callable[..., Child]) -> None:
     unknown, wrong = serve("--modle", "x"), serve("--port", "eighty")
     from_outside = serve(LATENTWIRE_MAX_SLOTS="0")
-    for child, flag in ((unknown, "--modle"), (wrong, "--port"), (from_outside, "--max-slots")):
+    named = ((unknown, "--modle"), (wrong, "--port"), (from_outside, "LATENTWIRE_MAX_SLOTS"))
+    for child, name in named:
         assert child.wait() == 2
-        assert flag in child.lines[-1]
+        assert name in child.lines[-1]
         assert "Traceback" not in child.output
 
 

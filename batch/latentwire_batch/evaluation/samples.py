@@ -106,7 +106,7 @@ class EvaluationSet:
     declared: Declared
 
     @classmethod
-    def open(cls, path: Path, split: HeldOutSplit, limit: int | None) -> EvaluationSet:
+    def from_path(cls, path: Path, split: HeldOutSplit, limit: int | None) -> EvaluationSet:
         """Find the dataset, check its columns and count its held-out tasks.
 
         Raises:

@@ -68,7 +68,7 @@ class Work:
         bridge = choose_bridge(settings.bridge)
         split = _split(settings, bridge, console)
         try:
-            tasks = EvaluationSet.open(settings.dataset, split, settings.limit)
+            tasks = EvaluationSet.from_path(settings.dataset, split, settings.limit)
             width = tasks.width()
         except InputError as error:
             raise InputError(f"DATASET: {error}") from error

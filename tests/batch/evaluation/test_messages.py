@@ -75,7 +75,7 @@ def test_another_task_is_the_next_one_with_another_id(tmp_path: Path) -> None:
     rows = latents(6)
     ids = ["a", "a", "b", "c", "c", "c"]
     path = write_dataset(tmp_path / "d.parquet", rows, task_id=ids)
-    pairs = list(EvaluationSet.open(path, ALL, None).pairs())
+    pairs = list(EvaluationSet.from_path(path, ALL, None).pairs())
     assert [each.sample.task_id for each in pairs] == ids
     assert [each.index for each in pairs] == list(range(6))
     for each, other in zip(pairs, (2, 2, 3, 0, 0, 0), strict=True):
@@ -86,7 +86,7 @@ def test_unusable_rows_are_left_out(tmp_path: Path) -> None:
     rows = latents(4)
     rows[1] = rows[1] * np.float32(np.inf)
     path = write_dataset(tmp_path / "d.parquet", rows, plan=["p", "p", "", "p"])
-    found = EvaluationSet.open(path, ALL, None).pairs()
+    found = EvaluationSet.from_path(path, ALL, None).pairs()
     assert [each.sample.task_id for each in found] == ["t0", "t3"]
 
 
@@ -96,7 +96,7 @@ def test_a_dataset_without_ids_is_refused(tmp_path: Path) -> None:
 
     pq.write_table(pq.read_table(path).drop_columns(["task_id"]), path)
     with pytest.raises(InputError, match="has no column task_id"):
-        EvaluationSet.open(path, ALL, None)
+        EvaluationSet.from_path(path, ALL, None)
 
 
 @pytest.mark.parametrize(

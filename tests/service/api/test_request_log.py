@@ -111,7 +111,8 @@ def test_a_text_line_ends_with_the_request_id(
         ("/ready", 200, logging.DEBUG),
         ("/ready", 503, logging.DEBUG),
         ("/health", 503, logging.INFO),
-        ("/metrics", 200, logging.INFO),
+        ("/metrics", 200, logging.DEBUG),
+        ("/metrics", 401, logging.INFO),
         ("/plan_latent", 200, logging.INFO),
     ],
 )

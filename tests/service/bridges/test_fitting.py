@@ -116,7 +116,7 @@ def test_a_fitted_bridge_is_loaded_by_the_service(
 
 def test_ridge_finds_the_linear_map(place: Path) -> None:
     receiver = FrozenReceiver(loaded_model(), "Repeat: ", "", 64)
-    split = Split(Dataset.open(place / "out"), 0, 0.3, 64)
+    split = Split(Dataset.from_path(place / "out"), 0, 0.3, 64)
     for window in (1, 2):
         module = Ridge(HIDDEN_SIZE, HIDDEN_SIZE, window)
         fit_ridge(module, split.training, lambda s: receiver.aligned_embeddings(s, True), 0.01)
@@ -128,7 +128,7 @@ def test_ridge_finds_the_linear_map(place: Path) -> None:
 
 def test_ridge_equals_the_solution_over_all_rows_at_once(place: Path) -> None:
     receiver = FrozenReceiver(loaded_model(), "Repeat: ", "", 64)
-    split = Split(Dataset.open(place / "out"), 0, 0.3, 64)
+    split = Split(Dataset.from_path(place / "out"), 0, 0.3, 64)
     module = Ridge(HIDDEN_SIZE, HIDDEN_SIZE, 1)
     fit_ridge(module, split.training, lambda s: receiver.aligned_embeddings(s, True), 10.0)
     rows = np.concatenate([sample.rows for sample in split.training()]).astype(np.float64)
@@ -283,12 +283,12 @@ def test_rows_without_a_latent_are_left_out(tmp_path: Path) -> None:
         }
     )
     pq.write_table(table, tmp_path / "data.parquet")
-    samples = list(Dataset.open(tmp_path).samples())
+    samples = list(Dataset.from_path(tmp_path).samples())
     assert [(s.task_id, s.rows.tolist(), s.token_ids) for s in samples] == [("a", good, None)]
 
 
 def test_held_out_tasks_are_never_trained_on(place: Path) -> None:
-    dataset = Dataset.open(place / "out")
+    dataset = Dataset.from_path(place / "out")
     split = Split(dataset, 3, 0.3, 64)
     held_out = {sample.task_id for sample in split.held_out()}
     batches = split.batches(4)
@@ -301,7 +301,7 @@ def test_held_out_tasks_are_never_trained_on(place: Path) -> None:
 
 def test_the_order_of_an_epoch_is_its_own_and_repeatable(place: Path) -> None:
     def order() -> list[str]:
-        batches = Split(Dataset.open(place / "out"), 0, 0.3, 64).batches(4)
+        batches = Split(Dataset.from_path(place / "out"), 0, 0.3, 64).batches(4)
         return [sample.task_id for _ in range(12) for sample in next(batches)]
 
     first = order()

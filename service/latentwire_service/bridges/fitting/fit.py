@@ -81,7 +81,7 @@ def fit(settings: FitSettings, say: Callable[[str], None]) -> None:
     """
     started_s = time.monotonic()
     _check_output(settings)
-    dataset = Dataset.open(settings.dataset)
+    dataset = Dataset.from_path(settings.dataset)
     split = Split(dataset, settings.seed, settings.held_out, settings.max_rows, settings.limit)
     held_out = list(islice(split.held_out(), settings.max_scored))
     if len(held_out) < 2:

@@ -59,7 +59,7 @@ class Dataset:
     declaration: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path) -> Dataset:
+    def from_path(cls, path: Path) -> Dataset:
         """Find the file and check its columns.
 
         Raises:
