@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     tokenizer.add_tokens(["<far>", "<farther>"])
     assert tokenizer.convert_tokens_to_ids("[PAD]") == VOCAB_SIZE
     tokenizer.chat_template = (
-        "{% if 'x' in messages[0].content %}{{ raise_exception('no x') }}{% endif %}"
+        "{% if '^' in messages[0].content %}{{ raise_exception('no ^') }}{% endif %}"
         "{{ messages[0].content }}"
     )
     tokenizer.save_pretrained(folder)
@@ -91,7 +91,7 @@ def test_the_sizes_are_compared_at_start(caplog: pytest.LogCaptureFixture) -> No
 
 texts = st.one_of(
     st.text(max_size=12),
-    st.lists(st.sampled_from(["[PAD]", "<far>", "<eos>", NAN, HUGE, "x", "a", "~", " "])).map(
+    st.lists(st.sampled_from(["[PAD]", "<far>", "<eos>", NAN, HUGE, "^", "a", "~", " "])).map(
         "".join
     ),
     st.sampled_from(["\ud800", "\x00", "{task}", "a" * 700]),
