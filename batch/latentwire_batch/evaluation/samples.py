@@ -142,7 +142,9 @@ class EvaluationSet:
         raise InputError("none of its held-out rows has a plan and a finite latent")
 
     def pairs(self) -> Iterator[Pair]:
-        """Yield the usable tasks in order; holds three of them at a time.
+        """Yield the usable tasks in order.
+
+        Holds four of them at a time, and those of one task that follow each other.
 
         Raises:
             InputError: the dataset cannot be read, or fewer than two tasks are usable.
@@ -152,20 +154,24 @@ class EvaluationSet:
         if first is None:
             raise InputError("none of its held-out rows has a plan and a finite latent")
         current, index = first, 0
+        second: Sample | None = None
         waiting: list[Sample] = []
         for following in samples:
             if following.task_id == current.task_id:
                 # Another plan of the same task is no other task.
                 waiting.append(following)
                 continue
+            second = second or following
             for sample in (current, *waiting):
                 yield Pair(index, sample, following.rows, following.plan)
                 index += 1
             current, waiting = following, []
-        if current.task_id == first.task_id:
+        if second is None:
             raise InputError("all of its usable held-out rows have one task_id")
+        # The next task of the last one; a dataset may end with plans of its first task.
+        other = second if current.task_id == first.task_id else first
         for sample in (current, *waiting):
-            yield Pair(index, sample, first.rows, first.plan)
+            yield Pair(index, sample, other.rows, other.plan)
             index += 1
 
     def _samples(self) -> Iterator[Sample]:

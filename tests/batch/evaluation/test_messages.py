@@ -82,6 +82,14 @@ def test_another_task_is_the_next_one_with_another_id(tmp_path: Path) -> None:
         assert np.array_equal(each.other_rows, rows[other])
 
 
+def test_a_dataset_may_end_with_its_first_task(tmp_path: Path) -> None:
+    rows = latents(4)
+    path = write_dataset(tmp_path / "d.parquet", rows, task_id=["a", "b", "c", "a"])
+    pairs = list(EvaluationSet.from_path(path, ALL, None).pairs())
+    assert [each.sample.task_id for each in pairs] == ["a", "b", "c", "a"]
+    assert np.allclose(pairs[-1].other_rows, rows[1])
+
+
 def test_unusable_rows_are_left_out(tmp_path: Path) -> None:
     rows = latents(4)
     rows[1] = rows[1] * np.float32(np.inf)

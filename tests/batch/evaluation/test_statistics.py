@@ -30,6 +30,7 @@ def test_the_sign_test_of_known_and_of_large_counts() -> None:
     assert sign_test(20, 0) == pytest.approx(2 / 2**20)
     assert sign_test(5000, 5000) == 1.0
     assert sign_test(0, 3000) == pytest.approx(0.0, abs=1e-300)
+    assert sign_test(30_100, 29_900) == pytest.approx(0.416, abs=0.002)
     assert sign_test(1100, 900) == sign_test(900, 1100) == pytest.approx(8.6e-6, rel=0.1)
 
 

@@ -272,6 +272,46 @@ def test_a_sender_may_have_another_width_and_other_tokens(
     assert bridge.apply(np.zeros((4, 20), dtype=np.float32)).shape == (4, HIDDEN_SIZE)
 
 
+def scaled_dataset(place: Path, file: Path, factor: float, offset: float) -> Path:
+    table = pq.read_table(place / "out" / "data.parquet")
+    latents = [
+        (np.array(rows) * factor + offset).tolist() for rows in table["hidden_state"].to_pylist()
+    ]
+    column = pa.array(latents, pa.list_(pa.list_(pa.float32())))
+    pq.write_table(table.set_column(3, "hidden_state", column), file)
+    return file
+
+
+def test_what_half_precision_cannot_hold_is_stored_in_full(place: Path, tmp_path: Path) -> None:
+    args = command(place, tmp_path / "b", "--kind", "ridge")
+    args[0] = str(scaled_dataset(place, tmp_path / "data.parquet", 1, 1e5))
+    assert main(args) == 0
+    load_bridge(tmp_path / "b", Receiver(loaded_model().model, "tiny"))
+
+
+@pytest.mark.parametrize("kind", ["ridge", "mlp"])
+def test_latents_that_are_too_large_are_refused(
+    place: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = command(place, tmp_path / "b", "--kind", kind)
+    args[0] = str(scaled_dataset(place, tmp_path / "data.parquet", 1e30, 0))
+    assert main(args) == 2
+    assert "DATASET: its latents are too large" in capsys.readouterr().err
+    assert not (tmp_path / "b" / "bridge.json").exists()
+
+
+def test_latents_that_are_no_lists_of_rows_are_refused(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for values in (["x", "y"], [[1.0], [2.0]], [[["x"]], [["y"]]]):
+        table = pa.table({"task_id": ["a", "b"], "plan": ["p", "q"], "hidden_state": values})
+        pq.write_table(table, tmp_path / "data.parquet")
+        args = command(place, tmp_path / "b")
+        args[0] = str(tmp_path / "data.parquet")
+        assert main(args) == 2
+        assert "hidden_state holds no lists of rows" in capsys.readouterr().err
+
+
 def test_rows_without_a_latent_are_left_out(tmp_path: Path) -> None:
     good, nan = [[1.0, 2.0]], [[1.0, float("nan")]]
     latents = [good, [], [[1.0], [1.0, 2.0]], nan, good, None]
@@ -316,6 +356,7 @@ def test_the_order_of_an_epoch_is_its_own_and_repeatable(place: Path) -> None:
         (("--held-out", "1"), "--held-out: must be below 1"),
         (("--held-out", "0.0001"), "fewer than 2 usable rows are held out"),
         (("--sender-width", "7"), "a latent is 48 wide, not 7"),
+        (("--sender-width", "7", "--kind", "interlat"), "a latent is 48 wide, not 7"),
         (("--batch-size", "39", "--kind", "mlp"), "fewer usable rows for training than a batch"),
         (("--model", "/dev/null/no"), "no directory no"),
         (("--name", "a b"), "--name: must match"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,7 +83,14 @@ def fit(settings: FitSettings, say: Callable[[str], None]) -> None:
     started_s = time.monotonic()
     _check_output(settings)
     dataset = Dataset.from_path(settings.dataset)
-    split = Split(dataset, settings.seed, settings.held_out, settings.max_rows, settings.limit)
+    split = Split(
+        dataset,
+        settings.seed,
+        settings.held_out,
+        settings.max_rows,
+        settings.limit,
+        settings.sender_width,
+    )
     held_out = list(islice(split.held_out(), settings.max_scored))
     if len(held_out) < 2:
         raise BridgeError(
@@ -103,6 +111,12 @@ def fit(settings: FitSettings, say: Callable[[str], None]) -> None:
         module = _fitted(parts, checkpoint)
         progress.begin("scoring", -(-len(held_out) // settings.batch_size))
         scores = score(module, receiver, held_out, settings.batch_size, progress.advance)
+    if not all(map(math.isfinite, scores.values())):
+        checkpoint.discard()
+        raise BridgeError(
+            "DATASET: the fit gives values that are not finite",
+            "Its latents are too large, or --learning-rate is.",
+        )
     _write(parts, module, scores)
     checkpoint.discard()
     say(
@@ -222,5 +236,11 @@ def _write(parts: _Parts, module: BridgeModule, scores: Scores) -> None:
     num_samples = sum(1 for _ in parts.split.training())
     name = settings.name or settings.output_dir.resolve().name
     card = build_card(manifest, name, scores, num_samples, settings.seed)
-    dtype = torch.float16 if settings.store_dtype == "fp16" else torch.float32
-    save_bridge(settings.output_dir, manifest, module.state_dict(), card, dtype)
+    save_bridge(settings.output_dir, manifest, module.state_dict(), card, _dtype(settings, module))
+
+
+def _dtype(settings: FitSettings, module: BridgeModule) -> torch.dtype:
+    """Return the dtype to store, in which all values are finite."""
+    largest = max(float(tensor.abs().max()) for tensor in module.state_dict().values())
+    is_half = settings.store_dtype == "fp16" and largest <= torch.finfo(torch.float16).max
+    return torch.float16 if is_half else torch.float32

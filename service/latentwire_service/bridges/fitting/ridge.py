@@ -30,7 +30,7 @@ def fit_ridge(
         penalty: added to the diagonal of the normal equations, but not for the bias.
 
     Raises:
-        BridgeError: there is no sample, or its rows have another width.
+        BridgeError: there is no sample, or its rows have another width or are too large.
     """
     device = module.device
     module.mean.copy_(_mean(samples(), module))
@@ -44,6 +44,8 @@ def fit_ridge(
         inputs = torch.cat([windows, torch.ones_like(windows[:, :1])], dim=1)
         gram += (inputs.T @ inputs).double()
         cross += (inputs.T @ targets.to(device)).double()
+    if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
+        raise BridgeError("DATASET: its latents are too large for a fit")
     gram.diagonal()[:-1] += penalty
     solution = torch.linalg.solve(gram, cross)
     module.weight.copy_(solution[:-1].float())

@@ -79,6 +79,8 @@ class Dataset:
         missing = [name for name in _COLUMNS if name not in schema.names]
         if missing:
             raise BridgeError(f"DATASET: has no column {', '.join(missing)}")
+        if not _holds_matrices(schema.field("hidden_state").type):
+            raise BridgeError("DATASET: its column hidden_state holds no lists of rows")
         return cls(file, metadata.num_rows, _declaration(schema.metadata or {}))
 
     def samples(self, limit: int | None = None) -> Iterator[Sample]:
@@ -117,6 +119,7 @@ class Split:
         fraction: of the tasks, from 0 to 1.
         max_rows: longer latents and their plans are cut to so many rows.
         limit: rows of the file to read.
+        width: of each latent; None: that of the first one.
     """
 
     dataset: Dataset
@@ -124,6 +127,7 @@ class Split:
     fraction: float
     max_rows: int
     limit: int | None = None
+    width: int | None = None
 
     def held_out(self) -> Iterator[Sample]:
         """Yield the held-out samples in order."""
@@ -158,7 +162,14 @@ class Split:
             epoch += 1
 
     def _cut(self) -> Iterator[Sample]:
+        width = self.width
         for sample in self.dataset.samples(self.limit):
+            width = width or sample.rows.shape[1]
+            if sample.rows.shape[1] != width:
+                raise BridgeError(
+                    f"DATASET: a latent is {sample.rows.shape[1]} wide, not {width}",
+                    "--sender-width states the width of the sender's rows.",
+                )
             token_ids = None if sample.token_ids is None else sample.token_ids[: self.max_rows]
             yield Sample(sample.task_id, sample.plan, sample.rows[: self.max_rows], token_ids)
 
@@ -196,6 +207,18 @@ def _sample(batch: pa.RecordBatch, index: int) -> Sample | None:
     if "token_ids" in batch.schema.names:
         token_ids = tuple(batch.column("token_ids")[index].as_py() or ())
     return Sample(str(batch.column("task_id")[index].as_py()), plan, rows, token_ids or None)
+
+
+def _holds_matrices(kind: pa.DataType) -> bool:
+    for _ in range(2):
+        if not (
+            pa.types.is_list(kind)
+            or pa.types.is_large_list(kind)
+            or pa.types.is_fixed_size_list(kind)
+        ):
+            return False
+        kind = kind.value_type
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
 def _matrix(column: pa.Array, index: int) -> npt.NDArray[np.float32] | None:
