@@ -26,6 +26,7 @@ from latentwire.constants import (
     MAX_STOP_TOKEN_IDS,
 )
 from latentwire.conversation import Message, Name, TemplateKwargs
+from latentwire.protocol import PlanLatentRequest
 from latentwire.sampling import (
     ChatTemplate,
     IsoDate,
@@ -149,7 +150,7 @@ class StepFields(ChatModel):
         default=None, description="Latent steps before the first token; absent: 0."
     )
     step_bridge: Name | None = Field(
-        default=None, description="Bridge of the latent steps, one of /info; absent: weights."
+        default=None, description=PlanLatentRequest.model_fields["step_bridge"].description
     )
     chat_template_kwargs: TemplateKwargs | None = Field(
         default=None, description="Variables for the model's own chat template."
@@ -230,6 +231,7 @@ class ChatRequest(StepFields):
     service_tier: Ignored = None
     safety_identifier: Ignored = None
     prompt_cache_key: Ignored = None
+    prompt_cache_options: Ignored = None
     prompt_cache_retention: Ignored = None
     parallel_tool_calls: Ignored = None
 
