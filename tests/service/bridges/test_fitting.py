@@ -259,6 +259,25 @@ def test_training_stops_when_checks_bring_no_improvement(
     assert len(steps) < 20
 
 
+def test_a_check_compares_each_task_with_another(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentwire_service.bridges.fitting.training import Trainer
+
+    sizes, losses = [], Trainer._losses
+
+    def counted(trainer: Trainer, batch: list[Sample]) -> Any:
+        sizes.append(len(batch))
+        return losses(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "_losses", counted)
+    for scored, wanted in (("5", [5]), ("6", [4, 2]), ("9", [4, 5])):
+        sizes.clear()
+        more = ("--kind", "mlp", "--steps", "0", "--batch-size", "4", "--max-scored", scored)
+        assert main(command(place, tmp_path / scored, *more)) == 0
+        assert sizes == wanted
+
+
 @pytest.mark.parametrize("kind", ["ridge", "mlp", "interlat"])
 def test_a_sender_may_have_another_width_and_other_tokens(
     tmp_path: Path, place: Path, kind: str
@@ -360,6 +379,7 @@ def test_the_order_of_an_epoch_is_its_own_and_repeatable(place: Path) -> None:
         (("--batch-size", "39", "--kind", "mlp"), "fewer usable rows for training than a batch"),
         (("--model", "/dev/null/no"), "no directory no"),
         (("--name", "a b"), "--name: must match"),
+        (("--seed", str(2**64)), "--seed: must be"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused_in_a_line(

@@ -11,6 +11,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
+from latentwire.constants import MAX_SEED
+
 
 class FitSettings(BaseSettings):
     """One fit."""
@@ -84,7 +86,10 @@ class FitSettings(BaseSettings):
         default=128, ge=2, description="Maximum number of held-out tasks to score."
     )
     seed: int = Field(
-        default=0, ge=0, description="Decides which tasks are held out, and their order."
+        default=0,
+        ge=0,
+        le=MAX_SEED,
+        description="Decides which tasks are held out, and their order.",
     )
     steps: int = Field(default=80, ge=0, description="mlp, interlat: maximum optimizer steps.")
     batch_size: int = Field(default=8, ge=2, description="Plans computed together.")

@@ -157,8 +157,11 @@ class Trainer:
     def _check(self) -> None:
         total = 0.0
         size = max(2, self._options.batch_size)
-        for start in range(0, len(self._check_samples), size):
-            matched, other = self._losses(self._check_samples[start : start + size])
+        samples = self._check_samples
+        # One that is left over joins the batch before it: alone, it has no other task.
+        for start in range(0, len(samples) - 1, size):
+            end = start + size if len(samples) - start - size != 1 else len(samples)
+            matched, other = self._losses(samples[start:end])
             total += float((matched + _hinge(matched, other, self._options.margin)).sum())
         if self.state.best_loss is None or total < self.state.best_loss:
             self.state.best_loss, self.state.num_worse = total, 0
