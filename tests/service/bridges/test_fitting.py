@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -26,50 +25,11 @@ from latentwire_service.bridges.fitting.ridge import fit_ridge
 from latentwire_service.bridges.fitting.samples import Dataset, Sample, Split
 from latentwire_service.bridges.manifest import read_manifest
 from latentwire_service.bridges.modules import Ridge
-from latentwire_service.engine.hf.loader import LoadedModel
-from support.tiny_models import build_model, build_tokenizer, llama_config, save_model
-from support.tiny_shape import EOS, HIDDEN_SIZE
+from support.bridge_folders import loaded_model, write_dataset
+from support.tiny_models import save_model
+from support.tiny_shape import HIDDEN_SIZE
 
 CPU = torch.device("cpu")
-WORDS = ["alpha", "bravo", "crane", "delta", "eagle", "foxes", "grape", "hotel"]
-
-
-def loaded_model() -> LoadedModel:
-    model = build_model(llama_config(), 0, CPU, torch.float32)
-    tokenizer = build_tokenizer()
-    return LoadedModel(model.requires_grad_(False), tokenizer, "tiny", None, frozenset({EOS}), 512)
-
-
-def write_dataset(
-    path: Path, num_rows: int = 40, width: int = HIDDEN_SIZE, model: str | None = "tiny"
-) -> Path:
-    """Latents that hold the embedding of each token under an invertible linear map, and noise."""
-    draw = np.random.default_rng(0)
-    loaded = loaded_model()
-    embed = loaded.model.get_input_embeddings().weight.detach().numpy()
-    mixing = draw.normal(size=(HIDDEN_SIZE, width)) / HIDDEN_SIZE**0.5
-    ids, plans, latents = [], [], []
-    for _ in range(num_rows):
-        plan = " ".join(draw.choice(WORDS, size=3))
-        tokens = loaded.tokenizer.encode(plan, add_special_tokens=False)
-        rows = embed[tokens] @ mixing + draw.normal(size=(len(tokens), width)) * 0.01
-        ids.append(tokens)
-        plans.append(plan)
-        latents.append(rows.astype(np.float32).tolist())
-    table = pa.table(
-        {
-            "task": pa.array([f"task {index}" for index in range(num_rows)]),
-            "task_id": pa.array([str(index) for index in range(num_rows)]),
-            "plan": pa.array(plans),
-            "hidden_state": pa.array(latents, pa.list_(pa.list_(pa.float32()))),
-            "token_ids": pa.array(ids, pa.list_(pa.int32())),
-        }
-    )
-    declared = {"model": {"model": model, "revision": None}, "latent": {"layer": "last"}}
-    table = table.replace_schema_metadata({"latentwire": json.dumps(declared)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=7)
-    return path
 
 
 @pytest.fixture(scope="module")
