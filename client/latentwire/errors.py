@@ -8,6 +8,7 @@ LatentwireError
 │   └── TransportTimeoutError     one HTTP exchange exceeded its timeout
 ├── ProtocolError             an answer breaks the wire contract
 ├── WaitTimeoutError          `wait_ready` exceeded its timeout
+├── CompressorError           a compressor does not exist or cannot be used (field)
 └── ApiError                  the service answered with an error (status, code, detail)
     ├── InvalidRequestError       422 invalid-request (field)
     ├── PromptTooLongError        422 prompt-too-long (prompt_tokens, max_model_len)
