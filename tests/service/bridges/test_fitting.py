@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from latentwire_service.bridges.builtin import Receiver
 from latentwire_service.bridges.directory import load_bridge
 from latentwire_service.bridges.fitting.command import main
-from latentwire_service.bridges.fitting.receiver import FrozenReceiver, Scored
 from latentwire_service.bridges.fitting.ridge import fit_ridge
-from latentwire_service.bridges.fitting.samples import Dataset, Sample, Split
 from latentwire_service.bridges.manifest import read_manifest
 from latentwire_service.bridges.modules import Ridge
+from latentwire_service.fitting.receiver import FrozenReceiver, Scored
+from latentwire_service.fitting.samples import Dataset, Sample, Split
 from support.bridge_folders import loaded_model, write_dataset
 from support.tiny_models import save_model
 from support.tiny_shape import HIDDEN_SIZE
@@ -203,7 +203,7 @@ def test_a_finished_bridge_is_not_replaced_unasked(
 def test_training_stops_when_checks_bring_no_improvement(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from latentwire_service.bridges.fitting.training import Trainer
+    from latentwire_service.fitting.training import Trainer
 
     steps = []
     step = Trainer._step
@@ -222,15 +222,15 @@ def test_training_stops_when_checks_bring_no_improvement(
 def test_a_check_compares_each_task_with_another(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from latentwire_service.bridges.fitting.training import Trainer
+    from latentwire_service.bridges.fitting.objective import BridgeObjective
 
-    sizes, losses = [], Trainer._losses
+    sizes, losses = [], BridgeObjective.losses
 
-    def counted(trainer: Trainer, batch: list[Sample]) -> Any:
+    def counted(objective: BridgeObjective, batch: list[Sample]) -> Any:
         sizes.append(len(batch))
-        return losses(trainer, batch)
+        return losses(objective, batch)
 
-    monkeypatch.setattr(Trainer, "_losses", counted)
+    monkeypatch.setattr(BridgeObjective, "losses", counted)
     for scored, wanted in (("5", [5]), ("6", [4, 2]), ("9", [4, 5])):
         sizes.clear()
         more = ("--kind", "mlp", "--steps", "0", "--batch-size", "4", "--max-scored", scored)

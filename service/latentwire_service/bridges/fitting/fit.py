@@ -7,20 +7,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 import torch
 
 from latentwire_service.bridges.directory import make_module, save_bridge
 from latentwire_service.bridges.fitting.card import build_card
-from latentwire_service.bridges.fitting.checkpoint import Checkpoint
-from latentwire_service.bridges.fitting.progress import FitProgress
-from latentwire_service.bridges.fitting.receiver import FrozenReceiver
+from latentwire_service.bridges.fitting.objective import BridgeObjective
 from latentwire_service.bridges.fitting.ridge import FACTORS, fit_ridge, tune_factor
-from latentwire_service.bridges.fitting.samples import Dataset, Sample, Split
 from latentwire_service.bridges.fitting.scores import Scores, score
 from latentwire_service.bridges.fitting.settings import FitSettings
-from latentwire_service.bridges.fitting.training import Trainer, TrainingOptions
 from latentwire_service.bridges.manifest import (
     MANIFEST_NAME,
     Config,
@@ -31,8 +26,19 @@ from latentwire_service.bridges.manifest import (
     Target,
 )
 from latentwire_service.bridges.modules import BridgeModule, Ridge
-from latentwire_service.engine.hf.loader import LoadedModel, load_model, pick_device, pick_dtype
+from latentwire_service.engine.hf.loader import LoadedModel
 from latentwire_service.engine.seams.bridge import BridgeError
+from latentwire_service.fitting.checkpoint import Checkpoint
+from latentwire_service.fitting.preparation import (
+    held_out_samples,
+    limit_threads,
+    load_receiver,
+    open_split,
+)
+from latentwire_service.fitting.progress import FitProgress
+from latentwire_service.fitting.receiver import FrozenReceiver
+from latentwire_service.fitting.samples import Dataset, Sample, Split
+from latentwire_service.fitting.training import Trainer, TrainingOptions
 
 # Held-out samples on which the factor is tuned and training is checked. More cost more time than
 # they gain: the choice is between a few values.
@@ -82,27 +88,14 @@ def fit(settings: FitSettings, say: Callable[[str], None]) -> None:
     """
     started_s = time.monotonic()
     _check_output(settings)
-    dataset = Dataset.from_path(settings.dataset)
-    split = Split(
-        dataset,
-        settings.seed,
-        settings.held_out,
-        settings.max_rows,
-        settings.limit,
-        settings.sender_width,
-    )
-    held_out = list(islice(split.held_out(), settings.max_scored))
-    if len(held_out) < 2:
-        raise BridgeError(
-            "DATASET: fewer than 2 usable rows are held out", "--held-out sets their fraction."
-        )
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    loaded = _load(settings)
+    split = open_split(settings, settings.sender_width)
+    held_out = held_out_samples(split, settings.max_scored)
+    limit_threads(settings)
+    loaded = load_receiver(settings)
     receiver = FrozenReceiver(loaded, settings.before, settings.after, settings.max_rows)
-    manifest = _manifest(settings, dataset, loaded, receiver, held_out[0])
+    manifest = _manifest(settings, split.dataset, loaded, receiver, held_out[0])
     settings.output_dir.mkdir(parents=True, exist_ok=True)
-    decisive = settings.model_dump(include=set(_DECISIVE)) | {"rows": dataset.num_rows}
+    decisive = settings.model_dump(include=set(_DECISIVE)) | {"rows": split.dataset.num_rows}
     checkpoint = Checkpoint(settings.output_dir, decisive)
     if settings.overwrite:
         checkpoint.discard()
@@ -134,18 +127,6 @@ def _check_output(settings: FitSettings) -> None:
         return
     if not settings.overwrite:
         raise BridgeError("--output-dir: holds a bridge", "--overwrite replaces it.")
-
-
-def _load(settings: FitSettings) -> LoadedModel:
-    device = pick_device(settings.device)
-    return load_model(
-        settings.model,
-        device=device,
-        dtype=pick_dtype(settings.dtype, device),
-        cache_dir=settings.cache_dir.expanduser(),
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
-    )
 
 
 def _manifest(
@@ -185,15 +166,16 @@ def _fitted(parts: _Parts, checkpoint: Checkpoint) -> BridgeModule:
     if parts.settings.kind == "ridge":
         _fit_ridge(parts, module)
         return module
-    trainer = Trainer(module, parts.receiver, _options(parts.settings), parts.checked)
+    objective = BridgeObjective(module, parts.receiver, parts.settings.margin)
+    trainer = Trainer(module, objective, _options(parts.settings), parts.checked)
     saved = checkpoint.load(parts.receiver.device)
     if saved is not None:
-        trainer.restore(*saved)
+        trainer.restore(saved.tensors, saved.numbers)
     elif parts.settings.kind == "mlp":
         _fit_ridge(parts, module)
 
     def save() -> None:
-        checkpoint.save(trainer.tensors(), trainer.state)
+        checkpoint.save(trainer.tensors(), trainer.state.numbers)
 
     parts.progress.begin("training", parts.settings.steps, trainer.state.step)
     trainer.run(
@@ -223,7 +205,6 @@ def _options(settings: FitSettings) -> TrainingOptions:
     return TrainingOptions(
         steps=settings.steps,
         learning_rate=settings.learning_rate,
-        margin=settings.margin,
         check_every=settings.check_every,
         patience=settings.patience,
         batch_size=settings.batch_size,

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from latentwire_service.bridges.fitting.receiver import FrozenReceiver, Scored
-from latentwire_service.bridges.fitting.samples import Sample
 from latentwire_service.bridges.modules import Ridge
 from latentwire_service.engine.seams.bridge import BridgeError
+from latentwire_service.fitting.receiver import FrozenReceiver, Scored
+from latentwire_service.fitting.samples import Sample
 
 FACTORS = (1.0, 1.5, 2.0, 2.5, 3.0)
 

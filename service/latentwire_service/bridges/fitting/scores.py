@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from latentwire_service.bridges.fitting.receiver import FrozenReceiver, Scored
-from latentwire_service.bridges.fitting.samples import Sample
 from latentwire_service.bridges.modules import BridgeModule
+from latentwire_service.fitting.receiver import FrozenReceiver, Scored
+from latentwire_service.fitting.samples import Sample
 
 Scores = dict[str, float]
 

@@ -1,22 +1,31 @@
-"""Trains a bridge through the frozen receiver.
+"""Training in steps: checks on held-out samples choose the best state and say when to stop.
 
-The loss is the likelihood of the sender's plan after its own latent, plus a hinge on how much
-likelier it is than after another task's latent. Without the hinge, the bridge becomes a soft
-prompt: it makes all plans likelier, and carries nothing of the task.
+What is minimized is an `Objective`. Nothing here knows what the trained module is for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
-from latentwire_service.bridges.fitting.receiver import FrozenReceiver, Scored
-from latentwire_service.bridges.fitting.samples import Sample
-from latentwire_service.bridges.modules import BridgeModule
+from latentwire_service.fitting.samples import Sample
 
 Tensors = dict[str, torch.Tensor]
+
+
+class Objective(Protocol):
+    """What training minimizes."""
+
+    def losses(self, batch: Sequence[Sample]) -> torch.Tensor:
+        """Return the loss of each sample, `[n]` float32.
+
+        Args:
+            batch: at least two samples.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +35,6 @@ class TrainingOptions:
     Attributes:
         steps: most optimizer steps.
         learning_rate: of AdamW, without weight decay.
-        margin: nats per token by which a plan shall be likelier after its own latent.
         check_every: steps between two checks on held-out samples.
         patience: checks without improvement after which training stops.
         batch_size: samples of a step.
@@ -34,7 +42,6 @@ class TrainingOptions:
 
     steps: int
     learning_rate: float
-    margin: float
     check_every: int
     patience: int
     batch_size: int
@@ -56,33 +63,46 @@ class TrainingState:
     num_worse: int = 0
     best: Tensors = field(default_factory=dict)
 
+    @property
+    def numbers(self) -> list[Any]:
+        """The numbers of the state, for JSON."""
+        return [self.step, self.best_loss, self.num_worse]
+
 
 class Trainer:
     """Trains one module.
 
     Args:
-        module: on the receiver's device.
-        receiver: reads the embeddings.
+        module: its parameters that require a gradient are trained.
+        objective: computes the losses with this module.
         options: how to train.
         check_samples: held-out samples that decide when to stop; at least two.
+        slower: factors of the learning rate, by the beginning of a parameter's name.
     """
 
     def __init__(
         self,
-        module: BridgeModule,
-        receiver: FrozenReceiver,
+        module: torch.nn.Module,
+        objective: Objective,
         options: TrainingOptions,
         check_samples: Sequence[Sample],
+        slower: Mapping[str, float] | None = None,
     ) -> None:
         self.module = module
         self.state = TrainingState()
-        self._receiver = receiver
+        self._objective = objective
         self._options = options
         self._check_samples = check_samples
-        self._parameters = dict(module.named_parameters())
-        self.optimizer = torch.optim.AdamW(
-            self._parameters.values(), lr=options.learning_rate, weight_decay=0.0
-        )
+        self._parameters = {
+            name: parameter
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter], "lr": options.learning_rate * _factor(name, slower or {})}
+            for name, parameter in self._parameters.items()
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=0.0)
 
     @property
     def is_finished(self) -> bool:
@@ -124,16 +144,16 @@ class Trainer:
                 tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
         return tensors
 
-    def restore(self, tensors: Mapping[str, torch.Tensor], state: TrainingState) -> None:
-        """Continue from what `tensors` returned.
+    def restore(self, tensors: Mapping[str, torch.Tensor], numbers: Sequence[Any]) -> None:
+        """Continue from what `tensors` and `state.numbers` returned.
 
         Args:
             tensors: by name.
-            state: its best module is among the tensors.
+            numbers: in order.
         """
         self.module.load_state_dict(_under("module.", tensors))
-        self.state = state
-        self.state.best = _under("best.", tensors)
+        step, best_loss, num_worse = numbers
+        self.state = TrainingState(step, best_loss, num_worse, _under("best.", tensors))
         for name, parameter in self._parameters.items():
             found = {
                 key: value
@@ -145,9 +165,7 @@ class Trainer:
 
     def _step(self, batch: Sequence[Sample]) -> float:
         self.optimizer.zero_grad(set_to_none=True)
-        matched, other = self._losses(batch)
-        loss = (matched + _hinge(matched, other, self._options.margin)).mean()
-        # The optimizer holds the bridge's parameters alone; the receiver's have no gradient.
+        loss = self._objective.losses(batch).mean()
         loss.backward()
         self.optimizer.step()
         self.state.step += 1
@@ -161,8 +179,7 @@ class Trainer:
         # One that is left over joins the batch before it: alone, it has no other task.
         for start in range(0, len(samples) - 1, size):
             end = start + size if len(samples) - start - size != 1 else len(samples)
-            matched, other = self._losses(samples[start:end])
-            total += float((matched + _hinge(matched, other, self._options.margin)).sum())
+            total += float(self._objective.losses(samples[start:end]).sum())
         if self.state.best_loss is None or total < self.state.best_loss:
             self.state.best_loss, self.state.num_worse = total, 0
             self.state.best = {
@@ -171,20 +188,9 @@ class Trainer:
         else:
             self.state.num_worse += 1
 
-    def _losses(self, batch: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the plans' losses after their own latents and after the next sample's."""
-        messages = [
-            self.module(torch.tensor(sample.rows, device=self.module.device)) for sample in batch
-        ]
-        plans = [self._receiver.plan_ids(sample) for sample in batch]
-        others = [*messages[1:], messages[0]]
-        matched = [Scored(*pair) for pair in zip(messages, plans, strict=True)]
-        other = [Scored(*pair) for pair in zip(others, plans, strict=True)]
-        return self._receiver.nll(matched), self._receiver.nll(other)
 
-
-def _hinge(matched: torch.Tensor, other: torch.Tensor, margin: float) -> torch.Tensor:
-    return (margin - (other - matched)).clamp_min(0)
+def _factor(name: str, slower: Mapping[str, float]) -> float:
+    return next((factor for prefix, factor in slower.items() if name.startswith(prefix)), 1.0)
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from latentwire_service.bridges.fitting.samples import Sample
 from latentwire_service.engine.hf.loader import LoadedModel
 from latentwire_service.engine.seams.bridge import BridgeError
+from latentwire_service.fitting.samples import Sample
 
 _PLACE = "latentwire place 5b1e6d"
 
@@ -149,3 +149,28 @@ class FrozenReceiver:
         except Exception as error:
             # The template is foreign code.
             raise BridgeError(f"the model's chat template fails: {error}") from error
+
+
+def matched_and_other(
+    receiver: FrozenReceiver, messages: Sequence[torch.Tensor], samples: Sequence[Sample]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score each plan after its own message and after the next sample's; the last gets the first's.
+
+    Args:
+        receiver: reads the messages.
+        messages: `[n, H_in]` each, one per sample.
+        samples: at least two.
+
+    Returns:
+        Nats per token, `[n]` float32 each.
+    """
+    plans = [receiver.plan_ids(sample) for sample in samples]
+    others = [*messages[1:], messages[0]]
+    matched = [Scored(*pair) for pair in zip(messages, plans, strict=True)]
+    other = [Scored(*pair) for pair in zip(others, plans, strict=True)]
+    return receiver.nll(matched), receiver.nll(other)
+
+
+def hinge(matched: torch.Tensor, other: torch.Tensor, margin: float) -> torch.Tensor:
+    """Return by how much the difference falls short of the margin, `[n]`; 0 where it does not."""
+    return (margin - (other - matched)).clamp_min(0)

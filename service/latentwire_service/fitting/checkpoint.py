@@ -7,7 +7,8 @@ with other settings is not continued.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,27 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from latentwire_service.bridges.fitting.training import Tensors, TrainingState
 from latentwire_service.engine.seams.bridge import BridgeError
+from latentwire_service.fitting.training import Tensors
 
 _NAME = ".fit.safetensors"
+# The phase of files that do not state one.
+_TRAINING = "training"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Saved:
+    """The state of an unfinished fit.
+
+    Attributes:
+        tensors: by name.
+        numbers: JSON values in order.
+        phase: of the fit, in which it was saved.
+    """
+
+    tensors: Tensors
+    numbers: list[Any]
+    phase: str
 
 
 class Checkpoint:
@@ -33,21 +51,31 @@ class Checkpoint:
         self._path = directory / _NAME
         self._settings = json.dumps(settings, sort_keys=True)
 
-    def save(self, tensors: Mapping[str, torch.Tensor], state: TrainingState) -> None:
+    def save(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Sequence[Any],
+        phase: str = _TRAINING,
+    ) -> None:
         """Replace the file.
+
+        Args:
+            tensors: by name.
+            numbers: JSON values.
+            phase: of the fit.
 
         Raises:
             OSError: it cannot be written.
         """
         scratch = self._path.with_suffix(".new")
         stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        numbers = json.dumps([state.step, state.best_loss, state.num_worse])
+        metadata = {"settings": self._settings, "state": json.dumps(numbers), "phase": phase}
         # safetensors refuses tensors that share memory: a clone per tensor.
         stored = {name: value.clone() for name, value in stored.items()}
-        save_file(stored, scratch, {"settings": self._settings, "state": numbers})
+        save_file(stored, scratch, metadata)
         scratch.replace(self._path)
 
-    def load(self, device: torch.device) -> tuple[Tensors, TrainingState] | None:
+    def load(self, device: torch.device) -> Saved | None:
         """Return what `save` wrote; None when there is no file.
 
         Raises:
@@ -63,12 +91,12 @@ class Checkpoint:
                     raise BridgeError(
                         "--output-dir: holds an unfinished fit with other settings", hint
                     )
-                step, best_loss, num_worse = json.loads(metadata["state"])
+                numbers = list(json.loads(metadata["state"]))
                 names = list(file.keys())
                 tensors = {name: file.get_tensor(name) for name in names}
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise BridgeError("--output-dir: holds a damaged unfinished fit", hint) from error
-        return tensors, TrainingState(step, best_loss, num_worse)
+        return Saved(tensors, numbers, metadata.get("phase", _TRAINING))
 
     def discard(self) -> None:
         """Remove the file, if there is one."""
