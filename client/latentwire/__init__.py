@@ -5,6 +5,7 @@ from latentwire.call import PlanOptions
 from latentwire.client import Client
 from latentwire.errors import (
     ApiError,
+    CompressorError,
     ConnectionFailedError,
     DeadlineExceededError,
     InternalServiceError,
@@ -33,6 +34,7 @@ __all__ = [
     "AsyncClient",
     "AsyncPlanStream",
     "Client",
+    "CompressorError",
     "ConnectionFailedError",
     "DeadlineExceededError",
     "InfoResponse",

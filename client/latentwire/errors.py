@@ -66,6 +66,20 @@ class WaitTimeoutError(LatentwireError):
     """The service did not become ready within the timeout of `wait_ready`."""
 
 
+class CompressorError(LatentwireError, ValueError):
+    """A compressor does not exist, or cannot be made, applied or reversed.
+
+    Attributes:
+        field: the wrong argument or field, such as `k`; None if none is to blame.
+        reason: the text without the field.
+    """
+
+    def __init__(self, reason: str, field: str | None = None) -> None:
+        super().__init__(f"{field}: {reason}" if field else reason)
+        self.field = field
+        self.reason = reason
+
+
 class ApiError(LatentwireError):
     """The service answered with an error.
 

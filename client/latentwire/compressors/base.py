@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentwire.bridge_manifest import content_hash
-from latentwire.errors import LatentwireError
+from latentwire.errors import CompressorError as CompressorError
 
 COMPRESSED = "hidden_state_comp"
 """Name of a compressor's main array: as a key, a column and a field."""
@@ -25,20 +25,6 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_K = 1 << 20
 
 _ARRAY_NAME = re.compile(r"[a-z_]{1,64}")
-
-
-class CompressorError(LatentwireError, ValueError):
-    """A compressor does not exist, or cannot be made, applied or reversed.
-
-    Attributes:
-        field: the wrong argument or field, such as `k`; None if none is to blame.
-        reason: the text without the field.
-    """
-
-    def __init__(self, reason: str, field: str | None = None) -> None:
-        super().__init__(f"{field}: {reason}" if field else reason)
-        self.field = field
-        self.reason = reason
 
 
 class Compressor(Protocol):
