@@ -164,7 +164,9 @@ def plan_latent_call(
 def _with_tensors(
     message: Mapping[str, Any], tensors: dict[str, npt.NDArray[np.float32]]
 ) -> dict[str, Any]:
-    """Return a message whose latents name tensors, which are added to the given ones.
+    """Return a message whose float32 latents name tensors, which are added to the given ones.
+
+    Latents of other dtypes stay in the message: as float32 tensors they would be larger.
 
     Raises:
         InvalidArgumentError: the rows of a latent are not what their shape says.
@@ -175,13 +177,14 @@ def _with_tensors(
     parts = []
     for part in content:
         if part["type"] == "latent" and isinstance(part["hidden_state"], Mapping):
-            name = f"latent-{len(tensors)}"
-            try:
-                sent = HiddenState.model_validate(part["hidden_state"])
-                tensors[name] = decode_hidden_state(sent)
-            except ProtocolError as error:
-                raise InvalidArgumentError("messages", f"messages: {error}") from error
-            part = {**part, "hidden_state": name}
+            sent = HiddenState.model_validate(part["hidden_state"])
+            if sent.dtype == "float32":
+                name = f"latent-{len(tensors)}"
+                try:
+                    tensors[name] = decode_hidden_state(sent)
+                except ProtocolError as error:
+                    raise InvalidArgumentError("messages", f"messages: {error}") from error
+                part = {**part, "hidden_state": name}
         parts.append(part)
     return {**message, "content": parts}
 

@@ -5,10 +5,23 @@ This module must not know HTTP, torch or FastAPI.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    Strict,
+    model_serializer,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from latentwire.number_formats import MAX_ROTATION_SEED, NumberFormat
 from latentwire.sampling import must_be_unicode
 
 _MAX_CHARS = 512
@@ -29,15 +42,43 @@ class ResponseModel(BaseModel):
 
 
 class HiddenState(ResponseModel):
-    """A float32 matrix on the wire.
+    """A matrix of float32 values on the wire, in one of the number formats.
 
-    ``data`` is base64 (RFC 4648, standard alphabet, padded) of the C-order little-endian bytes.
+    ``data`` and ``scales`` are base64 (RFC 4648, standard alphabet, padded) of the C-order
+    little-endian bytes. `latentwire.tensors.decode_hidden_state` gives float32 back.
     """
 
     data: str
-    dtype: Literal["float32"] = "float32"
+    dtype: NumberFormat = "float32"
     byteorder: Literal["little"] = "little"
-    shape: tuple[_Size, _Size] = Field(description="[rows, hidden size]")
+    shape: tuple[_Size, _Size] = Field(
+        description="[rows, hidden size] of the matrix, whatever its dtype"
+    )
+    scales: str | None = Field(
+        default=None, description="One float32 per row, with the dtypes int8 and int4 only."
+    )
+    rotation: Annotated[int, Strict(), Field(ge=0, le=MAX_ROTATION_SEED)] | None = Field(
+        default=None,
+        description="Seed of the rotation of int8 and int4 rows; none when they are not rotated.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        """Leave out scales and rotation where there are none, as answers had before them."""
+        fields = serialize(self)
+        return {
+            name: value
+            for name, value in fields.items()
+            if value is not None or name not in ("scales", "rotation")
+        }
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Describe the fields: of the serializer above, pydantic would know no schema."""
+        described = {key: value for key, value in core_schema.items() if key != "serialization"}
+        return handler(cast(CoreSchema, described))
 
 
 class LatentInfo(ResponseModel):

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentwire.errors import MissingDependencyError, ProtocolError
+from latentwire.number_formats import NumberFormat
 from latentwire.protocol import FinishReason, LatentInfo, PlanLatentResponse, Timings, Usage
 from latentwire.tensors import decode_hidden_state, encode_hidden_state
 
@@ -92,18 +93,22 @@ class PlanLatent:
         plan.check_counts()
         return plan
 
-    def as_part(self, bridge: str | None = None) -> dict[str, Any]:
+    def as_part(self, bridge: str | None = None, dtype: NumberFormat = "float32") -> dict[str, Any]:
         """Return the latent as a part of a message, for a request to the same or another model.
 
         Args:
             bridge: name of the receiver's bridge; None: the one made for this sender.
+            dtype: number format of the rows in the request.
 
         Returns:
             JSON values: ``{"type": "latent", "hidden_state": ..., "latent": ...}``.
+
+        Raises:
+            NumberFormatError: when a value does not fit the dtype; the text names its row.
         """
         part: dict[str, Any] = {
             "type": "latent",
-            "hidden_state": encode_hidden_state(self.hidden_state).model_dump(mode="json"),
+            "hidden_state": encode_hidden_state(self.hidden_state, dtype).model_dump(mode="json"),
             "latent": self.latent.model_dump(mode="json"),
         }
         return part if bridge is None else part | {"bridge": bridge}

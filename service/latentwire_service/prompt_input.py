@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from latentwire.conversation import LatentPart, Message, TextPart, latent_parts
-from latentwire.errors import ProtocolError
 from latentwire.protocol import PlanLatentRequest
-from latentwire.tensors import decode_hidden_state
+from latentwire.tensors import TensorError, decode_hidden_state
 from latentwire_service.engine.backend import LATENTS_IN, Backend
 from latentwire_service.engine.errors import InvalidParamsError, PromptTooLongError
 from latentwire_service.engine.prompt import Conversation, Embeddings, Turn, fill_template
@@ -158,9 +157,8 @@ def _rows(part: LatentPart, field: str, tensors: Tensors) -> npt.NDArray[np.floa
     else:
         try:
             rows = decode_hidden_state(part.hidden_state)
-        except ProtocolError as error:
-            message = str(error).removeprefix("hidden_state.data ")
-            raise InvalidParamsError(f"{field}.hidden_state.data", message) from error
+        except TensorError as error:
+            raise InvalidParamsError(f"{field}.hidden_state.{error.field}", error.reason) from error
     is_finite = np.isfinite(rows).all(axis=1)
     if not is_finite.all():
         raise InvalidParamsError(

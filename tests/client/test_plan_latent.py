@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from latentwire import MissingDependencyError, PlanLatent, ProtocolError
+from latentwire.call import Wire, plan_latent_call
 from latentwire.conversation import LatentPart, Message
 from latentwire.latent import HiddenState
+from latentwire.number_formats import NUMBER_FORMATS, NumberFormat
 from latentwire.protocol import PlanLatentResponse
 from latentwire.tensors import decode_hidden_state
 
@@ -74,6 +76,28 @@ def test_an_answer_becomes_a_part_of_a_message(wire: Any) -> None:
     np.testing.assert_array_equal(decode_hidden_state(latent.hidden_state), plan.hidden_state)
     assert (latent.latent.model, latent.bridge) == (plan.model, "mine")
     assert json.loads(json.dumps(part)) == part
+
+
+@pytest.mark.parametrize("dtype", NUMBER_FORMATS)
+def test_a_part_has_its_rows_in_the_dtype(wire: Any, dtype: NumberFormat) -> None:
+    plan = decode(wire.plan_body())
+    part = plan.as_part(dtype=dtype)
+    messages = [{"role": "user", "content": [part]}]
+    forms: tuple[Wire, ...] = ("json", "safetensors")
+    for wire_form in forms:
+        call = plan_latent_call(None, None, None, {}, messages=messages, wire=wire_form)
+        if call.content is None:
+            assert call.body is not None
+            sent = HiddenState.model_validate(
+                call.body["messages"][0]["content"][0]["hidden_state"]
+            )
+            assert sent == HiddenState.model_validate(part["hidden_state"])
+        else:
+            assert dtype == "float32"
+    rows = decode_hidden_state(HiddenState.model_validate(part["hidden_state"]))
+    tolerance = {"float32": 0.0, "float16": 1e-3, "bfloat16": 1e-2, "int8": 0.01, "int4": 0.2}
+    error = np.linalg.norm(rows - plan.hidden_state) / np.linalg.norm(plan.hidden_state)
+    assert error <= tolerance[dtype]
 
 
 @pytest.mark.parametrize("k", [None, 2, 4])

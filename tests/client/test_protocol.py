@@ -116,7 +116,14 @@ def test_k_belongs_to_the_query_not_to_the_body() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"dtype": "float16"}, {"byteorder": "big"}, {"shape": [1]}, {"shape": [1, 2, 3]}]
+    "change",
+    [
+        {"dtype": "float64"},
+        {"rotation": -1},
+        {"byteorder": "big"},
+        {"shape": [1]},
+        {"shape": [1, 2, 3]},
+    ],
 )
 def test_another_tensor_format_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

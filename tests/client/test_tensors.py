@@ -7,8 +7,20 @@ import numpy as np
 import pytest
 
 from latentwire.errors import ProtocolError
+from latentwire.number_formats import (
+    NUMBER_FORMATS,
+    NumberFormat,
+    NumberFormatError,
+    decode_rows,
+    encode_rows,
+)
 from latentwire.protocol import HiddenState
-from latentwire.tensors import decode_hidden_state, encode_base64
+from latentwire.tensors import (
+    TensorError,
+    decode_hidden_state,
+    encode_base64,
+    encode_hidden_state,
+)
 
 # 48 KiB pieces hold 12288 float32 values: sizes on, before, after and far over the boundary.
 SHAPES = [(0, 576), (1, 1), (5, 3), (1, 12287), (1, 12288), (1, 12289), (3, 12288), (97, 576)]
@@ -70,3 +82,71 @@ def test_data_that_is_not_strict_base64_is_refused(data: str) -> None:
 def test_data_of_another_size_than_the_shape_is_refused(shape: tuple[int, int]) -> None:
     with pytest.raises(ProtocolError, match="holds 4 bytes"):
         decode_hidden_state(on_wire(base64.b64encode(bytes(4)).decode(), shape))
+
+
+@pytest.mark.parametrize("dtype", NUMBER_FORMATS)
+@pytest.mark.parametrize("rotation", [None, 0, 9])
+@pytest.mark.parametrize("shape", [(0, 576), (1, 1), (5, 3), (4, 576)])
+def test_each_dtype_travels_as_json(
+    dtype: NumberFormat, rotation: int | None, shape: tuple[int, int]
+) -> None:
+    matrix = rows(shape)
+    sent = encode_hidden_state(matrix, dtype, rotation=rotation).model_dump_json()
+    received = HiddenState.model_validate_json(sent)
+    assert received.shape == shape
+    decoded = decode_hidden_state(received)
+    assert decoded.dtype == np.float32
+    expected = decode_rows(encode_rows(matrix, dtype, rotation=rotation))
+    assert decoded.tobytes() == expected.tobytes()
+    assert decoded.shape == shape
+
+
+@pytest.mark.parametrize("dtype", NUMBER_FORMATS)
+def test_a_wire_tensor_has_scales_and_rotation_only_where_they_mean_something(
+    dtype: NumberFormat,
+) -> None:
+    fields = encode_hidden_state(rows((2, 4)), dtype).model_dump(mode="json").keys()
+    further = {"scales", "rotation"} if dtype in ("int8", "int4") else set()
+    assert fields == {"data", "dtype", "byteorder", "shape"} | further
+    if further:
+        assert "rotation" not in encode_hidden_state(rows((2, 4)), dtype, rotation=None).model_dump(
+            mode="json"
+        )
+
+
+def test_a_value_beyond_the_dtype_is_an_error_that_names_the_row() -> None:
+    with pytest.raises(NumberFormatError, match="row 1 holds 70000 at position 2"):
+        encode_hidden_state(np.array([[0, 0, 0], [0, 0, 70000]], np.float32), "float16")
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "match"),
+    [
+        ({"scales": None}, "scales", "is required with the dtype int8"),
+        ({"scales": "AAAA"}, "scales", "holds 3 bytes; 2 rows need 8 bytes"),
+        ({"scales": "*"}, "scales", "is not base64"),
+        ({"dtype": "float16"}, "data", r"holds 6 bytes; shape \[2, 3\] float16 needs 12 bytes"),
+        ({"dtype": "int4"}, "data", r"holds 6 bytes; shape \[2, 3\] int4 needs 4 bytes"),
+        ({"dtype": "bfloat16", "shape": (1, 3)}, "rotation", "bfloat16 is never rotated"),
+        (
+            {"dtype": "bfloat16", "shape": (1, 3), "rotation": None},
+            "scales",
+            "must be left out with the dtype bfloat16",
+        ),
+        ({"shape": (0, 2**40), "data": "", "scales": ""}, "data", "holds 0 bytes"),
+        ({"data": "!"}, "data", "is not base64"),
+        (
+            {"data": encode_base64(rows((1, 70_000))).decode(), "shape": (4, 70_000)},
+            "rotation",
+            "at most 65536",
+        ),
+    ],
+)
+def test_a_tensor_that_contradicts_itself_names_the_field(
+    change: dict[str, Any], field: str, match: str
+) -> None:
+    good = encode_hidden_state(rows((2, 3)), "int8")
+    with pytest.raises(TensorError, match=match) as caught:
+        decode_hidden_state(HiddenState.model_validate({**good.model_dump(), **change}))
+    assert caught.value.field == field
+    assert str(caught.value).startswith(f"hidden_state.{field} ")

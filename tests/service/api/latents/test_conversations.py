@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from latentwire import Client
+from latentwire.number_formats import NUMBER_FORMATS, NumberFormat
 from latentwire.protocol import InfoResponse, PlanLatentResponse
 from latentwire.safetensors_wire import pack_request
-from latentwire.tensors import decode_hidden_state
+from latentwire.tensors import decode_hidden_state, encode_hidden_state
 from support.latent_requests import OPTIONS, SAFETENSORS, body, latent, matrix, plan
 from support.live_server import LiveServer
 from support.requests import assert_problem
@@ -49,6 +50,17 @@ def test_a_system_message_comes_before_the_task(server: LiveServer) -> None:
         params={"task": "Go", "prompt_template": "{task}", "system": "Short.", **by_query},
     )
     assert same(PlanLatentResponse.model_validate_json(answer.content), plan(server, asked))
+
+
+@pytest.mark.parametrize("dtype", NUMBER_FORMATS)
+def test_rows_of_any_dtype_are_read_as_the_float32_rows_that_they_mean(
+    server: LiveServer, dtype: NumberFormat
+) -> None:
+    sent = encode_hidden_state(matrix(3), dtype)
+    meant = plan(server, body(latent(decode_hidden_state(sent))))
+    answer = plan(server, body(latent(hidden_state=sent.model_dump(mode="json"))))
+    assert same(answer, meant)
+    assert answer.usage.prompt_tokens == meant.usage.prompt_tokens
 
 
 def test_rows_change_the_answer_and_count_as_prompt_tokens(server: LiveServer) -> None:

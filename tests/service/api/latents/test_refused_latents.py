@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -9,12 +10,23 @@ import numpy as np
 import pytest
 
 from latentwire.safetensors_wire import pack_request
+from latentwire.tensors import encode_base64, encode_hidden_state
 from support.latent_requests import OPTIONS, SAFETENSORS, body, latent, matrix, plan, post_escaped
 from support.live_server import LiveServer
 from support.requests import assert_problem
 from support.tiny_shape import HIDDEN_SIZE
 
 pytestmark = pytest.mark.backends("fake", "local")
+
+
+def int8(**changes: Any) -> dict[str, Any]:
+    return encode_hidden_state(matrix(3), "int8").model_dump(mode="json") | changes
+
+
+def float16(value: bytes = b"\x00\x00") -> dict[str, Any]:
+    data = base64.b64encode(value * HIDDEN_SIZE).decode()
+    return {"data": data, "shape": [1, HIDDEN_SIZE], "dtype": "float16"}
+
 
 HUGE = {"data": "", "shape": [1, 10**9]}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -70,8 +82,36 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "messages.0.content.0.hidden_state",
     ),
     "another dtype": (
-        latent(hidden_state={"data": "", "shape": [1, 1], "dtype": "float16"}),
+        latent(hidden_state={"data": "", "shape": [1, 1], "dtype": "float64"}),
         "messages.0.content.0.hidden_state.dtype",
+    ),
+    "int8 without scales": (
+        latent(hidden_state=int8(scales=None)),
+        "messages.0.content.0.hidden_state.scales",
+    ),
+    "scales for fewer rows": (
+        latent(hidden_state=int8(scales="AAAAAA==")),
+        "messages.0.content.0.hidden_state.scales",
+    ),
+    "a scale that is not finite": (
+        latent(hidden_state=int8(scales=encode_base64(np.full(3, np.nan)).decode())),
+        "messages.0.content.0.hidden_state",
+    ),
+    "int8 values named int4": (
+        latent(hidden_state=int8(dtype="int4")),
+        "messages.0.content.0.hidden_state.data",
+    ),
+    "rotated float16": (
+        latent(hidden_state={**float16(), "rotation": 0}),
+        "messages.0.content.0.hidden_state.rotation",
+    ),
+    "a rotation below 0": (
+        latent(hidden_state=int8(rotation=-1)),
+        "messages.0.content.0.hidden_state.rotation",
+    ),
+    "a float16 infinity": (
+        latent(hidden_state=float16(b"\x00\x7c")),
+        "messages.0.content.0.hidden_state",
     ),
     "a model that is not Unicode": (
         latent(bridge="weights", latent={"model": "\ud800"}),
