@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import numpy.typing as npt
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 1 << 24
 _METADATA = "__metadata__"
+_MAX_FILE_BYTES = 1 << 34
 _MAX_DIMENSIONS = 8
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -52,6 +54,9 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[np.float32]]:
         OSError: it cannot be read.
         TensorFileError: it is damaged, or a tensor has another dtype; the text has the file's name.
     """
+    size = _size(path)
+    if size > _MAX_FILE_BYTES:
+        raise TensorFileError(f"{path.name} is larger than 16 GiB")
     with path.open("rb") as file:
         start = file.read(_LENGTH.size)
         length = _LENGTH.unpack(start)[0] if len(start) == _LENGTH.size else 0
@@ -60,7 +65,7 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[np.float32]]:
             entries = json.loads(header)
             entries.pop(_METADATA, None)
             places = {name: _place(entry) for name, entry in entries.items()}
-            num_bytes = path.stat().st_size - _LENGTH.size - length
+            num_bytes = size - _LENGTH.size - length
             _check_cover(list(places.values()), num_bytes)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise TensorFileError(f"{path.name} is damaged") from error
@@ -68,6 +73,14 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[np.float32]]:
     if len(values) != num_bytes:
         raise TensorFileError(f"{path.name} is damaged")
     return {name: _tensor(values, place) for name, place in places.items()}
+
+
+def _size(path: Path) -> int:
+    """Return the size of a regular file; anything else, such as a pipe, could block forever."""
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise TensorFileError(f"{path.name} is no file")
+    return facts.st_size
 
 
 def _place(entry: dict[str, Any]) -> _Place:
@@ -92,7 +105,9 @@ def _check_cover(places: list[_Place], num_bytes: int) -> None:
 
 
 def _tensor(values: bytes, place: _Place) -> npt.NDArray[np.float32]:
-    read = np.frombuffer(values[place.start : place.end], dtype=_DTYPES[place.dtype])
+    dtype = _DTYPES[place.dtype]
+    count = (place.end - place.start) // dtype.itemsize
+    read = np.frombuffer(values, dtype=dtype, count=count, offset=place.start)
     if place.dtype == "BF16":
         # The upper half of a float32.
         read = (read.astype(np.uint32) << 16).view(np.float32)

@@ -128,18 +128,36 @@ def checked_k(k: int | None, name: str) -> int:
     return k
 
 
-def checked_rows(rows: npt.ArrayLike, width: int | None = None) -> Rows:
+def checked_rows(rows: npt.ArrayLike, width: int | None = None, field: str = "rows") -> Rows:
     """Return a latent as `[L, H]` float32: the same memory if it is of this type already.
 
     Args:
         rows: numbers in two dimensions.
         width: H that they must have; None: any.
+        field: name of the argument, for errors.
 
     Raises:
         CompressorError: they have other dimensions or another width, or one is not finite in
             float32.
     """
-    return _checked_matrix(rows, "rows", width)
+    try:
+        given = np.asarray(rows)
+    except (ValueError, TypeError) as error:
+        raise CompressorError("must be rows of equal length", field) from error
+    if given.dtype.kind not in "fiu":
+        raise CompressorError("must be numbers", field)
+    if given.ndim != 2:
+        raise CompressorError(f"must have two dimensions, not {given.ndim}", field)
+    if given.shape[1] == 0:
+        raise CompressorError("must have a width of at least 1", field)
+    if width is not None and given.shape[1] != width:
+        raise CompressorError(f"must have the width {width}, not {given.shape[1]}", field)
+    with np.errstate(over="ignore"):
+        result = cast("Rows", given.astype(np.float32, copy=False))
+    is_finite = np.isfinite(result).all(axis=1)
+    if not is_finite.all():
+        raise CompressorError(f"row {int(is_finite.argmin())} is not finite in float32", field)
+    return result
 
 
 def checked_arrays(
@@ -164,7 +182,7 @@ def checked_arrays(
         if name not in expected:
             raise CompressorError("is no array of this compressor", str(name))
     return {
-        name: _checked_matrix(arrays[name], name, width if name == COMPRESSED else None)
+        name: checked_rows(arrays[name], width if name == COMPRESSED else None, name)
         for name in expected
     }
 
@@ -211,24 +229,3 @@ def checked_count(num_rows: int, num_kept: int, k: int | None = None) -> int:
 def is_array_name(name: object) -> bool:
     """Say whether a further array of a compressor may have this name."""
     return isinstance(name, str) and _ARRAY_NAME.fullmatch(name) is not None
-
-
-def _checked_matrix(values: npt.ArrayLike, field: str, width: int | None) -> Rows:
-    try:
-        given = np.asarray(values)
-    except (ValueError, TypeError) as error:
-        raise CompressorError("must be rows of equal length", field) from error
-    if given.dtype.kind not in "fiu":
-        raise CompressorError("must be numbers", field)
-    if given.ndim != 2:
-        raise CompressorError(f"must have two dimensions, not {given.ndim}", field)
-    if given.shape[1] == 0:
-        raise CompressorError("must have a width of at least 1", field)
-    if width is not None and given.shape[1] != width:
-        raise CompressorError(f"must have the width {width}, not {given.shape[1]}", field)
-    with np.errstate(over="ignore"):
-        result = cast("Rows", given.astype(np.float32, copy=False))
-    is_finite = np.isfinite(result).all(axis=1)
-    if not is_finite.all():
-        raise CompressorError(f"row {int(is_finite.argmin())} is not finite in float32", field)
-    return result

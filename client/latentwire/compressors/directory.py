@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from latentwire.compressors.base import NAME_PATTERN, Compressor, CompressorError, Rows
 from latentwire.compressors.learned import learned_compressor
 from latentwire.compressors.manifest import MANIFEST_NAME, TENSORS_NAME, CompressorManifest
+from latentwire.compressors.training_free import RESERVED_NAMES
 from latentwire.strict_json import load_json
 from latentwire.tensor_file import read_tensors
 from latentwire.validation import describe
@@ -58,14 +59,13 @@ def read_compressor(directory: Path) -> tuple[CompressorManifest, dict[str, Rows
         CompressorError: a file cannot be read, is damaged or holds a wrong value.
     """
     manifest = _manifest(directory / MANIFEST_NAME)
-    if manifest.name is None:
-        name = directory.resolve().name
-        if not re.fullmatch(NAME_PATTERN, name):
-            raise CompressorError(
-                f"a directory without a name in {MANIFEST_NAME} must match {NAME_PATTERN}",
-                "compressor",
-            )
-        manifest = manifest.model_copy(update={"name": name})
+    name = manifest.name or directory.resolve().name
+    if name in RESERVED_NAMES or not re.fullmatch(NAME_PATTERN, name):
+        raise CompressorError(
+            f"{name[:64]!r} cannot be its name; write another `name` to {MANIFEST_NAME}",
+            "compressor",
+        )
+    manifest = manifest.model_copy(update={"name": name})
     try:
         tensors = read_tensors(directory / TENSORS_NAME)
     except OSError as error:
@@ -80,6 +80,9 @@ def read_compressor(directory: Path) -> tuple[CompressorManifest, dict[str, Rows
 
 def _manifest(path: Path) -> CompressorManifest:
     try:
+        # A pipe could block forever.
+        if path.exists() and not path.is_file():
+            raise CompressorError(f"{MANIFEST_NAME} is no file", "compressor")
         with path.open("rb") as file:
             content = file.read(_MAX_MANIFEST_BYTES + 1)
     except OSError as error:

@@ -61,7 +61,9 @@ class _Foreign:
         return result
 
     def decompress(self, arrays: Mapping[str, Rows], num_rows: int) -> Rows:
-        given = {name: _read_only(checked_rows(array)) for name, array in arrays.items()}
+        given = {
+            name: _read_only(checked_rows(array, field=name)) for name, array in arrays.items()
+        }
         try:
             rows = self.made.decompress(given, num_rows)
         except CompressorError:
@@ -96,12 +98,12 @@ def foreign_compressor(point: EntryPoint, k: int | None) -> Compressor:
     """
     try:
         made = point.load()(k)
+        facts: dict[str, Any] = {name: getattr(made, name, None) for name in _CHECKS}
     except CompressorError:
         raise
     # A module that ends the process when it is imported shall not end this one.
     except (Exception, SystemExit) as error:
         raise _failed(point.name, "load", error) from error
-    facts: dict[str, Any] = {name: getattr(made, name, None) for name in _CHECKS}
     for name, check in _CHECKS.items():
         if not check(facts[name]):
             raise CompressorError(f"compressor {point.name} has a wrong {name}", "compressor")

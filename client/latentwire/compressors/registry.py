@@ -14,12 +14,9 @@ from pathlib import Path
 from latentwire.compressors.base import NAME_PATTERN, Compressor, CompressorError
 from latentwire.compressors.directory import is_compressor_directory, load_compressor
 from latentwire.compressors.foreign import foreign_compressor
-from latentwire.compressors.training_free import TRAINING_FREE, training_free
+from latentwire.compressors.training_free import RESERVED_NAMES, TRAINING_FREE, training_free
 
 GROUP = "latentwire.compressors"
-
-# `full` stands for a latent that is not compressed.
-_RESERVED = frozenset({*TRAINING_FREE, "full"})
 
 
 def compressor_names() -> list[str]:
@@ -79,7 +76,7 @@ def _usable_entry_points() -> list[EntryPoint]:
     return [
         point
         for point in entry_points(group=GROUP)
-        if point.name not in _RESERVED and re.fullmatch(NAME_PATTERN, point.name)
+        if point.name not in RESERVED_NAMES and re.fullmatch(NAME_PATTERN, point.name)
     ]
 
 

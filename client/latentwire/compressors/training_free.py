@@ -201,6 +201,9 @@ _MAKERS: Mapping[str, Callable[[int], _Selection | _MeanPool | _Svd | _Dct | _No
 TRAINING_FREE: tuple[str, ...] = tuple(_MAKERS)
 """Names of the built-in compressors."""
 
+RESERVED_NAMES = frozenset({*TRAINING_FREE, "full"})
+"""Names that no other compressor has. `full` stands for a latent that is not compressed."""
+
 
 def training_free(name: str, k: int | None) -> _Selection | _MeanPool | _Svd | _Dct | _Novel:
     """Return a built-in compressor.
