@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from latentwire_batch.dataset.manifest import Counts
-from latentwire_batch.dataset.reader import StoredRow
+from latentwire_batch.dataset.matrices import Shape
+from latentwire_batch.dataset.reader import EncodedRow
 from latentwire_batch.dataset.schema import (
     CLASSIC_SCHEMA,
     DEFAULT_BATCH_BYTES,
@@ -90,7 +91,7 @@ class Assembly:
 
     Args:
         directory: exists and is empty.
-        width: hidden size of the model.
+        width: hidden size of the model, the width of latents in logs that do not state it.
         max_shard_bytes: largest Arrow file of `hf_dataset/`.
         schema: of the dataset.
     """
@@ -103,10 +104,11 @@ class Assembly:
         schema: DatasetSchema = CLASSIC_SCHEMA,
     ) -> None:
         self._directory = directory
-        self._extras = schema.extras
+        self._schema = schema
+        self._width = width
         # One is filled while the batch of the other is written.
         self._builders = deque(
-            _Filling(BatchBuilder(width, min(DEFAULT_BATCH_BYTES, max_shard_bytes), schema))
+            _Filling(BatchBuilder(min(DEFAULT_BATCH_BYTES, max_shard_bytes), schema))
             for _ in range(2)
         )
         self._sinks: tuple[BatchSink, ...] = (
@@ -117,7 +119,7 @@ class Assembly:
         # sink has its own thread, which also keeps its batches in order.
         self._writers = [ThreadPoolExecutor(1, thread_name_prefix="assembly") for _ in self._sinks]
 
-    def run(self, store: RowStore, previous: Iterator[StoredRow], totals: Totals) -> None:
+    def run(self, store: RowStore, previous: Iterator[EncodedRow], totals: Totals) -> None:
         """Write all rows.
 
         Args:
@@ -134,9 +136,7 @@ class Assembly:
                 if state == RowState.FINISHED:
                     self._add_stored(store, index, totals)
                 elif state == RowState.KEPT:
-                    row = next(previous)
-                    builder = self._room_for(row.text, len(row.latent))
-                    builder.add(row.text, len(row.latent), row.extras)[:] = row.latent
+                    self._add_kept(next(previous))
             self._flush()
             # The last batches first: a file must not be closed before its batches are written.
             for job in chain(*(filling.jobs for filling in self._builders)):
@@ -148,19 +148,29 @@ class Assembly:
                 writer.shutdown(cancel_futures=True)
         totals.failed = self._write_failures(store.failed_rows())
 
+    def _add_kept(self, row: EncodedRow) -> None:
+        matrices = [row.matrices[matrix.name] for matrix in self._schema.matrices]
+        known = [encoded for encoded in matrices if encoded is not None]
+        shapes = [Shape(len(encoded.values), encoded.width) for encoded in known]
+        places = self._room_for(row.text, shapes).add(row.text, shapes, row.extras)
+        for place, encoded in zip(places, known, strict=True):
+            place.fill(encoded)
+
     def _add_stored(self, store: RowStore, index: int, totals: Totals) -> None:
         row = store.read(index)
-        builder = self._room_for(row.text, row.num_steps)
-        extras = {name: getattr(row, name) for name in self._extras}
-        store.read_latent_into(index, out=builder.add(row.text, row.num_steps, extras))
+        sizes = [(row.num_steps, self._width)] if row.shapes is None else row.shapes
+        shapes = [Shape(num_rows, width) for num_rows, width in sizes]
+        extras = {name: getattr(row, name) for name in self._schema.extras}
+        places = self._room_for(row.text, shapes).add(row.text, shapes, extras)
+        store.read_matrices_into(index, [array for place in places for array in place.arrays])
         totals.finished += 1
         totals.prompt_tokens += row.prompt_tokens
         totals.completion_tokens += row.completion_tokens
         totals.latent_steps += row.num_steps
         totals.finish_reasons[row.finish_reason] += 1
 
-    def _room_for(self, text: RowText, num_steps: int) -> BatchBuilder:
-        if not self._builders[0].builder.has_room(text, num_steps):
+    def _room_for(self, text: RowText, shapes: Sequence[Shape]) -> BatchBuilder:
+        if not self._builders[0].builder.has_room(text, shapes):
             self._flush()
         return self._builders[0].builder
 

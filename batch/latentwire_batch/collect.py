@@ -15,6 +15,7 @@ from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.dataset.card import build_card
 from latentwire_batch.dataset.manifest import Manifest, declaration, read_manifest
+from latentwire_batch.dataset.prepare import matrix_columns
 from latentwire_batch.dataset.previous import previous_rows
 from latentwire_batch.dataset.schema import DatasetSchema
 from latentwire_batch.dispatch.interrupts import run_interruptible
@@ -169,14 +170,15 @@ class Collection:
             schema = DatasetSchema(
                 self._stored.columns,
                 json.dumps(declaration(self._stored), ensure_ascii=False),
+                matrix_columns(self._stored),
             )
             Assembly(staging, width, self._run.settings.max_shard_size, schema).run(
-                store, previous_rows(self._layout, width, schema.extras), totals
+                store, previous_rows(self._layout, schema.matrices, schema.extras), totals
             )
         elapsed_s = earlier_s + store.elapsed_s + time.monotonic() - started_s
         counts = totals.counts(self._run.data.num_rows)
         manifest = Manifest(self._stored, counts, elapsed_s).to_json(fleet)
-        write_text(staging / CARD_NAME, build_card(manifest))
+        write_text(staging / CARD_NAME, build_card(manifest, schema))
         write_json(staging / MANIFEST_NAME, manifest)
         install(self._layout)
         written = Written(

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from latentwire import PlanOptions
 from latentwire.constants import DEFAULT_MAX_RETRIES
+from latentwire.number_formats import NumberFormat
 from latentwire.sampling import PromptFields, SamplingFields, Seed
 from latentwire_batch.dataset.schema import EXTRA_COLUMNS, SCHEMA
 from latentwire_batch.tasks.rows import RowFields
@@ -153,6 +154,11 @@ class CollectSettings(
         default=None,
         description="Seed of the dataset, from which each row's seed follows. Drawn and recorded "
         "if absent.",
+    )
+    storage_dtype: NumberFormat = Field(
+        default="float32",
+        description="Number format of the stored latents: float32, float16, bfloat16, int8 or "
+        "int4. latentwire.load gives float32 back.",
     )
     columns: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

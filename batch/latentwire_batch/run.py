@@ -89,6 +89,7 @@ class Run:
             k=settings.k,
             options=settings.plan_options,
             columns=settings.columns,
+            storage_dtype=settings.storage_dtype,
             fields=settings.row_fields,
             hub_dataset=self.hub,
             seed=seed,

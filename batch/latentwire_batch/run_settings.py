@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from latentwire import PlanOptions
+from latentwire.number_formats import NumberFormat
 from latentwire.sampling import PromptFields
 from latentwire_batch.dispatch.seeds import EARLIER_ROW_SEED_BITS, Seeds
 from latentwire_batch.errors import StorageError
@@ -20,6 +21,7 @@ from latentwire_batch.tasks.hub_dataset import HubDataset
 from latentwire_batch.tasks.rows import DataIdentity, RowFields
 
 _MAX_SHOWN_CHARS = 40
+_STORAGE_DTYPE = "storage_dtype"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class RunSettings:
         k: hidden rows to keep; None: all.
         options: prompt and sampling options of every row, without a seed.
         columns: names of the columns that the dataset has besides the classic ones.
+        storage_dtype: number format in which the latents are stored.
         fields: which fields of the input make a row; None: not recorded.
         hub_dataset: of which the rows are; None: not of the hub, or not recorded.
         seed: of the dataset; None while any seed would do.
@@ -43,6 +46,7 @@ class RunSettings:
     k: int | None
     options: PlanOptions
     columns: tuple[str, ...] = ()
+    storage_dtype: NumberFormat = "float32"
     fields: RowFields | None = None
     hub_dataset: HubDataset | None = None
     seed: int | None = None
@@ -64,6 +68,7 @@ class RunSettings:
                 k=value["k"],
                 options=cast(PlanOptions, {**value["prompt"], **value["sampling"]}),
                 columns=tuple(value.get("columns", ())),
+                storage_dtype=value.get(_STORAGE_DTYPE, "float32"),
                 fields=None if fields is None else RowFields.from_json(fields),
                 hub_dataset=HubDataset.from_json(fields or {}),
                 seed=value.get("seed"),
@@ -98,6 +103,8 @@ class RunSettings:
         options: dict[str, Any] = {**self.options}
         hub = {} if self.hub_dataset is None else self.hub_dataset.to_json()
         known = {
+            # Only where it differs from that of earlier versions, which do not know it.
+            _STORAGE_DTYPE: None if self.storage_dtype == "float32" else self.storage_dtype,
             "input": None if self.fields is None else {**hub, **self.fields.to_json()},
             "seed": self.seed,
             "row_seed_bits": self.row_seed_bits,
@@ -124,7 +131,8 @@ class RunSettings:
         Returns:
             One phrase per differing setting; empty when the runs agree.
         """
-        own, compared = self.to_json(), wanted.to_json()
+        own = self.to_json() | {_STORAGE_DTYPE: self.storage_dtype}
+        compared = wanted.to_json() | {_STORAGE_DTYPE: wanted.storage_dtype}
         for part in ("prompt", "sampling"):
             # An option that this run sets and the other leaves to the service is a difference.
             compared[part] = {**dict.fromkeys(own[part]), **compared[part]}

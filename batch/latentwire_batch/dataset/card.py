@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from latentwire.protocol import LatentInfo, latent_info
+from latentwire_batch.dataset.card_reading import reading_text
 from latentwire_batch.dataset.manifest import cut_plans
-from latentwire_batch.dataset.schema import Column, DatasetSchema
+from latentwire_batch.dataset.matrices import Column
+from latentwire_batch.dataset.schema import DatasetSchema
 from latentwire_batch.output.layout import CARD_MARK, DATA_NAME
 
 _FRONT_MATTER = """\
@@ -44,13 +46,7 @@ Plans and latents of {num_rows} tasks, made by latentwire {version} with the mod
 
 {meaning} {kept}{cut}
 
-```python
-from datasets import load_from_disk
-
-dataset = load_from_disk("hf_dataset").with_format("numpy")
-print(dataset[0]["task"], dataset[0]["hidden_state"].shape)
-```
-
+{reading}
 `{data_name}` holds the same rows.
 
 ## How it was made
@@ -67,17 +63,18 @@ print(dataset[0]["task"], dataset[0]["hidden_state"].shape)
 """
 
 
-def build_card(manifest: Mapping[str, Any]) -> str:
+def build_card(manifest: Mapping[str, Any], schema: DatasetSchema) -> str:
     """Build the card of a finished output.
 
     Args:
         manifest: of the output.
+        schema: of its files.
     """
     model, settings, counts = manifest["model"], manifest["settings"], manifest["counts"]
     name = str(model["model"])
     title = f"Latents of {name}"
     k = settings["k"]
-    columns = DatasetSchema(tuple(settings["columns"])).columns
+    columns = schema.columns
     body = _BODY.format(
         mark=CARD_MARK,
         title=_one_line(title),
@@ -88,6 +85,7 @@ def build_card(manifest: Mapping[str, Any]) -> str:
         cut=_cut(counts, settings),
         meaning=_latent(manifest).meaning,
         kept="All rows are kept." if k is None else f"At most the first {k} rows are kept.",
+        reading=reading_text(schema.matrices),
         data_name=DATA_NAME,
         settings=_table(_settings(model, settings)),
         counts=_table(_counts(counts)),

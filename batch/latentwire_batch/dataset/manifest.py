@@ -6,13 +6,16 @@ Holds no host name, no address and no path.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from latentwire.protocol import latent_info
+from latentwire.storage import STORAGE
+from latentwire_batch.dataset.matrices import MatrixColumn
+from latentwire_batch.dataset.prepare import matrix_columns
 from latentwire_batch.errors import StorageError
 from latentwire_batch.output.durable import read_json
 from latentwire_batch.replicas.fleet import FleetSummary
@@ -91,7 +94,7 @@ class Manifest:
         """
         declared = declaration(self.settings)
         return {
-            **{name: declared[name] for name in ("format", "model", "latent", "settings")},
+            **{name: value for name, value in declared.items() if name != "versions"},
             "counts": self.counts.to_json(),
             "replicas": {} if fleet is None else fleet.to_json(),
             "elapsed_s": round(self.elapsed_s, 3),
@@ -108,15 +111,26 @@ def declaration(settings: RunSettings) -> dict[str, Any]:
     model = settings.model
     assert model is not None
     latent = latent_info(model.model, model.revision)
+    storage = storage_json(matrix_columns(settings))
     return {
         "format": FORMAT,
         "model": model.to_json(),
         "latent": latent.model_dump(include={"layer", "normed", "alignment"}),
+        **({STORAGE: storage} if storage else {}),
         "settings": replace(settings, model=None).to_json(),
         "versions": {
             **{package: version(package) for package in _PACKAGES},
             "python": platform.python_version(),
         },
+    }
+
+
+def storage_json(matrices: Sequence[MatrixColumn]) -> dict[str, Any]:
+    """Return how matrix columns are stored, without those that are plain float32."""
+    return {
+        matrix.name: matrix.storage.to_json()
+        for matrix in matrices
+        if matrix.storage.dtype != "float32"
     }
 
 

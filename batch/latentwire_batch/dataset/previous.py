@@ -9,8 +9,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from latentwire.number_formats import EncodedRows
 from latentwire_batch.dataset.manifest import Manifest
-from latentwire_batch.dataset.reader import StoredRow, stored_rows
+from latentwire_batch.dataset.matrices import MatrixColumn
+from latentwire_batch.dataset.reader import EncodedRow, encoded_rows
 from latentwire_batch.errors import InputError, StorageError
 from latentwire_batch.output.layout import OutputLayout
 
@@ -37,22 +39,34 @@ def finished_indices(manifest: Manifest, layout: OutputLayout) -> npt.NDArray[np
 
 
 def previous_rows(
-    layout: OutputLayout, width: int, extras: Sequence[str] = ()
-) -> Iterator[StoredRow]:
-    """Yield the rows of a finished output in order, with latents of `width` columns.
+    layout: OutputLayout, matrices: Sequence[MatrixColumn], extras: Sequence[str] = ()
+) -> Iterator[EncodedRow]:
+    """Yield the rows of a finished output in order, with their matrices as they are stored.
 
     Args:
         layout: of the output.
-        width: the model's hidden size; an empty latent is `[0, width]`.
+        matrices: the columns of matrices; those with a width must have it.
         extras: names of the added columns.
 
     Raises:
-        StorageError: when its files cannot be read, or hold latents of another width.
+        StorageError: when its files cannot be read, or hold matrices of another width or format.
     """
     try:
-        for row in stored_rows(layout.hf_dataset, extras):
-            if row.is_ragged or (len(row.latent) and row.latent.shape[1] != width):
-                raise StorageError("the output's hf_dataset holds latents of another width")
-            yield replace(row, latent=row.latent.reshape(-1, width))
+        for row in encoded_rows(layout.hf_dataset, [matrix.name for matrix in matrices], extras):
+            found = {matrix.name: _checked(matrix, row) for matrix in matrices}
+            yield replace(row, matrices=found)
     except InputError as error:
         raise StorageError("the output's hf_dataset cannot be read") from error
+
+
+def _checked(matrix: MatrixColumn, row: EncodedRow) -> EncodedRows:
+    """Return a row's matrix; one without rows gets the width of the column."""
+    encoded, storage = row.matrices[matrix.name], matrix.storage
+    if encoded is None or encoded.format != storage.dtype:
+        raise StorageError("the output's hf_dataset holds matrices in another format")
+    if not len(encoded.values) and storage.width is not None:
+        values = encoded.values.reshape(0, storage.stored_width(storage.width))
+        return replace(encoded, values=values, width=storage.width)
+    if storage.width not in (None, encoded.width):
+        raise StorageError("the output's hf_dataset holds latents of another width")
+    return encoded

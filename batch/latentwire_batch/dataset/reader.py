@@ -5,9 +5,9 @@ Takes lists of every Arrow kind, so it also reads files that other tools have re
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from latentwire_batch.dataset.schema import DECLARATION_KEY, LATENT_COLUMN, TEXT_COLUMNS
+from latentwire.number_formats import EncodedRows, decode_rows
+from latentwire_batch.dataset.schema import LATENT_COLUMN, TEXT_COLUMNS
+from latentwire_batch.dataset.stored_matrix import (
+    StoredMatrix,
+    declaration_of,
+    matrix_names,
+    stored_matrix,
+)
 from latentwire_batch.errors import InputError
 from latentwire_batch.output.layout import DATA_NAME, HF_DATASET_NAME
 from latentwire_batch.tasks.arrow_files import (
@@ -48,6 +55,27 @@ class StoredRow:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedRow:
+    """One row of a stored dataset with its matrices as they are stored.
+
+    Attributes:
+        text: its text columns; a text is empty where the file has no such column.
+        matrices: by column; None for a ragged one, whose rows differ in length, or hold nulls. The
+            values are views of the file's batch where they need no conversion.
+        extras: its values in further columns, by name.
+    """
+
+    text: RowText
+    matrices: Mapping[str, EncodedRows | None]
+    extras: Mapping[str, Any]
+
+    def decoded(self, name: str) -> npt.NDArray[np.float32] | None:
+        """Return a matrix as `[rows, width]` float32; None for a ragged one."""
+        encoded = self.matrices[name]
+        return None if encoded is None else decode_rows(encoded)
+
+
 def locate(path: Path) -> Path:
     """Find the dataset in an output directory; return other paths unchanged.
 
@@ -64,29 +92,71 @@ def locate(path: Path) -> Path:
     raise InputError("holds neither data.parquet nor hf_dataset")
 
 
-def stored_rows(path: Path, extras: Sequence[str] = ()) -> Iterator[StoredRow]:
+def stored_rows(
+    path: Path, extras: Sequence[str] = (), column: str = LATENT_COLUMN
+) -> Iterator[StoredRow]:
     """Yield the rows of a Parquet file or a `save_to_disk` directory in order.
 
     Args:
         path: as returned by `locate`.
         extras: names of further columns to read.
+        column: of the matrices that are yielded as latents.
 
     Raises:
         InputError: when it cannot be read, or has another schema.
     """
+    for row in encoded_rows(path, (column,), extras):
+        latent = row.decoded(column)
+        if latent is None:
+            yield StoredRow(row.text, np.empty((0, 0), np.float32), True, row.extras)
+        else:
+            yield StoredRow(row.text, latent, False, row.extras)
 
-    def columns(schema: pa.Schema) -> list[str]:
-        missing = [name for name in extras if name not in schema.names]
-        if missing:
-            raise InputError(f"has no column {missing[0]}")
-        return [*_columns(schema), *extras]
 
+def encoded_rows(
+    path: Path, matrices: Sequence[str], extras: Sequence[str] = ()
+) -> Iterator[EncodedRow]:
+    """Yield the rows like `stored_rows`, with their matrices as they are stored.
+
+    Args:
+        path: as returned by `locate`.
+        matrices: names of the matrix columns to read.
+        extras: names of further columns to read.
+
+    Raises:
+        InputError: when it cannot be read, or has another schema.
+    """
     with input_errors():
+        schema = arrow_schema(path)
+        columns = [stored_matrix(schema, name) for name in matrices]
+
+        def choose(schema: pa.Schema) -> list[str]:
+            texts = [name for name in TEXT_COLUMNS if name in schema.names]
+            names = list(chain.from_iterable(column.names for column in columns))
+            missing = [name for name in (*names, *extras) if name not in schema.names]
+            if missing:
+                raise InputError(f"has no column {missing[0]}")
+            return [*texts, *names, *extras]
+
         try:
-            for batch in record_batches(path, columns, _BATCH_ROWS):
-                yield from _rows(batch, extras)
+            for batch in record_batches(path, choose, _BATCH_ROWS):
+                yield from _rows(batch, columns, extras)
         except (ValueError, LookupError) as error:
             raise InputError(f"cannot be decoded: {error}") from error
+
+
+def stored_matrices(path: Path) -> list[StoredMatrix]:
+    """Return the matrix columns of a dataset, in their order.
+
+    Args:
+        path: as returned by `locate`.
+
+    Raises:
+        InputError: when it cannot be read, or does not say how a column is stored.
+    """
+    with input_errors():
+        schema = arrow_schema(path)
+    return [stored_matrix(schema, name) for name in matrix_names(schema)]
 
 
 def stored_declaration(path: Path) -> dict[str, Any] | None:
@@ -99,12 +169,7 @@ def stored_declaration(path: Path) -> dict[str, Any] | None:
         InputError: when it cannot be read.
     """
     with input_errors():
-        text = (arrow_schema(path).metadata or {}).get(DECLARATION_KEY)
-    try:
-        value = None if text is None else json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+        return declaration_of(arrow_schema(path))
 
 
 def dataset_bytes(path: Path) -> int:
@@ -113,38 +178,14 @@ def dataset_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _columns(schema: pa.Schema) -> list[str]:
-    if LATENT_COLUMN not in schema.names:
-        raise InputError(f"has no column {LATENT_COLUMN}")
-    kind = schema.field(LATENT_COLUMN).type
-    if not (_is_list(kind) and _is_list(kind.value_type)):
-        raise InputError(f"column {LATENT_COLUMN} is not a list of lists of numbers")
-    number = kind.value_type.value_type
-    if not pa.types.is_floating(number):
-        raise InputError(f"column {LATENT_COLUMN} holds {number}, not floating-point numbers")
-    return [name for name in (*TEXT_COLUMNS, LATENT_COLUMN) if name in schema.names]
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    is_kind = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(check(kind) for check in is_kind)
-
-
-def _rows(batch: pa.RecordBatch, extras: Sequence[str]) -> Iterator[StoredRow]:
-    latents = batch.column(LATENT_COLUMN)
+def _rows(
+    batch: pa.RecordBatch, matrices: Sequence[StoredMatrix], extras: Sequence[str]
+) -> Iterator[EncodedRow]:
     for position in range(batch.num_rows):
-        # A slice of one row: its values are views of the batch's, nothing is decoded twice.
-        rows = latents.slice(position, 1).flatten()
-        lengths = np.unique(rows.value_lengths().to_numpy(zero_copy_only=False))
-        values = rows.flatten()
-        is_ragged = len(lengths) > 1 or values.null_count > 0
-        matrix = np.empty((0, 0), dtype=np.float32)
-        if not is_ragged and len(lengths):
-            flat = values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-            matrix = flat.reshape(len(rows), int(lengths[0]))
         text = RowText(**{name: _text(batch, name, position) for name in TEXT_COLUMNS})
+        encoded = {matrix.name: matrix.at(batch, position) for matrix in matrices}
         further = {name: batch.column(name)[position].as_py() for name in extras}
-        yield StoredRow(text, matrix, is_ragged, further)
+        yield EncodedRow(text, encoded, further)
 
 
 def _text(batch: pa.RecordBatch, name: str, position: int) -> str:

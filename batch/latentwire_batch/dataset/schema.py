@@ -3,54 +3,49 @@
 The Arrow schema, the Hugging Face features, the dataset card and the reader follow `COLUMNS` and
 `EXTRA_COLUMNS`.
 
-No latent ever becomes a Python list: a batch's floats lie in one buffer, which sources fill in
+No latent ever becomes a Python list: a batch's values lie in one buffer, which sources fill in
 place, and two arrays of offsets cut it into hidden rows and dataset rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from latentwire.storage import DECLARATION_KEY, MatrixStorage
+from latentwire_batch.dataset.matrices import (
+    Column,
+    MatrixBuffer,
+    MatrixColumn,
+    Place,
+    Shape,
+)
 from latentwire_batch.tasks.results import RowText
 
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a dataset.
-
-    Attributes:
-        name: of the column.
-        type: of its values.
-        meaning: for the dataset card; `{width}` stands for the hidden size.
-    """
-
-    name: str
-    type: pa.DataType
-    meaning: str
-
-    @property
-    def feature(self) -> dict[str, Any]:
-        """The column as `datasets` writes it into `dataset_info.json`."""
-        return _feature(self.type)
-
-
 LATENT_COLUMN = "hidden_state"
-COLUMNS = (
+_TEXTS = (
     Column("task", pa.string(), "the task, in words"),
     Column("task_id", pa.string(), "the task's id in the input, or its index there"),
     Column("plan", pa.string(), "the text that the model generated"),
-    Column(
-        LATENT_COLUMN, pa.list_(pa.list_(pa.float32())), "the latent: `[rows, {width}]` float32"
-    ),
 )
-TEXT_COLUMNS = tuple(column.name for column in COLUMNS if column.type == pa.string())
+TEXT_COLUMNS = tuple(column.name for column in _TEXTS)
+
+
+def latent_column(storage: MatrixStorage | None = None) -> MatrixColumn:
+    """Return the column `hidden_state`.
+
+    Args:
+        storage: of its rows; None: float32.
+    """
+    return MatrixColumn(LATENT_COLUMN, storage or MatrixStorage(), "the latent: `[rows, {width}]`")
+
+
+COLUMNS = (*_TEXTS, *latent_column().columns)
 # Added by choice, in this order.
 EXTRA_COLUMNS = (
     Column("token_ids", pa.list_(pa.int32()), "the generated tokens; token t follows hidden row t"),
@@ -59,8 +54,6 @@ EXTRA_COLUMNS = (
     Column("prompt_tokens", pa.int32(), "the length of the prompt"),
     Column("completion_tokens", pa.int32(), "the number of generated tokens"),
 )
-# Key of the JSON object in the files' metadata that says how they were made.
-DECLARATION_KEY = b"latentwire"
 
 
 @dataclass(frozen=True)
@@ -70,10 +63,12 @@ class DatasetSchema:
     Attributes:
         extras: names of the added columns, of `EXTRA_COLUMNS`.
         declaration: JSON text for the files' metadata; None for none.
+        matrices: the columns of matrices.
     """
 
     extras: tuple[str, ...] = ()
     declaration: str | None = None
+    matrices: tuple[MatrixColumn, ...] = (latent_column(),)
 
     @property
     def extra_columns(self) -> tuple[Column, ...]:
@@ -83,7 +78,8 @@ class DatasetSchema:
     @property
     def columns(self) -> tuple[Column, ...]:
         """All columns in order."""
-        return COLUMNS + self.extra_columns
+        matrices = chain.from_iterable(matrix.columns for matrix in self.matrices)
+        return (*_TEXTS, *matrices, *self.extra_columns)
 
     @property
     def arrow(self) -> pa.Schema:
@@ -97,122 +93,109 @@ class DatasetSchema:
 CLASSIC_SCHEMA = DatasetSchema()
 SCHEMA = CLASSIC_SCHEMA.arrow
 
-# Offsets of a list array are signed 32-bit: no batch may hold more floats than they can count.
-MAX_BATCH_FLOATS = 2**31 - 1
+# Offsets of a list array are signed 32-bit: no batch may hold more values than they can count.
+MAX_BATCH_VALUES = 2**31 - 1
 # One batch is one row group and is held in memory about three times while it is encoded. 32 MiB
 # leaves the per-batch cost unnoticeable and keeps reading one row from a file cheap.
 DEFAULT_BATCH_BYTES = 32 << 20
-_FLOAT_BYTES = 4
-_VALUE_NAMES = {
-    pa.string(): "string",
-    pa.float32(): "float32",
-    pa.int32(): "int32",
-    pa.int64(): "int64",
-}
 
 
 class BatchBuilder:
     """Collects dataset rows into record batches of bounded size.
 
     Args:
-        width: the model's hidden size, the length of every hidden row.
-        max_bytes: size of floats and texts at which a batch is full. A single larger row makes a
+        max_bytes: size of matrices and texts at which a batch is full. A single larger row makes a
             batch of its own.
         schema: of the dataset.
     """
 
     def __init__(
-        self,
-        width: int,
-        max_bytes: int = DEFAULT_BATCH_BYTES,
-        schema: DatasetSchema = CLASSIC_SCHEMA,
+        self, max_bytes: int = DEFAULT_BATCH_BYTES, schema: DatasetSchema = CLASSIC_SCHEMA
     ) -> None:
-        self._width = width
         self._schema = schema.arrow
+        self._matrices = schema.matrices
         self._extra_columns = schema.extra_columns
         self._extras: list[Mapping[str, Any]] = []
         self._max_bytes = max_bytes
         self._texts: list[RowText] = []
-        self._num_text_bytes = 0
-        self._row_offsets = [0]
-        self._floats = np.empty(max_bytes // _FLOAT_BYTES, dtype=np.float32)
+        self._num_bytes = 0
+        # One matrix column may fill the batch alone. Memory that is never written is not taken.
+        self._buffers = [MatrixBuffer(matrix, max_bytes) for matrix in schema.matrices]
 
     @property
     def is_empty(self) -> bool:
         """Whether no row was added since the last `finish`."""
         return not self._texts
 
-    def has_room(self, text: RowText, num_hidden_rows: int) -> bool:
-        """Whether a row fits; if not, finish the batch first."""
-        num_floats = (self._row_offsets[-1] + num_hidden_rows) * self._width
-        num_bytes = num_floats * _FLOAT_BYTES + self._num_text_bytes + _num_bytes(text)
-        return self.is_empty or (num_bytes <= self._max_bytes and num_floats <= MAX_BATCH_FLOATS)
-
-    def add(
-        self, text: RowText, num_hidden_rows: int, extras: Mapping[str, Any] = MappingProxyType({})
-    ) -> npt.NDArray[np.float32]:
-        """Add a row; the caller fills in its floats.
+    def has_room(self, text: RowText, shapes: Sequence[Shape]) -> bool:
+        """Whether a row fits; if not, finish the batch first.
 
         Args:
             text: the row's text columns.
-            num_hidden_rows: rows of its latent.
+            shapes: of its matrices, in the order of the schema.
+        """
+        if self.is_empty:
+            return True
+        num_bytes = self._num_bytes + _num_bytes(text) + self._matrix_bytes(shapes)
+        return num_bytes <= self._max_bytes and all(
+            buffer.values_after(shape) <= MAX_BATCH_VALUES
+            for buffer, shape in zip(self._buffers, shapes, strict=True)
+        )
+
+    def add(
+        self,
+        text: RowText,
+        shapes: Sequence[Shape],
+        extras: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[Place]:
+        """Add a row; the caller fills in its matrices.
+
+        Args:
+            text: the row's text columns.
+            shapes: of its matrices, in the order of the schema.
             extras: its values in the added columns, by name.
 
         Returns:
-            `[num_hidden_rows, width]` float32, C order: the place for the latent, to be filled
-            before `finish`.
+            The places of the matrices, to be filled before the next `add` or `finish`.
 
         Raises:
-            ValueError: when the row has more floats than a batch may hold.
+            ValueError: when the row has more values than a batch may hold.
         """
-        first = self._row_offsets[-1] * self._width
-        last = first + num_hidden_rows * self._width
-        if last > MAX_BATCH_FLOATS:
-            raise ValueError(f"a latent of {num_hidden_rows} rows does not fit into an Arrow list")
-        if last > self._floats.size:
-            # Only a row that is alone in its batch comes here.
-            self._floats = np.empty(last, dtype=np.float32)
+        for buffer, shape in zip(self._buffers, shapes, strict=True):
+            if buffer.values_after(shape) > MAX_BATCH_VALUES:
+                raise ValueError(
+                    f"a matrix of {shape.num_rows} rows does not fit into an Arrow list"
+                )
         self._texts.append(text)
         self._extras.append(extras)
-        self._num_text_bytes += _num_bytes(text)
-        self._row_offsets.append(self._row_offsets[-1] + num_hidden_rows)
-        return self._floats[first:last].reshape(num_hidden_rows, self._width)
+        self._num_bytes += _num_bytes(text) + self._matrix_bytes(shapes)
+        return [buffer.add(shape) for buffer, shape in zip(self._buffers, shapes, strict=True)]
 
     def finish(self) -> pa.RecordBatch:
         """Return the rows added so far as one batch.
 
-        Its floats are this builder's buffer, not a copy: write the batch before the next `add`.
+        Its matrices are this builder's buffers, not a copy: write the batch before the next `add`.
         """
-        num_hidden_rows = self._row_offsets[-1]
-        num_floats = num_hidden_rows * self._width
-        values = pa.Array.from_buffers(
-            pa.float32(), num_floats, [None, pa.py_buffer(self._floats[:num_floats])]
-        )
-        offsets = np.arange(num_hidden_rows + 1, dtype=np.int64) * self._width
-        hidden_rows = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
-        latents = pa.ListArray.from_arrays(
-            pa.array(self._row_offsets, type=pa.int32()), hidden_rows
-        )
         texts = [
             pa.array([getattr(text, name) for text in self._texts], type=pa.string())
             for name in TEXT_COLUMNS
         ]
+        matrices = [array for buffer in self._buffers for array in buffer.arrays()]
         extras = [
             pa.array([row[column.name] for row in self._extras], type=column.type)
             for column in self._extra_columns
         ]
-        batch = pa.RecordBatch.from_arrays([*texts, latents, *extras], schema=self._schema)
+        batch = pa.RecordBatch.from_arrays([*texts, *matrices, *extras], schema=self._schema)
         self._texts, self._extras = [], []
-        self._num_text_bytes = 0
-        self._row_offsets = [0]
+        self._num_bytes = 0
+        for buffer in self._buffers:
+            buffer.reset()
         return batch
 
-
-def _feature(kind: pa.DataType) -> dict[str, Any]:
-    if pa.types.is_list(kind):
-        # "Sequence", not the newer "List", because every version of `datasets` reads it.
-        return {"feature": _feature(kind.value_type), "_type": "Sequence"}
-    return {"dtype": _VALUE_NAMES[kind], "_type": "Value"}
+    def _matrix_bytes(self, shapes: Sequence[Shape]) -> int:
+        return sum(
+            matrix.num_bytes(shape) for matrix, shape in zip(self._matrices, shapes, strict=True)
+        )
 
 
 def _num_bytes(text: RowText) -> int:

@@ -8,10 +8,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
+from latentwire.number_formats import NumberFormatError
 from latentwire_batch.dispatch.store import Store
 from latentwire_batch.tasks.results import FailedRow, FinishedRow, Suspicion
 
 RowT = TypeVar("RowT")
+# Fills in a row's matrices, on a worker thread. Raises NumberFormatError for a row that cannot be
+# stored.
+Prepare = Callable[[FinishedRow], FinishedRow]
+# Code of a row with a value that its number format cannot hold.
+NUMBER_FORMAT = "number-format"
 
 # A power loss costs at most the rows of this time, and those in flight.
 SYNC_INTERVAL_S = 1.0
@@ -47,10 +53,12 @@ class RowSink:
     Args:
         store: owned by the caller, which closes it after `aclose`.
         progress: counts every row.
+        prepare: makes what is stored of a row; None: its latent is stored as it is.
     """
 
-    def __init__(self, store: Store, progress: Progress) -> None:
+    def __init__(self, store: Store, progress: Progress, prepare: Prepare | None = None) -> None:
         self._store = store
+        self._prepare = prepare
         self._progress = progress
         self._appender = ThreadPoolExecutor(1, thread_name_prefix="append")
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
@@ -66,7 +74,19 @@ class RowSink:
         self._progress.row_ended(index)
 
     async def finished(self, row: FinishedRow) -> None:
-        """Store a row; raises StorageError when it cannot be written."""
+        """Store a row; raises StorageError when it cannot be written.
+
+        A row that cannot be prepared fails; the others are stored.
+        """
+        if self._prepare is not None:
+            try:
+                row = await asyncio.to_thread(self._prepare, row)
+            except NumberFormatError as error:
+                given = row.row
+                await self.failed(
+                    FailedRow(given.index, given.task_id, NUMBER_FORMAT, f"hidden_state: {error}")
+                )
+                return
         await self._append(self._store.add_finished, row)
         self._progress.row_finished(row.completion_tokens, row.row.index)
 

@@ -15,7 +15,7 @@ from latentwire_batch.dispatch.attempts import RetryPolicy
 from latentwire_batch.dispatch.dispatcher import Dispatcher
 from latentwire_batch.dispatch.interrupts import Interrupts
 from latentwire_batch.dispatch.progress import ProgressReport
-from latentwire_batch.dispatch.row_sink import RowSink
+from latentwire_batch.dispatch.row_sink import Prepare, RowSink
 from latentwire_batch.dispatch.seeds import Seeds
 from latentwire_batch.dispatch.store import Store
 from latentwire_batch.dispatch.watchdog import Guard, guarded
@@ -66,6 +66,7 @@ class SessionPlan:
         concurrency: rows in flight per replica; None: the replica's slots.
         max_retries: further tries for a row that failed.
         watch: runs alongside without end, and fails when the run cannot continue.
+        prepare: see `RowSink`.
     """
 
     rows: Callable[[], Iterator[Row]]
@@ -75,6 +76,7 @@ class SessionPlan:
     concurrency: int | None
     max_retries: int
     watch: Callable[[], Coroutine[Any, Any, None]] | None = None
+    prepare: Prepare | None = None
 
 
 async def run_session(plan: SessionPlan, console: Console) -> FleetSummary:
@@ -139,7 +141,7 @@ class _Session:
         num_own = store.num_rows - store.count(RowState.ELSEWHERE)
         num_settled = num_own - store.count(RowState.PENDING)
         with ProgressReport(self._console, num_own, num_settled) as progress:
-            sink = RowSink(store, progress)
+            sink = RowSink(store, progress, plan.prepare)
             dispatcher = Dispatcher(
                 fleet,
                 _pending(plan.rows(), store),

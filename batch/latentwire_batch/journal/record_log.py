@@ -22,7 +22,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +48,18 @@ class Record:
         kind: 0..255, the type of the record.
         row: index of the row that the record is about.
         meta: a JSON object.
-        body: raw data as one-dimensional unsigned bytes; may be empty.
+        body: raw data in pieces, each as one-dimensional unsigned bytes; may be empty.
     """
 
     kind: int
     row: int
     meta: dict[str, Any]
-    body: memoryview = memoryview(b"")
+    body: Sequence[memoryview] = ()
+
+    @property
+    def body_bytes(self) -> int:
+        """Size of the raw data."""
+        return sum(piece.nbytes for piece in self.body)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,12 @@ class _Header:
     @property
     def record_bytes(self) -> int:
         return HEADER_BYTES + self.meta_bytes + self.body_bytes
+
+
+def _damaged(header: _Header) -> StorageError:
+    return StorageError(
+        f"the record of row {header.row} is damaged; rerun the same command to redo it"
+    )
 
 
 class RecordLog:
@@ -130,19 +141,21 @@ class RecordLog:
     def append(self, record: Record) -> RecordRef:
         """Write a record at the end; a failed write leaves the file as it was."""
         meta = json.dumps(record.meta, ensure_ascii=False).encode()
-        checksum = zlib.crc32(record.body, zlib.crc32(meta))
+        checksum = zlib.crc32(meta)
+        for piece in record.body:
+            checksum = zlib.crc32(piece, checksum)
         fields = _FIELDS.pack(
-            _MAGIC, record.kind, len(meta), record.row, record.body.nbytes, checksum
+            _MAGIC, record.kind, len(meta), record.row, record.body_bytes, checksum
         )
         header = fields + _CHECKSUM.pack(zlib.crc32(fields))
         offset = self._size
         try:
-            self._write_at(offset, [memoryview(header), memoryview(meta), record.body])
+            self._write_at(offset, [memoryview(header), memoryview(meta), *record.body])
         except OSError as error:
             with suppress(OSError):
                 os.ftruncate(self._fd, offset)
             raise storage_error("cannot be written", error) from error
-        self._size = offset + len(header) + len(meta) + record.body.nbytes
+        self._size = offset + len(header) + len(meta) + record.body_bytes
         return RecordRef(record.kind, record.row, offset)
 
     def sync(self) -> None:
@@ -159,29 +172,35 @@ class RecordLog:
         value: dict[str, Any] = json.loads(meta)
         return value
 
-    def read_body_into(self, offset: int, out: npt.NDArray[np.float32]) -> None:
-        """Read a record's body into an array, and check it.
+    def read_body_into(self, offset: int, out: Sequence[npt.NDArray[Any]]) -> None:
+        """Read a record's body into arrays, one after the other, and check it.
 
         Args:
             offset: of the record.
-            out: C-order float32 of exactly the body's size.
+            out: C-order arrays that together have exactly the body's size.
 
         Raises:
-            StorageError: when the record no longer matches its checksum.
+            StorageError: when the record no longer matches its checksum, or has another size.
         """
         header = self._known_header(offset)
-        target = out.reshape(-1).view(np.uint8).data
-        assert target.nbytes == header.body_bytes
-        meta_offset = offset + HEADER_BYTES
+        # Arrays without elements have no bytes to view.
+        targets = [array.reshape(-1).view(np.uint8).data for array in out if array.size]
+        if sum(target.nbytes for target in targets) != header.body_bytes:
+            raise _damaged(header)
+        position = offset + HEADER_BYTES
         try:
-            meta = os.pread(self._fd, header.meta_bytes, meta_offset)
-            self._read_exactly(target, meta_offset + header.meta_bytes)
+            meta = os.pread(self._fd, header.meta_bytes, position)
+            position += header.meta_bytes
+            for target in targets:
+                self._read_exactly(target, position)
+                position += target.nbytes
         except OSError as error:
             raise storage_error("cannot be read", error) from error
-        if zlib.crc32(target, zlib.crc32(meta)) != header.checksum:
-            raise StorageError(
-                f"the record of row {header.row} is damaged; rerun the same command to redo it"
-            )
+        checksum = zlib.crc32(meta)
+        for target in targets:
+            checksum = zlib.crc32(target, checksum)
+        if checksum != header.checksum:
+            raise _damaged(header)
 
     def close(self) -> None:
         """Close the file."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from latentwire.number_formats import EncodedRows
 from latentwire_batch.journal.record_log import Record, RecordLog, RecordRef
 from latentwire_batch.ranks.rank import Rank
 from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState, RowText, Suspicion
@@ -38,6 +40,7 @@ class StoredRow:
         finish_reason: "stop" or "length".
         token_ids: the generated tokens; None in a log of an earlier version.
         seed: that gave them; None in a log of an earlier version.
+        shapes: rows and width of each stored matrix; None: the latent alone, as float32.
     """
 
     text: RowText
@@ -47,6 +50,7 @@ class StoredRow:
     finish_reason: str
     token_ids: Sequence[int] | None = None
     seed: int | None = None
+    shapes: Sequence[tuple[int, int]] | None = None
 
 
 class RowStore:
@@ -144,7 +148,11 @@ class RowStore:
             "token_ids": finished.token_ids,
             "seed": finished.seed,
         }
-        body = np.ascontiguousarray(latent, dtype="<f4").reshape(-1).view(np.uint8).data
+        if finished.matrices is None:
+            body = [_bytes_of(np.ascontiguousarray(latent, dtype="<f4"))]
+        else:
+            meta["matrices"] = [[len(part.values), part.width] for part in finished.matrices]
+            body = [_bytes_of(array) for part in finished.matrices for array in _arrays(part)]
         ref = self._log.append(Record(RecordKind.FINISHED, row.index, meta, body))
         self._settle(row.index, True, ref.offset)
 
@@ -178,14 +186,16 @@ class RowStore:
             finish_reason=meta["finish_reason"],
             token_ids=meta.get("token_ids"),
             seed=meta.get("seed"),
+            shapes=meta.get("matrices"),
         )
 
-    def read_latent_into(self, index: int, out: npt.NDArray[np.float32]) -> None:
-        """Read a finished row's latent.
+    def read_matrices_into(self, index: int, out: Sequence[npt.NDArray[Any]]) -> None:
+        """Read a finished row's matrices.
 
         Args:
             index: of the row.
-            out: `[num_steps, hidden_size]` float32, C order; filled.
+            out: for each matrix its values `[rows, stored width]`, then its scales `[rows]` if it
+                has some; C order; filled.
         """
         self._log_of(index).read_body_into(int(self._offsets[index]), out)
 
@@ -214,3 +224,11 @@ class RowStore:
         self._states[index] = RowState.FINISHED if is_finished else RowState.FAILED
         self._offsets[index] = offset
         self._log_numbers[index] = log_number
+
+
+def _arrays(encoded: EncodedRows) -> list[npt.NDArray[Any]]:
+    return [encoded.values] if encoded.scales is None else [encoded.values, encoded.scales]
+
+
+def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from latentwire_batch.dataset.manifest import read_manifest
+from latentwire_batch.dataset.prepare import row_preparation
 from latentwire_batch.dispatch.session import RowRequest, SessionPlan, run_session
 from latentwire_batch.journal.open_store import open_store, set_unusable_aside
 from latentwire_batch.journal.row_store import RowStore
@@ -87,6 +88,7 @@ class Share:
             concurrency=settings.concurrency,
             max_retries=settings.max_retries,
             watch=self._watch,
+            prepare=row_preparation(self._wanted),
         )
         return await run_session(plan, run.console)
 

@@ -8,6 +8,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from latentwire.number_formats import EncodedRows
 from latentwire_batch.tasks.rows import Row
 
 
@@ -45,6 +46,8 @@ class FinishedRow:
         finish_reason: "stop" or "length".
         token_ids: the generated tokens.
         seed: that gave them.
+        matrices: what is stored of it, in the order of the dataset's matrix columns; None:
+            `hidden_state` as it is.
     """
 
     row: Row
@@ -55,6 +58,7 @@ class FinishedRow:
     finish_reason: str
     token_ids: tuple[int, ...]
     seed: int
+    matrices: tuple[EncodedRows, ...] | None = None
 
 
 @dataclass(frozen=True)

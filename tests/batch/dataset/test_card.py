@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from latentwire_batch.dataset.card import build_card
+from latentwire_batch.dataset.schema import CLASSIC_SCHEMA
 from support.batch.collecting import Collect
 from support.batch.stub_answers import Behaviour
 from support.batch.stub_replica import StubReplica
@@ -89,7 +90,7 @@ def test_no_name_breaks_the_markup(collect: Collect, output: Path, name: str) ->
         collect("--limit", "1", replicas=[stub])
     manifest = json.loads((output / "manifest.json").read_text())
     manifest["model"]["model"] = name
-    card = build_card(manifest)
+    card = build_card(manifest, CLASSIC_SCHEMA)
     assert front_matter(card)["pretty_name"] == f"Latents of {name}"
     table = card[card.index("## How it was made") : card.index("## Counts")].splitlines()[2:]
     assert all(line.replace("\\|", "").count("|") == 3 for line in table if line)

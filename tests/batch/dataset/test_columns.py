@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from latentwire.storage import DECLARATION_KEY
 from latentwire_batch.dataset.reader import locate, stored_declaration
-from latentwire_batch.dataset.schema import DECLARATION_KEY, EXTRA_COLUMNS
+from latentwire_batch.dataset.schema import EXTRA_COLUMNS
 from latentwire_batch.dispatch.seeds import row_seed
 from support.batch.collecting import Collect
 from support.batch.dataset_oracle import assert_complete, tasks_of

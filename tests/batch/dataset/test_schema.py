@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 
+from latentwire_batch.dataset.matrices import Shape
 from latentwire_batch.dataset.schema import (
     COLUMNS,
     LATENT_COLUMN,
@@ -27,10 +28,10 @@ def test_every_description_of_the_dataset_has_the_same_columns() -> None:
 
 
 def test_a_batch_holds_the_rows_that_were_filled_in() -> None:
-    builder = BatchBuilder(width=3, max_bytes=1 << 10)
+    builder = BatchBuilder(max_bytes=1 << 10)
     latents = [np.arange(n * 3, dtype=np.float32).reshape(n, 3) + n for n in (2, 0, 5)]
     for latent in latents:
-        builder.add(TEXT, len(latent))[:] = latent
+        builder.add(TEXT, [Shape(*latent.shape)])[0].values[:] = latent
     batch = builder.finish()
     batch.validate(full=True)
     assert batch.schema == SCHEMA
@@ -39,32 +40,32 @@ def test_a_batch_holds_the_rows_that_were_filled_in() -> None:
 
 
 def test_floats_are_not_copied() -> None:
-    builder = BatchBuilder(width=4, max_bytes=1 << 10)
-    view = builder.add(TEXT, 3)
+    builder = BatchBuilder(max_bytes=1 << 10)
+    view = builder.add(TEXT, [Shape(3, 4)])[0].values
     view[:] = 1
     values = builder.finish().column("hidden_state").values.values
     assert values.buffers()[1].address == view.ctypes.data
 
 
 def test_a_batch_is_full_at_its_bytes_but_takes_any_first_row() -> None:
-    builder = BatchBuilder(width=4, max_bytes=64)
-    assert builder.has_room(TEXT, 1000)
-    builder.add(TEXT, 1000)[:] = 0
-    assert not builder.has_room(TEXT, 1)
+    builder = BatchBuilder(max_bytes=64)
+    assert builder.has_room(TEXT, [Shape(1000, 4)])
+    builder.add(TEXT, [Shape(1000, 4)])[0].values[:] = 0
+    assert not builder.has_room(TEXT, [Shape(1, 4)])
     assert builder.finish().column("hidden_state")[0].values.values.null_count == 0
-    builder.add(TEXT, 1)
-    assert builder.has_room(TEXT, 1)
-    assert not builder.has_room(TEXT, 3)
-    assert not builder.has_room(RowText("t" * 40, "", ""), 1)
+    builder.add(TEXT, [Shape(1, 4)])
+    assert builder.has_room(TEXT, [Shape(1, 4)])
+    assert not builder.has_room(TEXT, [Shape(3, 4)])
+    assert not builder.has_room(RowText("t" * 40, "", ""), [Shape(1, 4)])
 
 
 def test_offsets_never_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentwire_batch.dataset.schema.MAX_BATCH_FLOATS", 100)
-    builder = BatchBuilder(width=10, max_bytes=1 << 20)
-    builder.add(TEXT, 9)
-    assert not builder.has_room(TEXT, 2)
+    monkeypatch.setattr("latentwire_batch.dataset.schema.MAX_BATCH_VALUES", 100)
+    builder = BatchBuilder(max_bytes=1 << 20)
+    builder.add(TEXT, [Shape(9, 10)])
+    assert not builder.has_room(TEXT, [Shape(2, 10)])
     with pytest.raises(ValueError, match="11 rows"):
-        BatchBuilder(width=10).add(TEXT, 11)
+        BatchBuilder().add(TEXT, [Shape(11, 10)])
 
 
 def test_row_seeds_are_a_fixed_function() -> None:

@@ -12,7 +12,9 @@ from latentwire_batch.journal.record_log import HEADER_BYTES, Record, RecordLog,
 
 def record(row: int, floats: int = 6) -> Record:
     values = np.arange(floats, dtype=np.float32) + row
-    return Record(kind=1, row=row, meta={"row": row, "text": "ü"}, body=values.view(np.uint8).data)
+    return Record(
+        kind=1, row=row, meta={"row": row, "text": "ü"}, body=[values.view(np.uint8).data]
+    )
 
 
 def written(path: Path, count: int) -> list[RecordRef]:
@@ -27,7 +29,7 @@ def test_records_come_back_as_written(tmp_path: Path) -> None:
     log = RecordLog(tmp_path / "log")
     assert list(log.recover()) == refs
     out = np.empty((2, 3), dtype=np.float32)
-    log.read_body_into(refs[2].offset, out)
+    log.read_body_into(refs[2].offset, [out])
     np.testing.assert_array_equal(out, [[2, 3, 4], [5, 6, 7]])
     assert log.read_meta(refs[1].offset) == {"row": 1, "text": "ü"}
 
@@ -36,7 +38,7 @@ def test_an_empty_body_is_a_record_too(tmp_path: Path) -> None:
     log = RecordLog(tmp_path / "log")
     ref = log.append(Record(2, 5, {}))
     assert list(RecordLog(tmp_path / "log").recover()) == [ref]
-    log.read_body_into(ref.offset, np.empty((0, 4), dtype=np.float32))
+    log.read_body_into(ref.offset, [np.empty((0, 4), dtype=np.float32)])
 
 
 def test_a_tail_torn_at_any_byte_is_dropped(tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_damage_after_recovery_is_found_when_read(tmp_path: Path) -> None:
     list(log.recover())
     flip(tmp_path / "log", (tmp_path / "log").stat().st_size - 1)
     with pytest.raises(StorageError, match="row 0 is damaged"):
-        log.read_body_into(refs[0].offset, np.empty(6, dtype=np.float32))
+        log.read_body_into(refs[0].offset, [np.empty(6, dtype=np.float32)])
 
 
 def test_a_write_cut_short_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
