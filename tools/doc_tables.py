@@ -22,6 +22,7 @@ from latentwire_batch.config import CollectSettings
 from latentwire_batch.evaluation.settings import EvaluateSettings
 from latentwire_batch.inspection.command import InspectSettings
 from latentwire_service.bridges.fitting.settings import FitSettings
+from latentwire_service.compressors.fitting.settings import CompressorSettings
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.metrics import Metrics
 
@@ -151,6 +152,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "collect": lambda: _settings_table(CollectSettings),
     "inspect": lambda: _settings_table(InspectSettings),
     "fit-bridge": lambda: _settings_table(FitSettings, "dataset"),
+    "fit-compressor": lambda: _settings_table(CompressorSettings, "dataset"),
     "evaluate": lambda: _settings_table(EvaluateSettings, "dataset"),
     "fields": _fields_table,
     "metrics": _metrics_table,

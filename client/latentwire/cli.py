@@ -13,6 +13,7 @@ from latentwire.subcommands import (
     COLLECT,
     EVALUATE,
     FIT_BRIDGE,
+    FIT_COMPRESSOR,
     INSPECT,
     PLAN,
     SERVE,
@@ -105,6 +106,15 @@ def _inspect(context: typer.Context) -> None:
 )
 def _fit_bridge(context: typer.Context) -> None:
     _forward(FIT_BRIDGE, context.args)
+
+
+@app.command(
+    "fit-compressor",
+    cls=ForwardingCommand,
+    help="Fit a compressor to the latents of a dataset (extra: service).",
+)
+def _fit_compressor(context: typer.Context) -> None:
+    _forward(FIT_COMPRESSOR, context.args)
 
 
 @app.command(

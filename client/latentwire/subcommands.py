@@ -57,6 +57,12 @@ FIT_BRIDGE = Subcommand(
     extra="service",
     dependencies=SERVE.dependencies,
 )
+FIT_COMPRESSOR = Subcommand(
+    name="fit-compressor",
+    module="latentwire_service.compressors.fitting.command",
+    extra="service",
+    dependencies=SERVE.dependencies,
+)
 COLLECT = Subcommand(
     name="collect",
     module="latentwire_batch.__main__",

@@ -3,15 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
-from latentwire.compressors.base import Compressor, CompressorError, Rows
-from latentwire.compressors.manifest import CompressorManifest
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from latentwire.compressors.base import (
+    COMPRESSED,
+    Compressor,
+    CompressorError,
+    Output,
+    Rows,
+    checked_count,
+    checked_result,
+    checked_rows,
+)
+from latentwire.compressors.layers import Array
+from latentwire.compressors.learned_config import AutoencoderConfig, RowConfig
+from latentwire.compressors.manifest import MANIFEST_NAME, TENSORS_NAME, CompressorManifest
+from latentwire.compressors.row_codes import Autoencoder, Pca, RowMap
+from latentwire.compressors.training_free import training_free
+from latentwire.validation import describe
+
+Shapes = dict[str, tuple[int, ...]]
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+class LearnedMap(Protocol):
+    """The arithmetic of a learned compressor, for the number of rows that it was trained with."""
+
+    def compress(self, rows: Rows) -> dict[str, Array]:
+        """Compress checked rows `[L, H]`; each array is two-dimensional, of any float dtype."""
+
+    def checked(self, arrays: Mapping[str, Rows]) -> dict[str, Rows]:
+        """Return the arrays as float32; raise `CompressorError` if they cannot be of this map."""
+
+    def decompress(self, arrays: dict[str, Rows], num_rows: int) -> Array:
+        """Estimate `[num_rows, H]` of checked arrays; the main one's last rows may be missing."""
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedCompressor:
+    """A compressor of a directory, as `Compressor`.
+
+    Attributes:
+        name: of the manifest.
+        kind: of the manifest.
+        k: most rows that it returns: the first ones of those that it was trained to return.
+        parameters: see `CompressorManifest.parameters`.
+        content_hash: see `CompressorManifest.hash_with`.
+        source_width: width of the rows that it reads.
+        output: what its main array holds.
+        map: its arithmetic.
+    """
+
+    name: str
+    kind: str
+    k: int | None
+    parameters: Mapping[str, Any]
+    content_hash: str
+    source_width: int
+    output: Output
+    map: LearnedMap
+
+    def compress(self, rows: Rows) -> dict[str, Rows]:
+        """As `Compressor.compress`."""
+        checked = checked_rows(rows, self.source_width)
+        with np.errstate(all="ignore"):
+            arrays = self.map.compress(checked)
+        arrays[COMPRESSED] = arrays[COMPRESSED][: self.k]
+        return {name: checked_result(array) for name, array in arrays.items()}
+
+    def decompress(self, arrays: Mapping[str, Rows], num_rows: int) -> Rows:
+        """As `Compressor.decompress`."""
+        checked = self.map.checked(arrays)
+        checked_count(num_rows, len(checked[COMPRESSED]), self.k)
+        with np.errstate(all="ignore"):
+            return checked_result(self.map.decompress(checked, num_rows))
 
 
 def learned_compressor(
-    manifest: CompressorManifest,
-    tensors: Mapping[str, Rows],  # noqa: ARG001
-    k: int | None,  # noqa: ARG001
+    manifest: CompressorManifest, tensors: Mapping[str, Rows], k: int | None
 ) -> Compressor:
     """Make the compressor of a directory.
 
@@ -23,4 +96,78 @@ def learned_compressor(
     Raises:
         CompressorError: a tensor is missing, is unknown or has a wrong shape, or `config` is wrong.
     """
+    assert manifest.name is not None, "it is set by the reader"
+    chosen = manifest.k if k is None else k
+    return LearnedCompressor(
+        name=manifest.name,
+        kind=manifest.kind,
+        k=chosen,
+        parameters=manifest.parameters(chosen),
+        content_hash=manifest.hash_with(tensors, chosen),
+        source_width=manifest.source.hidden_size,
+        output=manifest.output,
+        map=_map(manifest, tensors),
+    )
+
+
+def _map(manifest: CompressorManifest, tensors: Mapping[str, Rows]) -> LearnedMap:
+    if manifest.kind == "pca":
+        return _row_map(manifest, _config(manifest, RowConfig), tensors)
+    if manifest.kind == "autoencoder":
+        return _row_map(manifest, _config(manifest, AutoencoderConfig), tensors)
     raise CompressorError(f"compressors of kind {manifest.kind} cannot be loaded", "compressor")
+
+
+def _row_map(
+    manifest: CompressorManifest, config: RowConfig, tensors: Mapping[str, Rows]
+) -> RowMap:
+    width, dim = manifest.source.hidden_size, manifest.dim
+    if (config.rows is None) != (manifest.k is None):
+        raise _wrong("config.rows and k: both or none are required")
+    reduction = None if config.rows is None else training_free(config.rows, manifest.k)
+    if isinstance(config, AutoencoderConfig):
+        check_shapes(tensors, _autoencoder_shapes(width, dim, config.intermediate_size))
+        return RowMap(Autoencoder(tensors), reduction, dim)
+    check_shapes(tensors, {"mean": (width,), "components": (dim, width)})
+    return RowMap(Pca(tensors), reduction, dim)
+
+
+def _autoencoder_shapes(width: int, dim: int, inner: int) -> Shapes:
+    shapes: Shapes = {"mean": (width,), "deviation": (width,)}
+    for name, read, made in (("encode", width, dim), ("decode", dim, width)):
+        shapes |= {f"{name}.weight": (made, read)}
+        shapes |= {f"{name}_up.weight": (inner, read), f"{name}_up.bias": (inner,)}
+        shapes |= {f"{name}_down.weight": (made, inner), f"{name}_down.bias": (made,)}
+    return shapes
+
+
+def check_shapes(given: Mapping[str, Rows], expected: Shapes) -> None:
+    """Compare tensors with what their kind has.
+
+    Raises:
+        CompressorError: one is missing, is unknown or has a wrong shape.
+    """
+    missing = sorted(expected.keys() - given.keys())
+    if missing:
+        raise _wrong(f"has no tensor {', '.join(missing)[:200]}", TENSORS_NAME)
+    unknown = sorted(given.keys() - expected.keys())
+    if unknown:
+        raise _wrong(f"has a tensor that its kind does not: {unknown[0][:64]}", TENSORS_NAME)
+    for name, shape in expected.items():
+        if given[name].shape != shape:
+            raise _wrong(
+                f"tensor {name} has shape {list(given[name].shape)}; {MANIFEST_NAME} states "
+                f"{list(shape)}",
+                TENSORS_NAME,
+            )
+
+
+def _config(manifest: CompressorManifest, kind: type[ConfigT]) -> ConfigT:
+    try:
+        return kind.model_validate(manifest.config)
+    except ValidationError as error:
+        raise _wrong(f"config.{describe(error)}") from error
+
+
+def _wrong(reason: str, file: str = MANIFEST_NAME) -> CompressorError:
+    return CompressorError(f"{file}: {reason}", "compressor")

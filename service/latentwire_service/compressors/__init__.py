@@ -1,0 +1,1 @@
+"""Compressors that are fitted to a dataset; the client package applies them."""

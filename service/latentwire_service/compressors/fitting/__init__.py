@@ -1,0 +1,1 @@
+"""`latentwire fit-compressor`: fits a compressor to a dataset of latents."""
