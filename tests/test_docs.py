@@ -27,12 +27,13 @@ from latentwire_batch.config import CollectSettings
 from latentwire_batch.evaluation.settings import EvaluateSettings
 from latentwire_batch.inspection.command import InspectSettings
 from latentwire_service.bridges.fitting.settings import FitSettings
+from latentwire_service.compressors.fitting.settings import CompressorSettings
 from latentwire_service.settings import Settings
 from support.markdown import ADRS, DOCS, PAGES, README, ROOT, Page
 from support.tiny_models import save_chat_model
 
 URL = "http://127.0.0.1:8000"
-COMMANDS = ("serve", "plan", "collect", "inspect", "fit-bridge", "evaluate")
+COMMANDS = ("serve", "plan", "collect", "inspect", "fit-bridge", "fit-compressor", "evaluate")
 # A path in the text is given from the repository's root or from one of these.
 BASES = (
     ".",
@@ -233,8 +234,11 @@ def test_named_variables_exist(page: Page) -> None:
     inspected = {f"LATENTWIRE_INSPECT_{name.upper()}" for name in InspectSettings.model_fields}
     named = set(re.findall(r"\bLATENTWIRE_[A-Z_]*[A-Z]\b", page.text))
     fitted = {f"LATENTWIRE_FIT_BRIDGE_{name.upper()}" for name in FitSettings.model_fields}
+    compressors = {
+        f"LATENTWIRE_FIT_COMPRESSOR_{name.upper()}" for name in CompressorSettings.model_fields
+    }
     evaluated = {f"LATENTWIRE_EVALUATE_{name.upper()}" for name in EvaluateSettings.model_fields}
-    known = served | collected | inspected | fitted | evaluated | OTHER_VARIABLES
+    known = served | collected | inspected | fitted | compressors | evaluated | OTHER_VARIABLES
     assert named <= known
 
 
