@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import rich.console
@@ -22,21 +22,20 @@ from latentwire_batch.errors import (
     UsageError,
     storage_error,
 )
-from latentwire_batch.evaluation.html import build_page
-from latentwire_batch.evaluation.report import Report, make_report
-from latentwire_batch.evaluation.session import Results
-from latentwire_batch.evaluation.settings import AnswerFields, EvaluateSettings
-from latentwire_batch.evaluation.terminal import show
-from latentwire_batch.evaluation.work import Work
+from latentwire_batch.evaluation.compression.work import CompressionEvaluation
+from latentwire_batch.evaluation.outcome import Evaluation, Outcome
+from latentwire_batch.evaluation.settings import AnswerFields, EvaluateSettings, ReceiverFields
+from latentwire_batch.evaluation.work import BridgeEvaluation
 from latentwire_batch.exit_status import ExitStatus, status_of
 from latentwire_batch.flags import parse_settings
 
 _COMMAND = "latentwire evaluate"
+_FRAME_FIELDS = ("before", "after")
 _JSON_FLAG = re.compile(r"^--json(?=$|=)")
 
 
 def main(args: Sequence[str]) -> int:
-    """Evaluate the messages of one bridge.
+    """Evaluate the messages of one bridge, or compressors.
 
     Args:
         args: the command line after `latentwire evaluate`.
@@ -56,7 +55,7 @@ def main(args: Sequence[str]) -> int:
             words,
             prog=_COMMAND,
             description="Score a dataset's plans after their latents and after controls: do "
-            "messages through a bridge carry something?",
+            "messages through a bridge carry something? Or compare compressors of latents.",
         )
         return _evaluate(settings, console)
     except BatchError as error:
@@ -73,40 +72,45 @@ def main(args: Sequence[str]) -> int:
 def _evaluate(settings: EvaluateSettings, console: Console) -> ExitStatus:
     _check_outputs(settings)
     _report_unused(settings, console)
-    work = Work.of(settings, console)
-    results, failure = Results(), None
+    evaluation = _evaluation(settings, console)
+    failure = None
     try:
-        run_interruptible(work.run(results))
+        run_interruptible(evaluation.run())
         is_interrupted = False
     except RunInterrupted:
         is_interrupted = True
     except BatchError as error:
         is_interrupted, failure = False, error
-    if not results.finished:
+    if not evaluation.has_numbers:
         if is_interrupted:
             raise KeyboardInterrupt
-        raise failure or UsageError(_first_reason(results))
-    is_complete = failure is None and not is_interrupted
-    report = make_report(
-        results, work.tasks.num_tasks, settings.seed, work.facts, is_complete=is_complete
-    )
-    show(rich.console.Console(), report)
-    _write_files(settings, report)
+        raise failure or UsageError(_first_reason(evaluation.refused))
+    outcome = evaluation.outcome(is_complete=failure is None and not is_interrupted)
+    outcome.show(rich.console.Console())
+    _write_files(settings, outcome)
     if is_interrupted:
         console.say(
-            f"interrupted; the numbers are of {report.num_tasks} of {report.num_planned} tasks, "
+            f"interrupted; the numbers are of {outcome.num_tasks} of {outcome.num_planned} tasks, "
             "and the same command starts over"
         )
         return ExitStatus.INTERRUPTED
     if failure is not None:
         raise failure
-    return ExitStatus.SOME_ROWS_FAILED if results.refused else ExitStatus.ALL_ROWS
+    return ExitStatus.SOME_ROWS_FAILED if evaluation.refused else ExitStatus.ALL_ROWS
 
 
-def _first_reason(results: Results) -> str:
-    if not results.refused:
+def _evaluation(settings: EvaluateSettings, console: Console) -> Evaluation:
+    if settings.compressor:
+        return CompressionEvaluation.of(settings, console)
+    if settings.bridge is None:
+        raise UsageError("--bridge: required without --compressor")
+    return BridgeEvaluation.of(settings, settings.bridge, console)
+
+
+def _first_reason(refused: Mapping[str, str]) -> str:
+    if not refused:
         return "DATASET: no task could be scored"
-    return f"no task could be scored: {next(iter(results.refused.values()))}"
+    return f"no task could be scored: {next(iter(refused.values()))}"
 
 
 def _report_unused(settings: EvaluateSettings, console: Console) -> None:
@@ -115,9 +119,23 @@ def _report_unused(settings: EvaluateSettings, console: Console) -> None:
     own = [name for name in OwnReplicaFields.model_fields if name in given]
     if settings.url is not None and own:
         console.say(f"{', '.join(map(flag_of, own))}: no effect with --url")
+    if settings.bridge is None and settings.compressor:
+        names = [*OwnReplicaFields.model_fields, *ReceiverFields.model_fields, *_FRAME_FIELDS]
+        unread = [name for name in names if name in given]
+        if unread:
+            console.say(f"{', '.join(map(flag_of, unread))}: no effect without --bridge")
+    _report_unused_by_subject(settings, console)
+
+
+def _report_unused_by_subject(settings: EvaluateSettings, console: Console) -> None:
+    given = settings.model_fields_set
     answer = [name for name in AnswerFields.model_fields if name in given]
-    if settings.answers is None and answer:
+    if settings.compressor and answer:
+        console.say(f"{', '.join(map(flag_of, answer))}: no effect with --compressor")
+    elif settings.answers is None and answer:
         console.say(f"{', '.join(map(flag_of, answer))}: no effect without --answers")
+    if settings.k is not None and not settings.compressor:
+        console.say("--k: no effect without --compressor")
 
 
 def _check_outputs(settings: EvaluateSettings) -> None:
@@ -133,12 +151,12 @@ def _check_outputs(settings: EvaluateSettings) -> None:
             raise UsageError(f"{flag}: there is no directory to write it to")
 
 
-def _write_files(settings: EvaluateSettings, report: Report) -> None:
+def _write_files(settings: EvaluateSettings, outcome: Outcome) -> None:
     if settings.json_file is not None:
-        text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(outcome.to_json(), indent=2, ensure_ascii=False) + "\n"
         _write("--json-file", settings.json_file, text)
     if settings.html is not None:
-        _write("--html", settings.html, build_page(report))
+        _write("--html", settings.html, outcome.page())
 
 
 def _write(flag: str, path: Path, text: str) -> None:

@@ -31,7 +31,7 @@ def build_page(report: Report) -> str:
         '<p class="note">Mean negative log-likelihood over the tasks, and its 95 % interval. '
         "Less is likelier.</p>",
         intervals(_marks(report.rows), "nats per token"),
-        _table(likelihood_cells(report)),
+        table_of(likelihood_cells(report)),
     ]
     if report.answer_rows:
         parts += [
@@ -39,7 +39,7 @@ def build_page(report: Report) -> str:
             f'<p class="note">Fraction of {report.num_answered} tasks that the receiver solves, '
             "and its 95 % interval.</p>",
             intervals(_marks(report.answer_rows), "fraction solved"),
-            _table(answer_cells(report)),
+            table_of(answer_cells(report)),
         ]
     parts.append(_meanings())
     parts.append(f'<p class="note">{escape(notes(report)[0])}</p>')
@@ -58,7 +58,12 @@ def _marks(rows: Sequence[Row]) -> list[Mark]:
     return [Mark(row.name, row.summary.mean, *row.summary.interval) for row in rows]
 
 
-def _table(cells: Sequence[Sequence[str]]) -> str:
+def table_of(cells: Sequence[Sequence[str]]) -> str:
+    """Return a table.
+
+    Args:
+        cells: as texts, the head first.
+    """
     head, *rows = cells
     lines = ["".join(f"<th>{escape(name)}</th>" for name in head)]
     lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]

@@ -53,6 +53,11 @@ class Scored:
     nll: float
     num_tokens: int
 
+    @property
+    def per_token(self) -> float:
+        """Its mean over the tokens, in nats."""
+        return self.nll / self.num_tokens
+
 
 class Receiver:
     """A service that is ready.

@@ -112,10 +112,7 @@ def make_report(
 
 
 def _likelihood_rows(finished: Sequence[TaskResult], seed: int) -> list[Row]:
-    per_token = {
-        name: [each.scores[name].nll / each.scores[name].num_tokens for each in finished]
-        for name in NAMES
-    }
+    per_token = {name: [each.scores[name].per_token for each in finished] for name in NAMES}
     found = summarize(per_token, MATCHED, seed, is_loss=True)
     num_tokens = sum(each.scores[MATCHED].num_tokens for each in finished)
     return [

@@ -55,6 +55,11 @@ class Pair:
     other_rows: Rows
     other_plan: str
 
+    @property
+    def task_id(self) -> str:
+        """Id of the sample's task."""
+        return self.sample.task_id
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOutSplit:
@@ -64,15 +69,27 @@ class HeldOutSplit:
         seed: of the choice.
         fraction: of the tasks; 1 for all.
         meaning: in words.
+        further: seed and fraction of further choices, all of which must hold a task out.
     """
 
     seed: int
     fraction: float
     meaning: str
+    further: tuple[tuple[int, float], ...] = ()
 
     def holds(self, task_id: str) -> bool:
         """Whether a task is held out."""
-        return self.fraction >= 1 or is_held_out(task_id, self.seed, self.fraction)
+        choices = ((self.seed, self.fraction), *self.further)
+        return all(
+            fraction >= 1 or is_held_out(task_id, seed, fraction) for seed, fraction in choices
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the split as JSON values."""
+        value = {"seed": self.seed, "fraction": self.fraction, "meaning": self.meaning}
+        names = ("seed", "fraction")
+        further = [dict(zip(names, choice, strict=True)) for choice in self.further]
+        return value | ({"further": further} if further else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +144,7 @@ class EvaluationSet:
         if num_tasks < 2:
             raise InputError(
                 f"{num_tasks} of {num_rows} tasks are to be scored, and 2 are the fewest; "
-                "--held-out 1 scores all tasks of a dataset that the bridge was not fitted to"
+                "--held-out 1 scores all tasks of a dataset that nothing was fitted to"
             )
         return cls(place, split, limit, num_rows, num_tasks, _declared(place))
 

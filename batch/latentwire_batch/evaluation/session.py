@@ -7,7 +7,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from latentwire_batch.console import Console
 from latentwire_batch.dispatch.watchdog import Guard, guarded
@@ -22,6 +22,14 @@ from latentwire_batch.evaluation.samples import EvaluationSet, Pair
 _MAX_REFUSED_FIRST = 8
 
 ResultT = TypeVar("ResultT")
+
+
+class _Task(Protocol):
+    @property
+    def task_id(self) -> str: ...
+
+
+PairT = TypeVar("PairT", bound=_Task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +122,29 @@ async def evaluate(
         BatchError: the receiver does not answer, or the dataset cannot be read.
         asyncio.CancelledError: a signal ended it.
     """
-    _cancel_on_sigterm()
-    pairs = plan.tasks.pairs()
-    # Each worker holds one task and sends all its messages together.
-    num_workers = 1 + -(-receiver.concurrency // 8)
+    cancel_on_sigterm()
+
+    async def score(pair: Pair) -> TaskResult:
+        return await _task(plan, receiver, pair)
+
+    num_workers = workers_for(receiver.concurrency, len(NAMES))
     with EvaluationProgress(console, plan.tasks.num_tasks) as progress:
-        work = _work(plan, receiver, pairs, results, progress, num_workers)
+        work = run_tasks(plan.tasks.pairs(), score, results, progress, num_workers)
         await guarded(work, guard)
 
 
-def _cancel_on_sigterm() -> None:
+def workers_for(concurrency: int, num_messages: int) -> int:
+    """Return how many tasks are held so that the service never waits for messages.
+
+    Args:
+        concurrency: requests in flight.
+        num_messages: of one task, which are sent together.
+    """
+    return 1 + -(-concurrency // num_messages)
+
+
+def cancel_on_sigterm() -> None:
+    """Let SIGTERM cancel the current task, as Ctrl-C does."""
     task = asyncio.current_task()
     assert task is not None
     # Only the main thread can; on other threads the caller has its own way to stop.
@@ -131,26 +152,34 @@ def _cancel_on_sigterm() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
-async def _work(
-    plan: EvaluationPlan,
-    receiver: Receiver,
-    pairs: Iterator[Pair],
+async def run_tasks(
+    pairs: Iterator[PairT],
+    score: Callable[[PairT], Awaitable[TaskResult]],
     results: Results,
     progress: EvaluationProgress,
     num_workers: int,
 ) -> None:
+    """Score tasks, several at a time.
+
+    Args:
+        pairs: read on a worker thread, one at a time.
+        score: raises RefusedError for a task that is set aside.
+        results: filled; they stay when this is cancelled.
+        progress: advanced by each task.
+        num_workers: tasks held at a time.
+    """
     reading = asyncio.Lock()
 
-    async def next_pair() -> Pair | None:
+    async def next_pair() -> PairT | None:
         async with reading:
             return await asyncio.to_thread(next, pairs, None)
 
     async def take_tasks() -> None:
         while (pair := await next_pair()) is not None:
             try:
-                results.finished.append(await _task(plan, receiver, pair))
+                results.finished.append(await score(pair))
             except RefusedError as error:
-                results.refused[pair.sample.task_id] = str(error)
+                results.refused[pair.task_id] = str(error)
                 _refuse_hopeless(results)
             progress.advance()
 
@@ -178,7 +207,7 @@ async def _task(plan: EvaluationPlan, receiver: Receiver, pair: Pair) -> TaskRes
         messages = plan.frame.around(plan.maker.part(name, pair))
         return await receiver.score(messages, sample.plan)
 
-    scores = await _by_name(score, NAMES)
+    scores = await scored_together(score, NAMES)
     answers = plan.answers
     expected = None if answers is None else answers.expected.get(sample.task_id)
     if answers is None or expected is None:
@@ -189,10 +218,12 @@ async def _task(plan: EvaluationPlan, receiver: Receiver, pair: Pair) -> TaskRes
         messages = frame.around(plan.maker.part(name, pair))
         return is_right(await receiver.solve(messages, limit), wanted)
 
-    return TaskResult(pair.index, sample.task_id, scores, await _by_name(solve, ANSWERED_NAMES))
+    return TaskResult(
+        pair.index, sample.task_id, scores, await scored_together(solve, ANSWERED_NAMES)
+    )
 
 
-async def _by_name(
+async def scored_together(
     send: Callable[[str], Awaitable[ResultT]], names: Sequence[str]
 ) -> dict[str, ResultT]:
     """Send several messages together; when one is refused, the others are cancelled."""

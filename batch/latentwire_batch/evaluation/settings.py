@@ -90,10 +90,21 @@ class EvaluationFields(BaseModel):
     dataset: CliPositionalArg[Path] = Field(
         description="Output of collect, a Parquet file, or a save_to_disk directory."
     )
-    bridge: str = Field(
+    bridge: str | None = Field(
+        default=None,
         min_length=1,
         description="Directory of the bridge, or the name of a built-in bridge: embeddings, norm "
-        "or weights.",
+        "or weights. Required without --compressor; with it, absent: no receiver reads the "
+        "latents, and no service is needed.",
+    )
+    compressor: tuple[str, ...] = Field(
+        default=(),
+        description="Evaluate a compressor in place of the controls: NAME or DIR, then :K for the "
+        "number of rows, then @ and a number format, like mean-pool:16@int8. The name full stands "
+        "for all rows. Repeat the flag for several.",
+    )
+    k: int | None = Field(
+        default=None, ge=1, description="Rows of the compressors that state no :K."
     )
     limit: int | None = Field(
         default=None, ge=1, description="Maximum number of tasks to score; absent: all held out."

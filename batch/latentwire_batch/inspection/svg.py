@@ -46,6 +46,15 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Named:
+    """A named point."""
+
+    name: str
+    across: float
+    up: float
+
+
+@dataclass(frozen=True)
 class _Scale:
     """Maps values to coordinates on one axis."""
 
@@ -122,6 +131,34 @@ def points(places: Numbers, weights: Numbers, axis: Axis) -> str:
     parts += [
         _text(across(value), _TICK, f"{value:.4g}", anchor)
         for value, anchor in ((across.low, "start"), (middle, "middle"), (across.high, "end"))
+    ]
+    return _svg(parts, up, axis, _ticks(up))
+
+
+def named_points(found: Sequence[Named], axis: Axis) -> str:
+    """Draw points with their names, over a logarithmic axis.
+
+    Args:
+        found: values across are positive.
+        axis: names of the axes.
+    """
+    if not found:
+        return _nothing()
+    sizes = np.log10([each.across for each in found])
+    across = _Scale(*_range(sizes), _LEFT + 6, _WIDTH - _NAMES_WIDTH)
+    up = _up(*_range(np.array([each.up for each in found])))
+    parts = []
+    for each, size in zip(found, sizes.tolist(), strict=True):
+        x, y = across(size), up(each.up)
+        known = f"{each.name}: {each.across:,.0f}, {each.up:.3f}"
+        parts += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" fill="var(--mark)">'
+            f"<title>{escape(known)}</title></circle>",
+            _text(x + 6, y + 3, each.name, anchor="start", is_minor=True),
+        ]
+    parts += [
+        _text(across(value), _TICK, f"{10**value:,.0f}")
+        for value in sorted({across.low, (across.low + across.high) / 2, across.high})
     ]
     return _svg(parts, up, axis, _ticks(up))
 

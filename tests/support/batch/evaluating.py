@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,20 @@ DECLARED = {
     "latent": {"layer": "last", "normed": True, "alignment": "predicts"},
 }
 BEFORE, AFTER = "Repeat: ", "."
+
+
+@dataclass(frozen=True)
+class Compared:
+    status: int
+    out: str
+    err: str
+    report: dict[str, Any]
+
+    def row(self, name: str) -> dict[str, Any]:
+        return next(row for row in self.report["rows"] if row["name"] == name)
+
+
+Compare = Callable[..., Compared]
 
 
 def plans(count: int) -> list[str]:

@@ -1,0 +1,1 @@
+"""`latentwire evaluate --compressor`: what a compressed latent costs, and what it still carries."""
