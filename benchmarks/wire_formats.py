@@ -21,7 +21,7 @@ import pyarrow as pa
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import PlanLatentRequest, PlanLatentResponse
 from latentwire.safetensors_wire import unpack
-from latentwire_service.api.rendering import AnswerContext, plan_response
+from latentwire_service.api.rendering import AnswerContext, answer_tensors, plan_response
 from latentwire_service.api.wire_formats import WireFormat, render
 from latentwire_service.engine.backend import Completion, FinishReason
 from latentwire_service.model_service import Plan
@@ -39,7 +39,7 @@ def main() -> None:
     context = AnswerContext(PlanLatentRequest(task="A task"), None, "model", None)
 
     def nested() -> bytes:
-        body = plan_response(plan, context).model_dump()
+        body = plan_response(plan, context, answer_tensors(plan, context)).model_dump()
         return json.dumps(body | {"hidden_state": hidden_state.tolist()}).encode()
 
     def read_nested(content: bytes) -> Any:

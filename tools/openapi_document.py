@@ -22,7 +22,12 @@ def generated() -> dict[str, Any]:
     """Return the document that a service with default settings shows at `/openapi.json`."""
     settings, metrics = Settings(_env_file=None), Metrics()
     service = ModelService(backend_factory(settings), Observers())
-    describe = partial(service_info, settings=settings, version="0.0.0")
+    describe = partial(
+        service_info,
+        settings=settings,
+        version="0.0.0",
+        compressors=service.compressors,
+    )
     return create_app(service, metrics, policy_of(settings), "0.0.0", describe).openapi()
 
 

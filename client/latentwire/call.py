@@ -25,6 +25,7 @@ from latentwire.constants import (
 from latentwire.conversation import Message
 from latentwire.errors import InvalidArgumentError, ProtocolError
 from latentwire.latent import HiddenState
+from latentwire.number_formats import NumberFormat
 from latentwire.protocol import PlanLatentCall, fault_of
 from latentwire.safetensors_wire import pack_request
 from latentwire.sampling import ChatTemplate
@@ -46,7 +47,7 @@ MessageList = Sequence[Mapping[str, Any] | Message]
 
 
 class PlanOptions(TypedDict, total=False):
-    """Optional fields of a plan request; `PlanLatentRequest` holds their defaults and limits."""
+    """Optional fields of a plan request; `PlanLatentBody` holds their defaults and limits."""
 
     system: str | None
     prompt_template: str
@@ -69,6 +70,9 @@ class PlanOptions(TypedDict, total=False):
     latent_steps: int
     step_bridge: str | None
     plan: str | None
+    compressor: str | None
+    return_hidden_state: bool
+    dtype: NumberFormat
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,19 @@ class Call:
 
     @property
     def k(self) -> int | None:
-        """Hidden rows that the call keeps; None: all."""
+        """Hidden rows that the call keeps, or k of its compressor; None: all."""
         return self.params["k"] if self.params else None
+
+    @property
+    def compressor(self) -> str | None:
+        """Name of the compressor that the call names."""
+        name: str | None = (self.body or {}).get("compressor")
+        return name
+
+    @property
+    def has_hidden_state(self) -> bool:
+        """Whether the answer is to hold the full latent."""
+        return (self.body or {}).get("return_hidden_state") is not False
 
     @cached_property
     def content(self) -> bytes | None:

@@ -157,14 +157,22 @@ def http_request(
 def read_plan_latent(outcome: Outcome, call: Call) -> PlanLatent:
     """Read the outcome of ``POST /plan_latent``; raises `error_of` or ProtocolError."""
     if isinstance(outcome, httpx.Response) and outcome.is_success and _is_safetensors(outcome):
-        return check_k(PlanLatent.from_parts(*unpack(outcome.content)), call)
-    return check_k(PlanLatent.from_response(_parse(outcome, PlanLatentResponse)), call)
+        return check_form(PlanLatent.from_parts(*unpack(outcome.content)), call)
+    return check_form(PlanLatent.from_response(_parse(outcome, PlanLatentResponse)), call)
 
 
-def check_k(plan: PlanLatent, call: Call) -> PlanLatent:
-    """Return a plan, or raise ProtocolError when its k is not that of the call."""
-    if plan.k != call.k:
-        raise ProtocolError(f"the request has k {call.k}, but answer {plan.id} has k {plan.k}")
+def check_form(plan: PlanLatent, call: Call) -> PlanLatent:
+    """Return a plan, or raise ProtocolError when its latents are not those of the call."""
+    used = None if plan.compressor is None else plan.compressor.name
+    for name, sent, answered in (
+        ("k", call.k, plan.k),
+        ("compressor", call.compressor, used),
+        ("return_hidden_state", call.has_hidden_state, plan.has_hidden_state),
+    ):
+        if sent != answered:
+            raise ProtocolError(
+                f"the request has {name} {sent}, but answer {plan.id} has {name} {answered}"
+            )
     return plan
 
 

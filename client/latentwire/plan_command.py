@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import typer
-from pydantic import BaseModel, Field, SecretStr
-from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+from pydantic import Field, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    CliPositionalArg,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+from latentwire.answer_form import LatentFields
 from latentwire.call import PlanOptions
 from latentwire.client import Client
 from latentwire.constants import DEFAULT_BASE_URL, DEFAULT_TIMEOUT_S
@@ -27,7 +35,21 @@ _COMMAND = "latentwire plan"
 _FLAGS = {"base_url": "--url", "timeout_s": "--timeout", "api_key": "--api-key", "task": "TASK"}
 
 
-class _CallFields(BaseModel):
+# Flags whose variables are settings of `latentwire serve`, with values of another kind.
+_WITHOUT_VARIABLE = {"compressor", "dtype"}
+
+
+class _Variables(EnvSettingsSource):
+    """Variables of the environment, without those of the service."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return a field's value, its key and whether it is JSON; None: it has no variable."""
+        if field_name in _WITHOUT_VARIABLE:
+            return None, field_name, False
+        return super().get_field_value(field, field_name)
+
+
+class _CallFields(LatentFields):
     """The task, the service and the output."""
 
     task: CliPositionalArg[str] = Field(description="The task, in words.")
@@ -35,9 +57,10 @@ class _CallFields(BaseModel):
     api_key: SecretStr | None = Field(
         default=None, description="API key, when the service requires one."
     )
-    k: int | None = Field(default=None, ge=0, description="Hidden rows to keep; absent: all.")
     output: Path | None = Field(
-        default=None, description="Write the hidden state to this file (.npy)."
+        default=None,
+        description="Write the hidden state to this file (.npy), in float32; with "
+        "--no-return-hidden-state, the compressed one.",
     )
     timeout: float = Field(
         default=DEFAULT_TIMEOUT_S,
@@ -54,6 +77,19 @@ class PlanSettings(SamplingFields, PromptFields, _CallFields, BaseSettings):
         default=None, description="Seed of the answer; the same seed repeats it. Drawn if absent."
     )
     greedy: bool = Field(default=False, description="The same as --no-do-sample.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where settings come from."""
+        del env_settings
+        return init_settings, _Variables(settings_cls), dotenv_settings, file_secret_settings
 
     @property
     def plan_options(self) -> PlanOptions:
@@ -82,7 +118,7 @@ def main(args: list[str]) -> int:
             prog=_COMMAND,
             description="Plan one task; print the plan, the latent's shape and the usage.",
         )
-        _check_output(settings.output)
+        _check_output(settings)
         _plan(settings)
     except FlagError as error:
         return _fail(_with_source(str(error), args), EXIT_USAGE)
@@ -103,8 +139,9 @@ def _plan(settings: PlanSettings) -> None:
     ) as client:
         plan = client.plan_latent(settings.task, k=settings.k, **settings.plan_options)
     _print_plan(plan)
-    if settings.output is not None:
-        _save(plan.hidden_state, settings.output)
+    rows = plan.hidden_state if settings.return_hidden_state else plan.hidden_state_comp
+    if settings.output is not None and rows is not None:
+        _save(rows, settings.output)
 
 
 def _report_retry(error: LatentwireError, pause_s: float) -> None:
@@ -115,21 +152,28 @@ def _print_plan(plan: PlanLatent) -> None:
     usage = plan.usage
     typer.echo(plan.plan)
     typer.echo("")
-    typer.echo(f"hidden_state: {list(plan.hidden_state.shape)} float32")
+    if plan.has_hidden_state:
+        typer.echo(f"hidden_state: {list(plan.hidden_state.shape)} float32")
+    if plan.hidden_state_comp is not None and plan.compressor is not None:
+        shape = list(plan.hidden_state_comp.shape)
+        typer.echo(f"hidden_state_comp: {shape} float32, compressor {plan.compressor.name}")
     typer.echo(
         f"usage: {usage.prompt_tokens} prompt tokens, {usage.completion_tokens} completion tokens, "
         f"{usage.latent_rows} hidden rows; finish_reason {plan.finish_reason}, seed {plan.seed}"
     )
 
 
-def _check_output(path: Path | None) -> None:
+def _check_output(settings: PlanSettings) -> None:
     """Refuse a file that cannot be written: not only after minutes of generation.
 
     Raises:
-        FlagError: the file cannot be opened for writing.
+        FlagError: the file cannot be opened for writing, or there is nothing to write to it.
     """
+    path = settings.output
     if path is None:
         return
+    if not settings.return_hidden_state and settings.compressor is None:
+        raise FlagError("--output: with --no-return-hidden-state and no --compressor, no rows come")
     try:
         if path.exists():
             path.open("ab").close()

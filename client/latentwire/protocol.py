@@ -20,6 +20,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
+from latentwire.answer_form import AppliedCompressor as AppliedCompressor
+from latentwire.answer_form import CompressorInfo as CompressorInfo
+from latentwire.answer_form import LatentFields
 from latentwire.bridge_info import BridgeInfo as BridgeInfo
 from latentwire.bridge_info import BridgePrompt as BridgePrompt
 from latentwire.bridge_info import BridgeSource as BridgeSource
@@ -32,7 +35,6 @@ from latentwire.latent import latent_info as latent_info
 from latentwire.sampling import (
     JsonInt,
     LogitBias,
-    NumRows,
     PromptFields,
     SamplingFields,
     Seed,
@@ -168,16 +170,12 @@ def fault_of(request: PlanLatentRequest) -> tuple[str, str] | None:
 _JSON_TEXT = {"type": "string", "contentMediaType": "application/json"}
 
 
-class PlanLatentParams(RequestModel):
+class PlanLatentParams(LatentFields, RequestModel):
     """Query of ``POST /plan_latent``."""
-
-    k: NumRows | None = Field(
-        default=None, description="Hidden rows to keep; absent: all; 0: text only."
-    )
 
 
 class PlanLatentBody(PlanLatentRequest, PlanLatentParams):
-    """Body of ``POST /plan_latent`` as the service reads it: `k` may be here or in the query."""
+    """Body of ``POST /plan_latent`` as the service reads it: it may have the query's fields."""
 
 
 class PlanLatentCall(PlanLatentBody):
@@ -187,7 +185,7 @@ class PlanLatentCall(PlanLatentBody):
 
 
 class PlanLatentQuery(RequestFields, PlanLatentParams):
-    """Query of ``GET /plan_latent``: the fields of the body but `messages`, and `k`, as text."""
+    """Query of ``GET /plan_latent``: the fields of the body but `messages`, as text."""
 
     task: Text = Field(min_length=1, description=_TASK)
     # Described as text: a form-style object would spread over parameters of its own.
@@ -203,7 +201,7 @@ class PlanLatentQuery(RequestFields, PlanLatentParams):
 
     def to_request(self) -> PlanLatentRequest:
         """Return the request that these parameters make."""
-        fields = self.model_dump(exclude={"k"}, exclude_unset=True)
+        fields = self.model_dump(exclude={*PlanLatentParams.model_fields}, exclude_unset=True)
         return PlanLatentRequest.model_validate(fields, strict=False)
 
 
@@ -212,7 +210,7 @@ class Usage(ResponseModel):
 
     prompt_tokens: int
     completion_tokens: int
-    latent_rows: int = Field(description="Hidden rows in the answer.")
+    latent_rows: int = Field(description="Hidden rows in the answer's hidden_state.")
     latent_steps: int = Field(default=0, description="Latent steps before the first token.")
 
     @model_validator(mode="before")
@@ -260,7 +258,14 @@ class PlanLatentResponse(AnswerFields):
 
     task: str | None
     plan: str
-    hidden_state: HiddenState
+    hidden_state: HiddenState | None
+    hidden_state_comp: HiddenState | None = Field(
+        default=None, description="The compressed latent, [K, D]; null without a compressor."
+    )
+    hidden_state_comp_arrays: dict[str, HiddenState] = Field(
+        default={}, description="Further arrays of the compressor, in float32."
+    )
+    compressor: AppliedCompressor | None = None
     token_ids: list[int]
     logprob: float | None = Field(
         default=None,
@@ -280,10 +285,10 @@ class StreamStep(ResponseModel):
     text: str = Field(
         description="Text that the token adds to the plan; empty while a character is incomplete."
     )
-    row: str | None = Field(
+    row: str | HiddenState | None = Field(
         default=None,
-        description="The hidden row that predicted the token, while index < k: base64 of its "
-        "little-endian float32 bytes.",
+        description="The hidden row that predicted the token, if the answer holds it: base64 of "
+        "its little-endian float32 bytes; with another dtype, an object like hidden_state.",
     )
 
 
@@ -291,6 +296,9 @@ class StreamDone(AnswerFields):
     """Data of the `done` event, the last one: the fields that the `step` events do not have."""
 
     shape: tuple[int, int] = Field(description="[rows sent, hidden size]")
+    hidden_state_comp: HiddenState | None = None
+    hidden_state_comp_arrays: dict[str, HiddenState] = {}
+    compressor: AppliedCompressor | None = None
     plan: str | None = Field(
         default=None,
         description="Present only when the concatenated texts differ from the plan (invalid UTF-8 "
@@ -330,7 +338,8 @@ class InfoResponse(ResponseModel):
     device: str = Field(description="Kind of device: cuda, mps or cpu.")
     limits: Limits
     version: str
-    compressors: list[str] = Field(description="Latent compressors loaded with the model.")
+    compressors: list[str] = Field(description="Names of the latent compressors.")
+    compressor_info: list[CompressorInfo] = []
     capabilities: list[str] = Field(
         default=[],
         description="What this engine can do with the model, of latents-in, latent-steps, scoring.",

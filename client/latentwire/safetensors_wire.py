@@ -1,4 +1,4 @@
-"""Answers and requests as safetensors files: float32 tensors, and the other fields as metadata.
+"""Answers and requests as safetensors files: tensors, and the other fields as metadata.
 
 The format is eight bytes of length, a JSON header and the raw values, so reading and writing it
 takes these few lines instead of a dependency with compiled code. Its description:
@@ -8,6 +8,7 @@ https://github.com/huggingface/safetensors
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -15,15 +16,33 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from latentwire.answer_form import COMPRESSED, HIDDEN_STATE, named_latents
 from latentwire.constants import MAX_NAME_CHARS
 from latentwire.errors import ProtocolError
-from latentwire.protocol import PlanLatentResponse
+from latentwire.number_formats import (
+    VALUE_DTYPES,
+    EncodedRows,
+    NumberFormat,
+    decode_rows,
+    has_scales,
+    stored_width,
+)
+from latentwire.protocol import HiddenState, PlanLatentResponse
 from latentwire.strict_json import RepeatedKeyError, load_json
 from latentwire.tensors import WIRE_DTYPE
 
 _LENGTH = struct.Struct("<Q")
-_TENSOR, _RESPONSE, _METADATA = "hidden_state", "response", "__metadata__"
+_RESPONSE, _METADATA = "response", "__metadata__"
 _FORMAT = "format"
+_SCALES = ".scales"
+# bfloat16 has a name of its own; int4 is two codes per byte.
+_DTYPE_NAMES: Mapping[NumberFormat, str] = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int8": "I8",
+    "int4": "U8",
+}
 # Fields of a request whose metadata may be the text itself; all others are JSON.
 _TEXT_FIELDS = frozenset(
     {
@@ -53,28 +72,43 @@ class _Place(NamedTuple):
     width: int
 
 
-def pack(response: PlanLatentResponse, hidden_state: npt.NDArray[np.float32]) -> bytes:
+def pack(response: PlanLatentResponse, tensors: Mapping[str, EncodedRows]) -> bytes:
     """Return the file.
 
     Args:
-        response: its `hidden_state.data` is left empty.
-        hidden_state: `[rows, hidden_size]` float32.
+        response: its latents' `data` is left empty. Their scales are tensors of the file, too.
+        tensors: its latents by name.
     """
-    return _file({_RESPONSE: response.model_dump_json()}, {_TENSOR: hidden_state})
+    entries: dict[str, tuple[str, npt.NDArray[Any]]] = {}
+    for name, tensor in tensors.items():
+        entries[name] = (_DTYPE_NAMES[tensor.format], tensor.values)
+        if tensor.scales is not None:
+            entries[name + _SCALES] = ("F32", tensor.scales)
+    text = response.model_dump_json(
+        exclude={name: {"scales"} for name in (HIDDEN_STATE, COMPRESSED)}
+    )
+    return _file({_RESPONSE: text}, entries)
 
 
-def _file(metadata: Mapping[str, str], tensors: Mapping[str, Matrix]) -> bytes:
+def _file(
+    metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, npt.NDArray[Any]]]
+) -> bytes:
+    """Return a file of tensors, each with the format's name for its dtype."""
     header: dict[str, Any] = {_METADATA: {_FORMAT: "pt", **metadata}}
     values, end = [], 0
-    for name, matrix in tensors.items():
-        raw = np.ascontiguousarray(matrix, dtype=WIRE_DTYPE)
-        start, end = end, end + raw.nbytes
-        header[name] = {"dtype": "F32", "shape": list(raw.shape), "data_offsets": [start, end]}
-        values.append(raw.tobytes())
+    # Wide values first: then each is at a multiple of its own size, and is read in place.
+    for name, (dtype, array) in sorted(tensors.items(), key=_narrowness):
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [start, end]}
+        values.append(array.tobytes())
     text = json.dumps(header, separators=(",", ":")).encode()
     # The values start at a multiple of eight, so that readers can use them in place.
     text += b" " * (-len(text) % 8)
     return b"".join([_LENGTH.pack(len(text)), text, *values])
+
+
+def _narrowness(entry: tuple[str, tuple[str, npt.NDArray[Any]]]) -> int:
+    return -entry[1][1].itemsize
 
 
 def pack_request(body: Mapping[str, Any], tensors: Mapping[str, Matrix]) -> bytes:
@@ -84,7 +118,11 @@ def pack_request(body: Mapping[str, Any], tensors: Mapping[str, Matrix]) -> byte
         body: fields as JSON values; a latent's `hidden_state` is the name of a tensor.
         tensors: `[rows, width]` float32 each.
     """
-    return _file({name: json.dumps(value) for name, value in body.items()}, tensors)
+    arrays = {name: np.ascontiguousarray(each, WIRE_DTYPE) for name, each in tensors.items()}
+    return _file(
+        {name: json.dumps(value) for name, value in body.items()},
+        {name: ("F32", array) for name, array in arrays.items()},
+    )
 
 
 def unpack_request(content: bytes) -> tuple[dict[str, Any], dict[str, Matrix]]:
@@ -177,13 +215,14 @@ def _matrix(place: _Place, data: memoryview) -> Matrix:
     return _aligned(values).reshape(place.rows, place.width)
 
 
-def unpack(content: bytes) -> tuple[PlanLatentResponse, npt.NDArray[np.float32]]:
+def unpack(content: bytes) -> tuple[PlanLatentResponse, dict[str, Matrix]]:
     """Read the file.
 
     Returns:
-        The response, and the hidden state: a read-only `[rows, hidden_size]` float32 view of
-        `content`. Nothing is copied, except values that do not start at a multiple of four, as
-        other writers may place them: those become an aligned copy.
+        The response, and its latents by name: `[rows, width]` float32. Latents that were sent as
+        float32 are read-only views of `content`. Nothing of them is copied, except values that do
+        not start at a multiple of four, as other writers may place them: those become an aligned
+        copy.
 
     Raises:
         ProtocolError: when the file is not as `pack` makes it.
@@ -192,24 +231,70 @@ def unpack(content: bytes) -> tuple[PlanLatentResponse, npt.NDArray[np.float32]]
         (length,) = _LENGTH.unpack_from(content)
         base = _LENGTH.size + length
         header = json.loads(content[_LENGTH.size : base])
-        response = PlanLatentResponse.model_validate_json(header[_METADATA][_RESPONSE])
-        tensor = header[_TENSOR]
-        rows, width = response.hidden_state.shape
-        described = {
-            "dtype": "F32",
-            "shape": [rows, width],
-            "data_offsets": [0, rows * width * WIRE_DTYPE.itemsize],
+        response = PlanLatentResponse.model_validate_json(header.pop(_METADATA)[_RESPONSE])
+        described = named_latents(
+            response.hidden_state, response.hidden_state_comp, response.hidden_state_comp_arrays
+        )
+        arrays = _arrays(header, _expected(described), memoryview(content)[base:])
+        return response, {
+            name: decode_rows(_encoded(name, sent, arrays)) for name, sent in described.items()
         }
-        if tensor != described or base + tensor["data_offsets"][1] != len(content):
-            raise ProtocolError("the answer's tensor is not the one that its fields describe")
-        values = np.frombuffer(content, dtype=WIRE_DTYPE, count=rows * width, offset=base)
-        return response, _aligned(values).reshape(rows, width)
     # Among them json's and pydantic's errors, which are ValueErrors.
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ProtocolError(f"the answer is not a safetensors file of a plan: {error}") from error
 
 
-def _aligned(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _expected(described: Mapping[str, HiddenState]) -> dict[str, tuple[NumberFormat, list[int]]]:
+    """Return number format and shape of each tensor of the file."""
+    tensors: dict[str, tuple[NumberFormat, list[int]]] = {}
+    for name, sent in described.items():
+        rows, width = sent.shape
+        if not (0 <= rows <= _MAX_SIZE and 0 <= width <= _MAX_SIZE):
+            raise ProtocolError(f"the answer's {name} has the shape [{rows}, {width}]")
+        tensors[name] = (sent.dtype, [rows, stored_width(sent.dtype, width)])
+        if has_scales(sent.dtype):
+            tensors[name + _SCALES] = ("float32", [rows])
+    return tensors
+
+
+def _arrays(
+    header: Mapping[str, Any],
+    expected: Mapping[str, tuple[NumberFormat, list[int]]],
+    data: memoryview,
+) -> dict[str, npt.NDArray[Any]]:
+    """Return the tensors of an answer, which must be those that its fields describe."""
+    wrong = ProtocolError("the answer's tensors are not those that its fields describe")
+    if header.keys() != expected.keys():
+        raise wrong
+    arrays, places = {}, []
+    for name, (number_format, shape) in expected.items():
+        dtype, num_values = VALUE_DTYPES[number_format], math.prod(shape)
+        match header[name]:
+            case {"dtype": stated, "shape": sizes, "data_offsets": [int(start), int(end)]} if (
+                stated,
+                sizes,
+            ) == (
+                _DTYPE_NAMES[number_format],
+                shape,
+            ) and 0 <= start <= end == start + num_values * dtype.itemsize <= len(data):
+                places.append(_Place(start, end, 0, 0))
+                arrays[name] = _aligned(np.frombuffer(data[start:end], dtype)).reshape(shape)
+            case _:
+                raise wrong
+    try:
+        _check_cover(places, len(data))
+    except ValueError:
+        raise wrong from None
+    return arrays
+
+
+def _encoded(name: str, sent: HiddenState, arrays: Mapping[str, npt.NDArray[Any]]) -> EncodedRows:
+    return EncodedRows(
+        sent.dtype, arrays[name], arrays.get(name + _SCALES), sent.shape[1], sent.rotation
+    )
+
+
+def _aligned(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if values.flags.aligned:
         return values
     copied = values.copy()

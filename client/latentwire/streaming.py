@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from latentwire.answer_form import named_latents
 from latentwire.call import Call
 from latentwire.constants import REQUEST_ID_HEADER
 from latentwire.errors import ConnectionFailedError, ProtocolError, api_error
-from latentwire.exchange import check_k, error_of
-from latentwire.plan_latent import PlanLatent
-from latentwire.protocol import ErrorBody, StreamDone, StreamStep
+from latentwire.exchange import check_form, error_of
+from latentwire.plan_latent import NO_ROWS, PlanLatent, compressed_fields, decoded
+from latentwire.protocol import ErrorBody, HiddenState, StreamDone, StreamStep
 from latentwire.sse import Event, EventDecoder
 from latentwire.tensors import decode_row
 from latentwire.validation import describe
@@ -33,8 +34,8 @@ class PlanStep:
         index: position among the latent steps and the generated tokens, from 0.
         token_id: the token; None for a latent step.
         text: the text that the token adds to the plan; empty while a character is incomplete.
-        hidden_row: `[hidden_size]` float32, read-only: the row that predicted the token; None after
-            the first k rows.
+        hidden_row: `[hidden_size]` float32, read-only: the row that predicted the token; None where
+            the answer does not hold it, as after the first k rows.
     """
 
     index: int
@@ -108,8 +109,7 @@ class PlanAssembly:
     def _take(self, sent: StreamStep) -> PlanStep:
         if sent.index != len(self._steps):
             raise ProtocolError(f"step {sent.index} arrived, but step {len(self._steps)} was next")
-        row = None if sent.row is None else decode_row(sent.row)
-        step = PlanStep(sent.index, sent.token_id, sent.text, row)
+        step = PlanStep(sent.index, sent.token_id, sent.text, _row(sent.row))
         self._steps.append(step)
         return step
 
@@ -122,17 +122,32 @@ class PlanAssembly:
             )
         matrix = np.array(rows, np.float32).reshape(num_rows, width)
         matrix.flags.writeable = False
+        latents = named_latents(None, done.hidden_state_comp, done.hidden_state_comp_arrays)
         joined = "".join(step.text for step in self._steps)
         task = (self._call.body or {}).get("task")
         plan = PlanLatent(
             **done.shared(),
             task=None if task is None else str(task),
             plan=joined if done.plan is None else done.plan,
-            hidden_state=matrix,
+            hidden_state=matrix if self._call.has_hidden_state else NO_ROWS,
+            **compressed_fields(done.compressor, decoded(latents)),
             token_ids=tuple(step.token_id for step in self._steps if step.token_id is not None),
         )
         plan.check_counts()
-        return check_k(plan, self._call)
+        return check_form(plan, self._call)
+
+
+def _row(sent: str | HiddenState | None) -> npt.NDArray[np.float32] | None:
+    """Decode the row of a step, `[hidden_size]` float32, read-only."""
+    if sent is None:
+        return None
+    if isinstance(sent, str):
+        return decode_row(sent)
+    rows = decoded({"row": sent})["row"]
+    if len(rows) != 1:
+        raise ProtocolError(f"a step has {len(rows)} rows")
+    row: npt.NDArray[np.float32] = rows[0]
+    return row
 
 
 class PlanStream:

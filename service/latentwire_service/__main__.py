@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from latentwire.settings_flags import FlagError, name_variables, parse_settings
 from latentwire_service.api.access_policy import PolicyError, is_open_to_all, policy_of
@@ -23,6 +24,9 @@ from latentwire_service.engine.hf.cpu.cpu_tuning import (
 )
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.logs import configure_logging
+
+if TYPE_CHECKING:
+    from latentwire_service.compression.catalog import CompressorCatalog
 
 EXIT_BAD_SETTINGS = 2
 _COMMAND = "latentwire serve"
@@ -72,6 +76,9 @@ def main(args: Sequence[str]) -> int:
     # It imports torch, which reads the variables.
     if not _are_bridges(settings):
         return EXIT_BAD_SETTINGS
+    compressors = _compressors(settings)
+    if compressors is None:
+        return EXIT_BAD_SETTINGS
     if settings.compile:
         # Later starts reuse inductor's output, also after a reboot.
         compiled = settings.cache_dir.expanduser() / f"inductor-{cpu_name()}"
@@ -85,7 +92,7 @@ def main(args: Sequence[str]) -> int:
         return _refuse(f"OTEL_PROPAGATORS: {error}")
     from latentwire_service.server import serve
 
-    return serve(settings, policy)
+    return serve(settings, policy, compressors)
 
 
 def _are_bridges(settings: Settings) -> bool:
@@ -107,6 +114,18 @@ def _are_bridges(settings: Settings) -> bool:
         sys.stderr.write("\n".join(lines) + "\n")
         return False
     return True
+
+
+def _compressors(settings: Settings) -> CompressorCatalog | None:
+    """Load the compressors; None: one cannot be used, and the reason is written."""
+    from latentwire.compressors import CompressorError
+    from latentwire_service.compression.catalog import load_catalog
+
+    try:
+        return load_catalog(settings.compressor)
+    except CompressorError as error:
+        _refuse(f"--compressor: {error.reason}")
+        return None
 
 
 def _ignore_variables() -> None:

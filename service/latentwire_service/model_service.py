@@ -13,9 +13,13 @@ import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 
+from latentwire.compressors import Compressor
+from latentwire_service.compression.catalog import CompressorCatalog
+from latentwire_service.compression.pool import Compressed, CompressionPool, compress
 from latentwire_service.deadline import Deadline
 from latentwire_service.engine.backend import (
     Backend,
@@ -56,12 +60,14 @@ class Plan:
         seed: the seed that was used.
         completion: the result.
         day: the date that the chat template wrote into the prompt; None when it wrote none.
+        compressed: the compressed latent; None when the request has no compressor.
     """
 
     plan_id: str
     seed: int
     completion: Completion
     day: date | None = None
+    compressed: Compressed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,7 @@ class ModelService:
         observers: told what happens.
         max_new_tokens_limit: largest `max_new_tokens` allowed; None allows what fits a slot.
         step_timeout_s: age in seconds from which a step counts as hung.
+        compressors: those that requests may name; None: the ones that need no directory.
     """
 
     def __init__(
@@ -97,11 +104,14 @@ class ModelService:
         observers: Observers,
         max_new_tokens_limit: int | None = None,
         step_timeout_s: float = math.inf,
+        compressors: CompressorCatalog | None = None,
     ) -> None:
         self._create_backend = create_backend
         self._observers = observers
         self._max_new_tokens_limit = max_new_tokens_limit
         self._step_timeout_s = step_timeout_s
+        self.compressors = compressors or CompressorCatalog()
+        self._compressions = CompressionPool()
         self._is_hang_logged = False
         self._backend: Backend | None = None
         self._state = State.LOADING
@@ -131,9 +141,9 @@ class ModelService:
 
     @property
     def is_working(self) -> bool:
-        """Whether a thread of the model is still loading or computing."""
+        """Whether a thread is still loading the model, computing or compressing."""
         is_computing = self._backend is not None and self._backend.is_alive
-        return is_computing or self._loader.is_alive()
+        return is_computing or self._loader.is_alive() or self._compressions.is_busy
 
     def check_progress(self) -> None:
         """Do nothing unless the engine hangs.
@@ -184,6 +194,7 @@ class ModelService:
         """
         backend = self._require(State.READY)
         async with Deadline(submission.timeout_s).enforced():
+            compressor = await self._compressor(backend, submission)
             spec = await self._build(backend, submission)
             handle = backend.submit(spec)
             try:
@@ -191,7 +202,8 @@ class ModelService:
             except asyncio.CancelledError:
                 handle.cancel()
                 raise
-        return self._finished(spec, completion, backend.info)
+            plan = self._finished(spec, completion, backend.info)
+            return await self._compressed(plan, compressor)
 
     async def stream(self, submission: Submission) -> AsyncGenerator[list[Step] | Plan, None]:
         """Run one request; yield its steps as they come, several when the reader is behind.
@@ -205,6 +217,7 @@ class ModelService:
         channel = StepChannel()
         deadline = Deadline(submission.timeout_s)
         async with deadline.enforced():
+            compressor = await self._compressor(backend, submission)
             spec = await self._build(backend, submission)
         handle = backend.submit(spec, channel.put)
         handle.future.add_done_callback(lambda _: channel.wake())
@@ -218,7 +231,24 @@ class ModelService:
                 yield steps
         finally:
             handle.cancel()
-        yield self._finished(spec, handle.future.result(), backend.info)
+        plan = self._finished(spec, handle.future.result(), backend.info)
+        async with deadline.enforced():
+            plan = await self._compressed(plan, compressor)
+        yield plan
+
+    async def _compressor(self, backend: Backend, submission: Submission) -> Compressor | None:
+        """Return the compressor that a request names, before anything is generated for it."""
+        if submission.compressor is None:
+            return None
+        self._compressions.check_room()
+        name, k, width = submission.compressor, submission.k, backend.info.hidden_size
+        return await self._compressions.run(partial(self.compressors.get, name, k, width))
+
+    async def _compressed(self, plan: Plan, compressor: Compressor | None) -> Plan:
+        if compressor is None:
+            return plan
+        work = partial(compress, compressor, plan.completion.hidden_state)
+        return replace(plan, compressed=await self._compressions.run(work))
 
     async def _build(self, backend: Backend, submission: Submission) -> GenerationSpec:
         limit = self._max_new_tokens_limit

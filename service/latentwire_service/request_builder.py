@@ -33,13 +33,15 @@ class Submission:
 
     Attributes:
         body: the request's body.
-        k: number of hidden rows to keep; None keeps all.
+        k: number of hidden rows to keep; None keeps all. With a compressor, its number of rows.
         caller: requests of one caller share its turns in the queue.
         timeout_s: seconds until the request is cancelled; None sets no limit.
         tensors: float32 matrices that the body's latents name.
         plan_id: id of the answer; None draws one.
         is_length_open: `max_new_tokens` is not the caller's choice: less is generated where it
             exceeds a limit.
+        compressor: name of the compressor of the latent; None: it is not compressed.
+        has_hidden_state: whether the answer holds the full latent.
     """
 
     body: PlanLatentRequest
@@ -49,6 +51,15 @@ class Submission:
     tensors: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     plan_id: str | None = None
     is_length_open: bool = False
+    compressor: str | None = None
+    has_hidden_state: bool = True
+
+    @property
+    def max_rows(self) -> int | None:
+        """Most hidden rows that the engine hands out; None: all of them."""
+        if self.compressor is not None:
+            return None
+        return self.k if self.has_hidden_state else 0
 
 
 def build_spec(
@@ -84,7 +95,7 @@ def build_spec(
         plan_id=submission.plan_id or f"plan-{secrets.token_hex(12)}",
         prompt=prompt,
         sampling=_sampling_params(body, info.vocab_size),
-        k=submission.k,
+        k=submission.max_rows,
         caller=submission.caller,
         latent_steps=body.latent_steps,
         step_bridge=steps.bridge,

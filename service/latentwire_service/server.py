@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from latentwire_service.api.access_policy import Policy, all_keys
 from latentwire_service.api.app import create_app
 from latentwire_service.api.connection import Connection
+from latentwire_service.compression.catalog import CompressorCatalog
 from latentwire_service.engine.backend import BackendInfo
 from latentwire_service.engine.errors import ModelError
 from latentwire_service.engine.hf.cpu.cpu_tuning import settle_heap
@@ -76,8 +77,13 @@ class _DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(settings: Settings, policy: Policy) -> int:
+def serve(settings: Settings, policy: Policy, compressors: CompressorCatalog) -> int:
     """Serve until a signal or a failure.
+
+    Args:
+        settings: of the service.
+        policy: what requests must satisfy.
+        compressors: those that requests may name.
 
     Returns:
         the exit status of the process.
@@ -91,7 +97,7 @@ def serve(settings: Settings, policy: Policy) -> int:
         logger.error("cannot listen on %s: %s%s", place, error.strerror or error, hint)
         return EXIT_FAILED
     with listening:
-        return _serve(settings, policy, listening)
+        return _serve(settings, policy, compressors, listening)
 
 
 def _listening_socket(settings: Settings) -> socket.socket:
@@ -162,7 +168,9 @@ def http_config(app: FastAPI, max_header_bytes: int) -> uvicorn.Config:
     )
 
 
-def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
+def _serve(
+    settings: Settings, policy: Policy, compressors: CompressorCatalog, listening: socket.socket
+) -> int:
     package_version = version("latentwire")
     metrics = Metrics(package_version)
     tracing = open_tracing(os.environ, package_version)
@@ -176,8 +184,11 @@ def _serve(settings: Settings, policy: Policy, listening: socket.socket) -> int:
         observers,
         settings.max_new_tokens_limit,
         settings.step_timeout,
+        compressors,
     )
-    describe = partial(service_info, settings=settings, version=package_version)
+    describe = partial(
+        service_info, settings=settings, version=package_version, compressors=compressors
+    )
     app = create_app(service, metrics, policy, package_version, describe, tracing)
     config = http_config(app, settings.max_header_bytes)
     server = _DrainingServer(config, service, settings.drain_timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from latentwire.protocol import BridgeInfo, BridgePrompt, BridgeSource, InfoResponse, Limits
+from latentwire_service.compression.catalog import CompressorCatalog
 from latentwire_service.engine.backend import BackendInfo
 from latentwire_service.engine.seams.bridge import Bridge
 from latentwire_service.settings import Settings
@@ -22,13 +23,16 @@ def body_limit(backend: BackendInfo) -> int:
     return TEXT_BODY_BYTES + -(-values * 16 // 3)
 
 
-def service_info(backend: BackendInfo, settings: Settings, version: str) -> InfoResponse:
+def service_info(
+    backend: BackendInfo, settings: Settings, version: str, compressors: CompressorCatalog
+) -> InfoResponse:
     """Describe a service.
 
     Args:
         backend: the loaded model.
         settings: of the service; only limits are shown.
         version: of the service.
+        compressors: those that requests may name.
     """
     return InfoResponse(
         model=backend.model_id,
@@ -48,7 +52,8 @@ def service_info(backend: BackendInfo, settings: Settings, version: str) -> Info
             request_timeout_s=settings.request_timeout,
         ),
         version=version,
-        compressors=[],
+        compressors=compressors.names,
+        compressor_info=list(compressors.infos),
         capabilities=sorted(backend.capabilities),
         refusals=dict(backend.refusals),
         generation_defaults=dict(backend.generation_defaults),

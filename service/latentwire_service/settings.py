@@ -163,6 +163,12 @@ class Settings(BaseSettings):
         "embeddings of this one. Repeat the flag for several; LATENTWIRE_BRIDGE separates them by "
         "commas. The built-in bridges need no flag.",
     )
+    compressor: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="Directory of a compressor that latentwire fit-compressor made. Repeat the "
+        "flag for several; LATENTWIRE_COMPRESSOR separates them by commas. The built-in "
+        "compressors, and those of installed packages, need no flag.",
+    )
     latent_generator: Path | None = Field(
         default=None,
         description="Directory that Interlat's compression training saved. Its student's weights "
@@ -194,7 +200,9 @@ class Settings(BaseSettings):
             ) from error
         return value
 
-    @field_validator("api_key", "allowed_host", "cors_origin", "bridge", mode="before")
+    @field_validator(
+        "api_key", "allowed_host", "cors_origin", "bridge", "compressor", mode="before"
+    )
     @classmethod
     def _split_variable(cls, value: object) -> object:
         """Split a text at commas: that is how an environment variable holds several values.

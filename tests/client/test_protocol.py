@@ -8,7 +8,13 @@ from pydantic import ValidationError
 
 from latentwire.call import PlanOptions
 from latentwire.constants import MAX_SEED
-from latentwire.protocol import ErrorBody, HiddenState, PlanLatentQuery, PlanLatentRequest
+from latentwire.protocol import (
+    ErrorBody,
+    HiddenState,
+    PlanLatentBody,
+    PlanLatentQuery,
+    PlanLatentRequest,
+)
 from latentwire.validation import describe
 
 
@@ -106,8 +112,8 @@ def test_defaults_are_the_contract() -> None:
 
 
 def test_keywords_of_the_client_are_the_fields_of_the_request() -> None:
-    named_apart = {"task", "messages", "task_id", "stream"}
-    assert PlanOptions.__annotations__.keys() == PlanLatentRequest.model_fields.keys() - named_apart
+    named_apart = {"task", "messages", "task_id", "stream", "k"}
+    assert PlanOptions.__annotations__.keys() == PlanLatentBody.model_fields.keys() - named_apart
 
 
 def test_k_belongs_to_the_query_not_to_the_body() -> None:

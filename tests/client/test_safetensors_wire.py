@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 
 from latentwire.errors import ProtocolError
+from latentwire.number_formats import encode_rows
 from latentwire.protocol import PlanLatentResponse
 from latentwire.safetensors_wire import pack, unpack
 
 
 def packed(wire: Any, num_rows: int) -> bytes:
     response = PlanLatentResponse.model_validate(wire.plan_body(k=num_rows))
-    return pack(response, wire.hidden_rows(num_rows))
+    return pack(response, {"hidden_state": encode_rows(wire.hidden_rows(num_rows), "float32")})
+
+
+def unpacked(content: bytes) -> Any:
+    """The rows of the full latent."""
+    return unpack(content)[1]["hidden_state"]
 
 
 def with_header(content: bytes, change: dict[str, Any], num_spaces: int = 0) -> bytes:
@@ -29,7 +35,7 @@ def with_header(content: bytes, change: dict[str, Any], num_spaces: int = 0) -> 
 @pytest.mark.parametrize("num_rows", [1, 4])
 def test_the_hidden_state_is_a_read_only_view_of_the_bytes(wire: Any, num_rows: int) -> None:
     content = packed(wire, num_rows)
-    _, rows = unpack(content)
+    rows = unpacked(content)
     assert np.shares_memory(rows, np.frombuffer(content, np.uint8))
     assert rows.flags.aligned
     assert not rows.flags.writeable
@@ -37,7 +43,7 @@ def test_the_hidden_state_is_a_read_only_view_of_the_bytes(wire: Any, num_rows: 
 
 
 def test_an_empty_hidden_state_keeps_its_width(wire: Any) -> None:
-    _, rows = unpack(packed(wire, 0))
+    rows = unpacked(packed(wire, 0))
     assert rows.shape == (0, 3)
     assert rows.dtype == np.float32
 
@@ -45,7 +51,7 @@ def test_an_empty_hidden_state_keeps_its_width(wire: Any) -> None:
 @pytest.mark.parametrize("num_spaces", [1, 2, 3])
 def test_values_that_are_not_aligned_become_an_aligned_copy(wire: Any, num_spaces: int) -> None:
     content = with_header(packed(wire, 4), {}, num_spaces)
-    _, rows = unpack(content)
+    rows = unpacked(content)
     assert rows.flags.aligned
     assert not rows.flags.writeable
     assert not np.shares_memory(rows, np.frombuffer(content, np.uint8))
@@ -65,5 +71,5 @@ def test_values_that_are_not_aligned_become_an_aligned_copy(wire: Any, num_space
     ],
 )
 def test_another_tensor_is_refused(wire: Any, change: dict[str, Any]) -> None:
-    with pytest.raises(ProtocolError, match="not the one that its fields describe"):
+    with pytest.raises(ProtocolError, match="not those that its fields describe"):
         unpack(with_header(packed(wire, 4), change))

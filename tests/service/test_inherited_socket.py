@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from latentwire_service.api.access_policy import policy_of
+from latentwire_service.compression.catalog import CompressorCatalog
 from latentwire_service.server import EXIT_FAILED, _listening_socket, serve
 from latentwire_service.settings import Settings
 
@@ -49,7 +50,7 @@ def test_processes_that_the_service_starts_do_not_inherit_it(parent: socket.sock
 
 def test_a_file_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = Settings(listen_fd=os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR))
-    assert serve(settings, policy_of(settings)) == EXIT_FAILED
+    assert serve(settings, policy_of(settings), CompressorCatalog()) == EXIT_FAILED
     assert "cannot listen on --listen-fd: Socket operation on non-socket" in caplog.text
     assert settings.listen_fd is not None
     os.close(settings.listen_fd)
@@ -58,5 +59,5 @@ def test_a_file_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
 def test_a_unix_socket_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket(socket.AF_UNIX) as unix:
         settings = Settings(listen_fd=inherited(unix))
-        assert serve(settings, policy_of(settings)) == EXIT_FAILED
+        assert serve(settings, policy_of(settings), CompressorCatalog()) == EXIT_FAILED
     assert "cannot listen on --listen-fd: Address family not supported" in caplog.text

@@ -14,6 +14,7 @@ import uvicorn
 from latentwire import Client
 from latentwire_service.api.access_policy import policy_of
 from latentwire_service.api.app import create_app
+from latentwire_service.compression.catalog import load_catalog
 from latentwire_service.model_service import ModelService, Observers
 from latentwire_service.server import http_config
 from latentwire_service.service_info import service_info
@@ -61,8 +62,13 @@ class LiveServer:
         )
         limit = settings.max_new_tokens_limit
         create_backend = watched(make_factory(settings, faults), faults, self.watch)
-        self.service = ModelService(create_backend, observers, limit, settings.step_timeout)
-        describe = partial(service_info, settings=settings, version="0.0.0")
+        compressors = load_catalog(settings.compressor)
+        self.service = ModelService(
+            create_backend, observers, limit, settings.step_timeout, compressors
+        )
+        describe = partial(
+            service_info, settings=settings, version="0.0.0", compressors=compressors
+        )
         app = create_app(self.service, metrics, policy_of(settings), "0.0.0", describe)
         self._server = _PromptServer(http_config(app, settings.max_header_bytes))
         self._socket = socket.create_server(("127.0.0.1", 0))

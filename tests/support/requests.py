@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from latentwire.protocol import ErrorBody, PlanLatentResponse
+from latentwire.protocol import ErrorBody, HiddenState, PlanLatentResponse
 from support.live_server import LiveServer
 
 GREEDY: dict[str, Any] = {"task": "Wash the mug.", "do_sample": False, "max_new_tokens": 6}
@@ -17,6 +17,12 @@ def plan_of(answer: httpx.Response) -> PlanLatentResponse:
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/json"
     return PlanLatentResponse.model_validate_json(answer.content, strict=True)
+
+
+def latent_of(answer: PlanLatentResponse) -> HiddenState:
+    """The full latent, which an answer has unless the request leaves it out."""
+    assert answer.hidden_state is not None
+    return answer.hidden_state
 
 
 def assert_problem(

@@ -54,7 +54,7 @@ class LatentEvents:
     def steps(self, steps: list[Step]) -> bytes:
         """Return a `step` event for each."""
         self._texts += (step.text for step in steps)
-        return render_steps(steps)
+        return render_steps(steps, self._context)
 
     def done(self, plan: Plan) -> bytes:
         """Return the `done` event."""
@@ -117,7 +117,7 @@ class PlanEvents:
                 item = pending.result()
                 if item is None:
                     return
-                if rendered := self._render(item):
+                if rendered := await self._rendered(item):
                     yield rendered
         except Exception as error:
             # The boundary: the status is already sent, so the stream itself reports the error.
@@ -147,11 +147,14 @@ class PlanEvents:
     async def _take(self) -> list[Step] | Plan | None:
         return await anext(self._items, None)
 
-    def _render(self, item: list[Step] | Plan) -> bytes:
-        if isinstance(item, Plan):
-            self._on_plan(item)
+    async def _rendered(self, item: list[Step] | Plan) -> bytes:
+        if not isinstance(item, Plan):
+            return self._form.steps(item)
+        self._on_plan(item)
+        if item.compressed is None:
             return self._form.done(item)
-        return self._form.steps(item)
+        # With a large k, a compressed latent has megabytes.
+        return await asyncio.to_thread(self._form.done, item)
 
 
 class EventStream(Response):

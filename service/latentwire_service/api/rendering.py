@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from latentwire.answer_form import ARRAY_PREFIX, COMPRESSED, HIDDEN_STATE
+from latentwire.number_formats import (
+    DEFAULT_ROTATION,
+    EncodedRows,
+    NumberFormat,
+    NumberFormatError,
+    Rows,
+    encode_rows,
+)
 from latentwire.protocol import (
+    AppliedCompressor,
     ErrorBody,
     HiddenState,
     PlanLatentRequest,
@@ -18,9 +28,15 @@ from latentwire.protocol import (
     Usage,
     latent_info,
 )
-from latentwire.tensors import encode_base64
+from latentwire.rotation import MAX_ROTATED_WIDTH
+from latentwire.tensors import encode_values, wire_tensor
+from latentwire_service.compression.pool import Compressed
 from latentwire_service.engine.backend import Completion, Step
+from latentwire_service.engine.errors import InvalidParamsError
 from latentwire_service.model_service import Plan
+
+Tensors = Mapping[str, EncodedRows]
+"""The latents of an answer, named and ordered as by `latentwire.answer_form.named_latents`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,52 +48,123 @@ class AnswerContext:
         k: rows that the request keeps; None: all.
         model: id of the model.
         revision: revision of the model.
+        has_hidden_state: whether the answer holds the full latent.
+        dtype: number format of the answer's latents.
     """
 
     body: PlanLatentRequest
     k: int | None
     model: str
     revision: str | None
+    has_hidden_state: bool = True
+    dtype: NumberFormat = "float32"
 
 
-def plan_response(plan: Plan, context: AnswerContext) -> PlanLatentResponse:
-    """Return the answer of a plan with an empty `hidden_state.data`."""
+def answer_tensors(plan: Plan, context: AnswerContext) -> Tensors:
+    """Return the latents of an answer in its number format.
+
+    Raises:
+        InvalidParamsError: a value does not fit the number format.
+    """
+    tensors = _compressed_tensors(plan.compressed, context)
+    if not context.has_hidden_state:
+        return tensors
+    full = _encoded(HIDDEN_STATE, plan.completion.hidden_state, context.dtype)
+    return {HIDDEN_STATE: full, **tensors}
+
+
+def _compressed_tensors(compressed: Compressed | None, context: AnswerContext) -> Tensors:
+    if compressed is None:
+        return {}
+    # The further arrays may hold places or sizes, which a shorter format would change.
+    arrays = {
+        ARRAY_PREFIX + name: encode_rows(array, "float32")
+        for name, array in sorted(compressed.arrays.items())
+    }
+    return {COMPRESSED: _encoded(COMPRESSED, compressed.rows, context.dtype), **arrays}
+
+
+def _encoded(name: str, rows: Rows, dtype: NumberFormat) -> EncodedRows:
+    rotation = DEFAULT_ROTATION if rows.shape[1] <= MAX_ROTATED_WIDTH else None
+    try:
+        return encode_rows(rows, dtype, rotation=rotation)
+    except NumberFormatError as error:
+        raise InvalidParamsError("dtype", f"{dtype} cannot hold {name}: {error}") from error
+
+
+def plan_response(plan: Plan, context: AnswerContext, tensors: Tensors) -> PlanLatentResponse:
+    """Return the answer of a plan; the `data` of its latents is empty."""
     completion = plan.completion
     logprobs = completion.token_logprobs
+    own = tensors.get(HIDDEN_STATE)
     return PlanLatentResponse(
         **_answer_fields(plan, context),
+        **_compressed_fields(plan.compressed, tensors),
         task=context.body.task,
         plan=completion.text,
-        hidden_state=HiddenState(data="", shape=_shape(completion)),
+        hidden_state=None if own is None else wire_tensor(own),
         token_ids=completion.token_ids,
         logprob=None if logprobs is None else math.fsum(logprobs),
         token_logprobs=None if logprobs is None else list(logprobs),
     )
 
 
+def _compressed_fields(compressed: Compressed | None, tensors: Tensors) -> dict[str, Any]:
+    """Return the fields of a compressed latent, with empty `data`."""
+    if compressed is None:
+        return {}
+    compressor = compressed.compressor
+    return {
+        "hidden_state_comp": wire_tensor(tensors[COMPRESSED]),
+        "hidden_state_comp_arrays": {
+            name: wire_tensor(tensors[ARRAY_PREFIX + name]) for name in sorted(compressed.arrays)
+        },
+        "compressor": AppliedCompressor(
+            name=compressor.name,
+            kind=compressor.kind,
+            content_hash=compressor.content_hash,
+            parameters=dict(compressor.parameters),
+            output=compressor.output,
+        ),
+    }
+
+
 def render_plan(plan: Plan, context: AnswerContext) -> bytes:
-    """Return the JSON of a `PlanLatentResponse`."""
-    return with_rows(plan_response(plan, context).model_dump_json().encode(), plan.completion)
+    """Return the JSON of a `PlanLatentResponse`.
+
+    Raises:
+        InvalidParamsError: as `answer_tensors`.
+    """
+    tensors = answer_tensors(plan, context)
+    answer = plan_response(plan, context, tensors).model_dump_json().encode()
+    return with_data(answer, tensors.values())
 
 
-def with_rows(answer: bytes, completion: Completion) -> bytes:
-    """Fill in the rows of an answer whose `hidden_state.data` is empty.
+def with_data(answer: bytes, tensors: Iterable[EncodedRows]) -> bytes:
+    """Fill in the values of latents whose `data` is empty.
 
-    The base64 text is inserted afterwards, because a serializer would copy and scan its megabytes.
-    `"data":""` cannot occur earlier, because quotes inside JSON strings are escaped.
+    The base64 texts are inserted afterwards, because a serializer would copy and scan their
+    megabytes. `"data":""` cannot occur before them: quotes inside JSON strings are escaped, and the
+    parameters of a compressor come later.
 
     Args:
         answer: compact JSON.
-        completion: has the rows.
+        tensors: in the order of the answer.
     """
-    before, _, after = answer.partition(b'"data":""')
-    data = encode_base64(completion.hidden_state)
-    return b"".join([before, b'"data":"', data, b'"', after])
+    pieces = []
+    for tensor in tensors:
+        before, _, answer = answer.partition(b'"data":""')
+        pieces += [before, b'"data":"', encode_values(tensor.values), b'"']
+    return b"".join([*pieces, answer])
 
 
-def render_steps(steps: Iterable[Step]) -> bytes:
-    """Return a `step` event for each generated token."""
-    return b"".join(_event("step", _stream_step(step).model_dump_json()) for step in steps)
+def render_steps(steps: Iterable[Step], context: AnswerContext) -> bytes:
+    """Return a `step` event for each generated token.
+
+    Raises:
+        InvalidParamsError: as `answer_tensors`.
+    """
+    return b"".join(_event("step", _stream_step(each, context)) for each in steps)
 
 
 def render_done(plan: Plan, context: AnswerContext, streamed_text: str) -> bytes:
@@ -87,19 +174,24 @@ def render_done(plan: Plan, context: AnswerContext, streamed_text: str) -> bytes
         plan: the finished plan.
         context: facts about the request and the model.
         streamed_text: the text of all `step` events; the event holds the plan only if it differs.
+
+    Raises:
+        InvalidParamsError: as `answer_tensors`.
     """
     completion = plan.completion
+    tensors = _compressed_tensors(plan.compressed, context)
     done = StreamDone(
         **_answer_fields(plan, context),
-        shape=_shape(completion),
+        **_compressed_fields(plan.compressed, tensors),
+        shape=(_num_sent(completion, context), completion.hidden_state.shape[1]),
         plan=None if streamed_text == completion.text else completion.text,
     )
-    return _event("done", done.model_dump_json())
+    return _event("done", with_data(done.model_dump_json().encode(), tensors.values()))
 
 
 def render_error(body: ErrorBody) -> bytes:
     """Return the `error` event, which is the last one."""
-    return _event("error", body.model_dump_json(exclude_none=True))
+    return _event("error", body.model_dump_json(exclude_none=True).encode())
 
 
 def _answer_fields(plan: Plan, context: AnswerContext) -> dict[str, Any]:
@@ -119,7 +211,7 @@ def _answer_fields(plan: Plan, context: AnswerContext) -> dict[str, Any]:
         "usage": Usage(
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=len(completion.token_ids),
-            latent_rows=len(completion.hidden_state),
+            latent_rows=_num_sent(completion, context),
             latent_steps=completion.num_latent_steps,
         ),
         "timings": Timings(
@@ -130,26 +222,37 @@ def _answer_fields(plan: Plan, context: AnswerContext) -> dict[str, Any]:
     }
 
 
-def _shape(completion: Completion) -> tuple[int, int]:
-    rows, width = completion.hidden_state.shape
-    return rows, width
+def _num_sent(completion: Completion, context: AnswerContext) -> int:
+    return len(completion.hidden_state) if context.has_hidden_state else 0
 
 
 def _milliseconds(seconds: float) -> float:
     return round(seconds * 1e3, 3)
 
 
-def _stream_step(step: Step) -> StreamStep:
-    return StreamStep(
-        index=step.index, token_id=step.token_id, text=step.text, row=encoded_row(step)
+def _stream_step(step: Step, context: AnswerContext) -> bytes:
+    sent = StreamStep(
+        index=step.index,
+        token_id=step.token_id,
+        text=step.text,
+        row=encoded_row(step, context.dtype) if context.has_hidden_state else None,
     )
+    return sent.model_dump_json().encode()
 
 
-def encoded_row(step: Step) -> str | None:
-    """Return base64 of a step's row; None if the request does not keep it."""
-    return None if step.row is None else encode_base64(step.row[None]).decode()
+def encoded_row(step: Step, dtype: NumberFormat = "float32") -> str | HiddenState | None:
+    """Return a step's row for an event; None if the request does not keep it.
+
+    Raises:
+        InvalidParamsError: as `answer_tensors`.
+    """
+    if step.row is None:
+        return None
+    encoded = _encoded(HIDDEN_STATE, step.row[None], dtype)
+    data = encode_values(encoded.values).decode()
+    return data if dtype == "float32" else wire_tensor(encoded, data)
 
 
-def _event(name: str, data: str) -> bytes:
+def _event(name: str, data: bytes) -> bytes:
     # JSON escapes line feeds inside strings, so one line holds all the data.
-    return f"event: {name}\ndata: {data}\n\n".encode()
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), data)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from latentwire.answer_form import LatentFields
 from latentwire.protocol import (
     InfoResponse,
     PlanLatentBody,
@@ -82,25 +83,38 @@ class _PlanAnswers:
         self._request_timeout_s = request_timeout_s
 
     async def answer(
-        self, request: Request, body: PlanLatentRequest, k: int | None, timeout_s: float | None
+        self,
+        request: Request,
+        body: PlanLatentRequest,
+        params: LatentFields,
+        timeout_s: float | None,
     ) -> Response:
         """Answer one request.
 
         Args:
             request: carries the `Accept` header and the connection's state.
             body: of the request.
-            k: rows to keep; None: all.
+            params: what the answer holds of the latent.
             timeout_s: the client's own limit in seconds; None: it set none.
         """
         submission = Submission(
             body,
-            k,
+            params.k,
             caller_of(request.scope),
             shortest(self._request_timeout_s, timeout_s),
             tensors_of(request.scope),
+            compressor=params.compressor,
+            has_hidden_state=params.return_hidden_state,
         )
         info = self._service.info
-        context = AnswerContext(body, k, info.model_id, info.revision)
+        context = AnswerContext(
+            body,
+            params.k,
+            info.model_id,
+            info.revision,
+            has_hidden_state=params.return_hidden_state,
+            dtype=params.dtype,
+        )
         accept = ",".join(request.headers.getlist("accept"))
         if body.stream:
             check_stream_is_accepted(accept)
@@ -130,7 +144,7 @@ def _add_plan_routes(
         x_request_timeout: RequestTimeout = None,
     ) -> Response:
         """Plan a task. The answer holds the plan's text and its hidden states."""
-        return await answers.answer(request, body, _one_k(params, body), x_request_timeout)
+        return await answers.answer(request, body, _joined(params, body), x_request_timeout)
 
     async def get_plan_latent(
         request: Request,
@@ -138,7 +152,7 @@ def _add_plan_routes(
         x_request_timeout: RequestTimeout = None,
     ) -> Response:
         """Plan a task, as POST does. Each field of the body is a query parameter."""
-        return await answers.answer(request, query.to_request(), query.k, x_request_timeout)
+        return await answers.answer(request, query.to_request(), query, x_request_timeout)
 
     for method, endpoint in (("POST", plan_latent), ("GET", get_plan_latent)):
         router.add_api_route(
@@ -151,15 +165,22 @@ def _add_plan_routes(
         )
 
 
-def _one_k(params: PlanLatentParams, body: PlanLatentBody) -> int | None:
-    """Return `k` of the query or of the body.
+def _joined(params: PlanLatentParams, body: PlanLatentBody) -> LatentFields:
+    """Return the fields that may be in the query or in the body.
 
     Raises:
         InvalidParamsError: the two differ.
     """
-    if params.k is not None and body.k is not None and params.k != body.k:
-        raise InvalidParamsError("k", "the query and the body give different numbers")
-    return body.k if params.k is None else params.k
+    fields = {}
+    for name in LatentFields.model_fields:
+        given = [getattr(each, name) for each in (params, body) if name in each.model_fields_set]
+        # Null in the body is the same as an absent field.
+        values = [value for value in given if value is not None]
+        if len(values) == 2 and values[0] != values[1]:
+            raise InvalidParamsError(name, "the query and the body give different values")
+        if values:
+            fields[name] = values[0]
+    return LatentFields(**fields)
 
 
 def _add_state_routes(

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from starlette.exceptions import HTTPException
 
+from latentwire.answer_form import ARRAY_PREFIX
 from latentwire.constants import (
     ARROW_STREAM_MEDIA_TYPE,
     EVENT_STREAM_MEDIA_TYPE,
     JSON_MEDIA_TYPE,
     SAFETENSORS_MEDIA_TYPE,
 )
+from latentwire.number_formats import EncodedRows, NumberFormat
 from latentwire.safetensors_wire import pack
-from latentwire_service.api.rendering import AnswerContext, plan_response, render_plan
+from latentwire_service.api.rendering import (
+    AnswerContext,
+    Tensors,
+    answer_tensors,
+    plan_response,
+    render_plan,
+)
 from latentwire_service.model_service import Plan
 
 # The columns of a dataset, as `latentwire collect` writes them.
-ARROW_SCHEMA = pa.schema(
-    [
-        pa.field("task", pa.string()),
-        pa.field("task_id", pa.string()),
-        pa.field("plan", pa.string()),
-        pa.field("hidden_state", pa.list_(pa.list_(pa.float32()))),
-    ]
-)
+_TEXT_COLUMNS = [pa.field(name, pa.string()) for name in ("task", "task_id", "plan")]
+# Values of a matrix in a column: bfloat16 is its bits, int4 two codes per byte.
+_VALUE_TYPES: Mapping[NumberFormat, pa.DataType] = {
+    "float32": pa.float32(),
+    "float16": pa.float16(),
+    "bfloat16": pa.uint16(),
+    "int8": pa.int8(),
+    "int4": pa.uint8(),
+}
 # Key of the schema's metadata whose value is the JSON of the answer's other fields.
 ARROW_RESPONSE_KEY = b"latentwire.response"
+# Begins the columns of a compressor's further arrays.
+ARRAY_COLUMN_PREFIX = "hidden_state_comp__"
 
 
 class WireFormat(enum.Enum):
@@ -103,35 +114,45 @@ def render(wire: WireFormat, plan: Plan, context: AnswerContext) -> bytes:
     """Return an answer in a format.
 
     A large latent takes milliseconds: call this off the event loop.
+
+    Raises:
+        InvalidParamsError: a value of a latent does not fit the number format.
     """
-    match wire:
-        case WireFormat.JSON:
-            return render_plan(plan, context)
-        case WireFormat.SAFETENSORS:
-            return pack(plan_response(plan, context), plan.completion.hidden_state)
-        case WireFormat.ARROW:
-            return _render_arrow(plan, context)
+    if wire is WireFormat.JSON:
+        return render_plan(plan, context)
+    tensors = answer_tensors(plan, context)
+    if wire is WireFormat.SAFETENSORS:
+        return pack(plan_response(plan, context, tensors), tensors)
+    return _render_arrow(plan, context, tensors)
 
 
-def _render_arrow(plan: Plan, context: AnswerContext) -> bytes:
+def _render_arrow(plan: Plan, context: AnswerContext, tensors: Tensors) -> bytes:
     """Return an Arrow IPC stream of one record batch with one row."""
-    hidden_state = plan.completion.hidden_state
-    rows, width = hidden_state.shape
-    values = pa.array(hidden_state.reshape(-1))
-    steps = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * width), values)
-    latents = pa.ListArray.from_arrays(pa.array([0, rows], pa.int32()), steps)
-    response = plan_response(plan, context).model_dump_json()
-    schema = ARROW_SCHEMA.with_metadata({ARROW_RESPONSE_KEY: response.encode()})
-    columns = [
-        pa.array([context.body.task], pa.string()),
-        pa.array([context.body.task_id], pa.string()),
-        pa.array([plan.completion.text], pa.string()),
-        latents,
-    ]
+    fields = list(_TEXT_COLUMNS)
+    texts = (context.body.task, context.body.task_id, plan.completion.text)
+    columns: list[pa.Array] = [pa.array([text], pa.string()) for text in texts]
+    for name, tensor in tensors.items():
+        column = name.replace(ARRAY_PREFIX, ARRAY_COLUMN_PREFIX)
+        for suffix, array in _matrix_columns(tensor).items():
+            fields.append(pa.field(column + suffix, array.type))
+            columns.append(array)
+    response = plan_response(plan, context, tensors).model_dump_json()
+    schema = pa.schema(fields, {ARROW_RESPONSE_KEY: response.encode()})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema) as stream:
         stream.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
     return bytes(sink.getvalue())
+
+
+def _matrix_columns(tensor: EncodedRows) -> dict[str, pa.Array]:
+    """Return the column of a matrix, and of its scales if there are any, by suffix of the name."""
+    rows, width = tensor.values.shape
+    values = pa.array(tensor.values.reshape(-1), _VALUE_TYPES[tensor.format])
+    steps = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * width), values)
+    columns = {"": pa.ListArray.from_arrays(pa.array([0, rows], pa.int32()), steps)}
+    if tensor.scales is not None:
+        columns["_scale"] = pa.array([tensor.scales], pa.list_(pa.float32()))
+    return columns
 
 
 def _quality(parameters: list[str]) -> float | None:

@@ -66,7 +66,7 @@ class Metrics:
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._latent_steps = self._counter("latent_steps", "Latent steps computed.")
         self._latent_bytes = self._counter(
-            "latent_bytes", "Bytes of the latents in answers, as float32."
+            "latent_bytes", "Bytes of the latents made for answers, as float32."
         )
         self._ttft = self._histogram(
             "time_to_first_token_seconds", "Submission to first token.", _TTFT_BUCKETS_S

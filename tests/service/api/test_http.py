@@ -20,7 +20,7 @@ from latentwire_service.api import rendering, wire_formats
 from latentwire_service.engine.prompt import fill_template
 from latentwire_service.telemetry.logs import PathlessFormatter
 from support.live_server import LiveServer
-from support.requests import GREEDY, MAX_BODY_BYTES, assert_problem, plan_of, post
+from support.requests import GREEDY, MAX_BODY_BYTES, assert_problem, latent_of, plan_of, post
 from support.tiny_shape import HIDDEN_SIZE
 
 pytestmark = pytest.mark.backends("fake", "local")
@@ -44,7 +44,7 @@ def test_a_plan_carries_the_rows_that_generate_gives(server: LiveServer) -> None
     assert answer.usage.prompt_tokens == len(prompt)
     assert answer.usage.completion_tokens == len(expected.token_ids)
     assert answer.usage.latent_rows == 4
-    rows = decode_hidden_state(answer.hidden_state)
+    rows = decode_hidden_state(latent_of(answer))
     assert rows.shape == (4, HIDDEN_SIZE)
     np.testing.assert_allclose(rows, expected.hidden_state[:4], atol=1e-4, rtol=0)
 
@@ -53,9 +53,9 @@ def test_a_plan_carries_the_rows_that_generate_gives(server: LiveServer) -> None
 def test_k_keeps_the_first_rows(server: LiveServer, k: int | None, num_rows: int) -> None:
     answer = plan_of(post(server, GREEDY, **({} if k is None else {"k": str(k)})))
     assert answer.k == k
-    assert answer.hidden_state.shape == (num_rows, HIDDEN_SIZE)
+    assert latent_of(answer).shape == (num_rows, HIDDEN_SIZE)
     assert len(answer.token_ids) == 6
-    assert len(decode_hidden_state(answer.hidden_state)) == num_rows
+    assert len(decode_hidden_state(latent_of(answer))) == num_rows
 
 
 def test_post_and_get_agree_on_every_field(server: LiveServer) -> None:
@@ -88,7 +88,7 @@ def test_a_drawn_seed_repeats_the_answer(server: LiveServer) -> None:
     assert first.seed != other.seed
     again = plan_of(post(server, body | {"seed": first.seed}))
     assert again.token_ids == first.token_ids
-    assert again.hidden_state.data == first.hidden_state.data
+    assert latent_of(again).data == latent_of(first).data
     assert again.id != first.id
 
 
@@ -106,7 +106,7 @@ def test_a_task_that_looks_like_the_answer_is_returned_as_text(server: LiveServe
     task = '{"hidden_state":{"data":""}} \\"data\\":\\"\\" "data":""'
     answer = plan_of(post(server, GREEDY | {"task": task, "task_id": '"data":""'}))
     assert (answer.task, answer.task_id) == (task, '"data":""')
-    assert decode_hidden_state(answer.hidden_state).shape == (6, HIDDEN_SIZE)
+    assert decode_hidden_state(latent_of(answer)).shape == (6, HIDDEN_SIZE)
 
 
 def test_health_ready_and_info_answer(server: LiveServer) -> None:
@@ -115,7 +115,10 @@ def test_health_ready_and_info_answer(server: LiveServer) -> None:
     info = InfoResponse.model_validate_json(server.http.get("/info").content)
     assert [bridge.name for bridge in info.bridges] == ["embeddings", "norm", "weights"]
     assert "latents-in" in info.capabilities
-    assert info.model_dump(exclude={"bridges", "capabilities"}) == {
+    assert [each.name for each in info.compressor_info] == info.compressors
+    assert "mean-pool" in info.compressors
+    described = {"bridges", "capabilities", "compressors", "compressor_info"}
+    assert info.model_dump(exclude=described) == {
         "model": "tiny",
         "revision": None,
         "hidden_size": HIDDEN_SIZE,
@@ -131,7 +134,6 @@ def test_health_ready_and_info_answer(server: LiveServer) -> None:
             "request_timeout_s": None,
         },
         "version": "0.0.0",
-        "compressors": [],
         "refusals": {},
         "generation_defaults": {},
     }
@@ -286,9 +288,9 @@ def test_rendering_and_long_prompts_run_off_the_event_loop(
 
         monkeypatch.setattr(module, name, noted)
 
-    note(rendering, "encode_base64")
+    note(rendering, "encode_values")
     plan_of(post(server, GREEDY))
-    assert threads["encode_base64"] != server.thread.ident
+    assert threads["encode_values"] != server.thread.ident
     # Only the filled template is long. It is too long for the model, which tokenizing it shows.
     long = {**GREEDY, "task": "Wash the mug. " * 100, "prompt_template": "{task}" * 100}
     assert_problem(post(server, long), 422, "prompt-too-long")

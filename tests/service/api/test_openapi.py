@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from tools.openapi_document import DOCUMENT, generated, render
 
+from latentwire.answer_form import LatentFields
 from latentwire_service.settings import Settings
 from support.backends import BACKENDS
 from support.live_server import LiveServer
@@ -69,9 +70,17 @@ CASES = [(*operation, GenerationMode.POSITIVE) for operation in OPERATIONS] + [
 def make_it_fit(case: schemathesis.Case[Any]) -> None:
     """Cut a valid request to the limits of this service, which no schema states."""
     parts: tuple[Any, ...] = (case.body, case.query)
-    if isinstance(case.body, dict) and isinstance(case.query, dict) and "k" in case.query:
-        # Two different numbers are refused.
-        case.body.pop("k", None)
+    for name in LatentFields.model_fields:
+        if isinstance(case.body, dict) and isinstance(case.query, dict) and name in case.query:
+            # Two different values are refused.
+            case.body.pop(name, None)
+    for fields in parts:
+        if isinstance(fields, dict) and fields.get("compressor"):
+            # The other part must not give another k.
+            for other in parts:
+                if isinstance(other, dict):
+                    other.pop("k", None)
+            make_compressor_fit(fields)
     is_chat = case.operation.path == "/v1/chat/completions"
     for fields in () if is_chat else parts:
         if isinstance(fields, dict) and ("task" in fields or "messages" in fields):
@@ -97,6 +106,11 @@ def make_it_fit(case: schemathesis.Case[Any]) -> None:
         make_chat_fit(case.body)
     if case.headers and "x-request-timeout" in case.headers:
         case.headers["x-request-timeout"] = "60"
+
+
+def make_compressor_fit(fields: dict[str, Any]) -> None:
+    """Name a compressor of this service, and how many rows it shall return."""
+    fields |= {"compressor": "mean-pool", "k": 2}
 
 
 def make_chat_fit(body: dict[str, Any]) -> None:

@@ -13,16 +13,17 @@ from safetensors import safe_open
 from safetensors.numpy import load
 
 from latentwire import Client, InvalidArgumentError, PlanLatent, ProtocolError
+from latentwire.number_formats import encode_rows
 from latentwire.protocol import PlanLatentResponse
 from latentwire.safetensors_wire import pack, unpack
 from latentwire_batch.dataset.schema import SCHEMA
 from latentwire_service.api.wire_formats import (
     ARROW_RESPONSE_KEY,
-    ARROW_SCHEMA,
     WireFormat,
     negotiate,
 )
 from support.live_server import LiveServer
+from support.requests import latent_of
 from support.tiny_shape import HIDDEN_SIZE
 
 pytestmark = pytest.mark.backends("fake", "local")
@@ -53,14 +54,14 @@ def test_arrow_holds_one_row_of_a_dataset(server: LiveServer, params: dict[str, 
     with pa.ipc.open_stream(request(server, WireFormat.ARROW, **params)) as reader:
         (batch,) = reader
         metadata = reader.schema.metadata
-    assert batch.schema.remove_metadata() == SCHEMA == ARROW_SCHEMA
+    assert batch.schema.remove_metadata() == SCHEMA
     (row,) = batch.to_pylist()
     assert (row["task"], row["task_id"], row["plan"]) == ("Wash", "t", expected.plan)
     rows = np.array(row["hidden_state"], np.float32).reshape(-1, HIDDEN_SIZE)
     np.testing.assert_array_equal(rows, expected.hidden_state)
     rest = PlanLatentResponse.model_validate_json(metadata[ARROW_RESPONSE_KEY])
     assert tuple(rest.token_ids) == expected.token_ids
-    assert rest.hidden_state.shape == expected.hidden_state.shape
+    assert latent_of(rest).shape == expected.hidden_state.shape
 
 
 @pytest.mark.parametrize("params", [{}, {"k": 0}, {"k": 3}])
@@ -140,10 +141,10 @@ def response() -> PlanLatentResponse:
 @pytest.mark.parametrize("cut", [0, 4, 8, 40, -1])
 def test_a_truncated_safetensors_answer_is_refused(cut: int) -> None:
     matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
-    content = pack(response(), matrix)
-    read, rows = unpack(content)
+    content = pack(response(), {"hidden_state": encode_rows(matrix, "float32")})
+    read, latents = unpack(content)
     assert read == response()
-    np.testing.assert_array_equal(rows, matrix)
+    np.testing.assert_array_equal(latents["hidden_state"], matrix)
     with pytest.raises(ProtocolError):
         unpack(content[:cut])
     with pytest.raises(ProtocolError):
@@ -151,8 +152,12 @@ def test_a_truncated_safetensors_answer_is_refused(cut: int) -> None:
 
 
 def test_a_tensor_of_another_shape_or_length_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="not the one"):
-        unpack(pack(response(), np.zeros((3, 2), np.float32)))
-    huge = pack(response(), np.zeros((2, 3), np.float32))
+    def packed(shape: tuple[int, int]) -> bytes:
+        rows = encode_rows(np.zeros(shape, np.float32), "float32")
+        return pack(response(), {"hidden_state": rows})
+
+    with pytest.raises(ProtocolError, match="not those"):
+        unpack(packed((3, 2)))
+    huge = packed((2, 3))
     with pytest.raises(ProtocolError):
         unpack((2**63).to_bytes(8, "little") + huge[8:])

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from latentwire.latent import latent_info
+from latentwire.number_formats import encode_rows
 from latentwire.protocol import ErrorBody
 from latentwire_service.api.openai.error_form import openai_error
-from latentwire_service.api.rendering import encoded_row, with_rows
+from latentwire_service.api.rendering import encoded_row, with_data
 from latentwire_service.engine.backend import Completion, FinishReason, Step
 from latentwire_service.model_service import Plan
 
@@ -67,7 +68,9 @@ def render_completion(plan: Plan, context: ChatContext) -> bytes:
         **_repeatable(plan),
     }
     rendered = _json(answer)
-    return with_rows(rendered, completion) if context.has_latent else rendered
+    if not context.has_latent:
+        return rendered
+    return with_data(rendered, [encode_rows(completion.hidden_state, "float32")])
 
 
 class Chunks:

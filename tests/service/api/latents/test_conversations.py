@@ -16,7 +16,7 @@ from latentwire.safetensors_wire import pack_request
 from latentwire.tensors import decode_hidden_state, encode_hidden_state
 from support.latent_requests import OPTIONS, SAFETENSORS, body, latent, matrix, plan
 from support.live_server import LiveServer
-from support.requests import assert_problem
+from support.requests import assert_problem, latent_of
 from support.tiny_shape import HIDDEN_SIZE, MAX_MODEL_LEN
 
 pytestmark = pytest.mark.backends("fake", "local")
@@ -27,7 +27,7 @@ def same(first: PlanLatentResponse, second: PlanLatentResponse) -> bool:
 
 
 def rows_of(answer: PlanLatentResponse) -> Any:
-    return decode_hidden_state(answer.hidden_state)
+    return decode_hidden_state(latent_of(answer))
 
 
 def test_one_message_is_the_task_in_its_template(server: LiveServer) -> None:

@@ -13,7 +13,7 @@ from latentwire.protocol import PlanLatentResponse
 from latentwire.tensors import decode_hidden_state
 from support.live_server import LiveServer
 from support.openai_clients import MESSAGES, QWEN, async_client_of, client_of, row_of, rows_of
-from support.requests import plan_of
+from support.requests import latent_of, plan_of
 from support.tiny_shape import HIDDEN_SIZE, MAX_MODEL_LEN
 
 pytestmark = pytest.mark.backends("fake", "local")
@@ -49,7 +49,7 @@ def assert_same(completion: Any, expected: PlanLatentResponse) -> None:
     assert completion.usage.prompt_tokens == expected.usage.prompt_tokens
     latent = choice.message.latent
     assert latent["latent"] == expected.latent.model_dump()
-    assert latent["hidden_state"] == expected.hidden_state.model_dump(mode="json")
+    assert latent["hidden_state"] == latent_of(expected).model_dump(mode="json")
 
 
 def test_an_answer_is_that_of_plan_latent(server: LiveServer) -> None:
@@ -236,5 +236,5 @@ def test_harmless_fields_have_no_effect(server: LiveServer) -> None:
 def test_the_rows_are_those_of_the_stream_of_plan_latent(server: LiveServer) -> None:
     completion = complete(server, {}, temperature=0, max_tokens=4)
     expected = plan(server, temperature=0, max_new_tokens=4)
-    rows = decode_hidden_state(expected.hidden_state)
+    rows = decode_hidden_state(latent_of(expected))
     assert np.array_equal(rows_of(completion.choices[0].message.latent), rows)

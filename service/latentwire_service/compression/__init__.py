@@ -1,0 +1,1 @@
+"""Compressed latents: which compressors a service offers, and the threads that run them."""
