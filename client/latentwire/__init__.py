@@ -7,6 +7,7 @@ from latentwire.errors import (
     ApiError,
     CompressorError,
     ConnectionFailedError,
+    DatasetError,
     DeadlineExceededError,
     InternalServiceError,
     InvalidArgumentError,
@@ -15,6 +16,7 @@ from latentwire.errors import (
     LatentwireError,
     MissingDependencyError,
     NotReadyError,
+    NumberFormatError,
     PayloadTooLargeError,
     PromptTooLongError,
     ProtocolError,
@@ -26,6 +28,7 @@ from latentwire.errors import (
 )
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import InfoResponse, LatentInfo, Limits, Timings, Usage
+from latentwire.stored_dataset import LatentDataset, LatentRow, load
 from latentwire.streaming import AsyncPlanStream, PlanStep, PlanStream
 from latentwire.version import VERSION as __version__
 
@@ -36,17 +39,21 @@ __all__ = [
     "Client",
     "CompressorError",
     "ConnectionFailedError",
+    "DatasetError",
     "DeadlineExceededError",
     "InfoResponse",
     "InternalServiceError",
     "InvalidArgumentError",
     "InvalidRequestError",
+    "LatentDataset",
     "LatentInfo",
     "LatentInvalidError",
+    "LatentRow",
     "LatentwireError",
     "Limits",
     "MissingDependencyError",
     "NotReadyError",
+    "NumberFormatError",
     "PayloadTooLargeError",
     "PlanLatent",
     "PlanOptions",
@@ -62,4 +69,5 @@ __all__ = [
     "Usage",
     "WaitTimeoutError",
     "__version__",
+    "load",
 ]

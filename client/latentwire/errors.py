@@ -2,6 +2,8 @@
 
 LatentwireError
 ├── InvalidArgumentError      an argument exceeds its limits; nothing was sent (field)
+├── NumberFormatError         a value does not fit the number format of its row (row)
+├── DatasetError              a stored dataset cannot be read
 ├── MissingDependencyError    an optional package is required and not installed
 ├── TransportError            no complete answer arrived
 │   ├── ConnectionFailedError     nothing listens, or the connection broke
@@ -23,7 +25,11 @@ LatentwireError
 
 from __future__ import annotations
 
-from latentwire.protocol import ErrorBody, ErrorCode
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    # What the protocol is built on raises these errors, too.
+    from latentwire.protocol import ErrorBody, ErrorCode
 
 
 class LatentwireError(Exception):
@@ -40,6 +46,22 @@ class InvalidArgumentError(LatentwireError, ValueError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+class NumberFormatError(LatentwireError, ValueError):
+    """A row cannot be stored in a number format.
+
+    Attributes:
+        row: index of the row in its matrix.
+    """
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(f"row {row} {reason}")
+        self.row = row
+
+
+class DatasetError(LatentwireError, ValueError):
+    """A stored dataset cannot be read; the text says why."""
 
 
 class MissingDependencyError(LatentwireError, ImportError):

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from latentwire.errors import NumberFormatError as NumberFormatError
 from latentwire.rotation import MAX_ROTATED_WIDTH, rotation_of
 
 NumberFormat = Literal["float32", "float16", "bfloat16", "int8", "int4"]
@@ -42,18 +43,6 @@ _INT4_ZERO = 8
 # rotated: sums of large values would overflow, and products of tiny ones would lose bits.
 _MAX_EXPONENT = 100
 _MAX_FLOAT32 = np.finfo(np.float32).max
-
-
-class NumberFormatError(ValueError):
-    """A row cannot be stored in a number format.
-
-    Attributes:
-        row: index of the row in its matrix.
-    """
-
-    def __init__(self, row: int, reason: str) -> None:
-        super().__init__(f"row {row} {reason}")
-        self.row = row
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
 
+from latentwire.errors import NumberFormatError
 from latentwire.number_formats import (
     NUMBER_FORMATS,
     EncodedRows,
     NumberFormat,
-    NumberFormatError,
     decode_rows,
     encode_rows,
     from_bfloat16,

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentwire.errors import ProtocolError
+from latentwire.errors import NumberFormatError, ProtocolError
 from latentwire.number_formats import (
     NUMBER_FORMATS,
     NumberFormat,
-    NumberFormatError,
     decode_rows,
     encode_rows,
 )

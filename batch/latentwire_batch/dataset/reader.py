@@ -140,7 +140,7 @@ def encoded_rows(
 
         try:
             for batch in record_batches(path, choose, _BATCH_ROWS):
-                yield from _rows(batch, columns, extras)
+                yield from rows_of_batch(batch, columns, extras)
         except (ValueError, LookupError) as error:
             raise InputError(f"cannot be decoded: {error}") from error
 
@@ -178,9 +178,19 @@ def dataset_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _rows(
+def rows_of_batch(
     batch: pa.RecordBatch, matrices: Sequence[StoredMatrix], extras: Sequence[str]
 ) -> Iterator[EncodedRow]:
+    """Yield the rows of a batch.
+
+    Args:
+        batch: has the columns of the matrices and the extras.
+        matrices: to read.
+        extras: names of further columns.
+
+    Raises:
+        ValueError, LookupError: when a matrix is not as it is declared.
+    """
     for position in range(batch.num_rows):
         text = RowText(**{name: _text(batch, name, position) for name in TEXT_COLUMNS})
         encoded = {matrix.name: matrix.at(batch, position) for matrix in matrices}

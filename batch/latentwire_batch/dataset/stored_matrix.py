@@ -15,12 +15,14 @@ import pyarrow as pa
 from latentwire.number_formats import VALUE_DTYPES, EncodedRows, Scales, Values, has_scales
 from latentwire.storage import (
     DECLARATION_KEY,
+    STORAGE,
     MatrixStorage,
     StorageDeclarationError,
     declared_storage,
     scale_column,
 )
 from latentwire_batch.dataset.matrices import VALUE_TYPES
+from latentwire_batch.dataset.schema import LATENT_COLUMN
 from latentwire_batch.errors import InputError
 
 
@@ -105,8 +107,13 @@ def stored_matrix(schema: pa.Schema, name: str) -> StoredMatrix:
 
 
 def matrix_names(schema: pa.Schema) -> list[str]:
-    """Name the columns of a file that are lists of lists of numbers, in their order."""
-    return [field.name for field in schema if _holds_matrices(field.type)]
+    """Name the columns of a file that hold matrices of numbers that it explains, in their order.
+
+    Whole numbers that nothing is said about are another tool's, except in the latent's column.
+    """
+    stored = (declaration_of(schema) or {}).get(STORAGE)
+    declared = {LATENT_COLUMN, *(stored if isinstance(stored, dict) else ())}
+    return [field.name for field in schema if _holds_matrices(field.type, field.name in declared)]
 
 
 def declaration_of(schema: pa.Schema) -> dict[str, Any] | None:
@@ -119,11 +126,11 @@ def declaration_of(schema: pa.Schema) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _holds_matrices(kind: pa.DataType) -> bool:
+def _holds_matrices(kind: pa.DataType, is_declared: bool) -> bool:
     if not (_is_list(kind) and _is_list(kind.value_type)):
         return False
     number = kind.value_type.value_type
-    return bool(pa.types.is_floating(number) or pa.types.is_integer(number))
+    return bool(pa.types.is_floating(number) or (is_declared and pa.types.is_integer(number)))
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
-from latentwire.number_formats import NumberFormatError
+from latentwire.errors import NumberFormatError
 from latentwire_batch.dispatch.store import Store
 from latentwire_batch.tasks.results import FailedRow, FinishedRow, Suspicion
 

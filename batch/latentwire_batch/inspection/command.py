@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from latentwire_batch.dataset.reader import (
     dataset_bytes,
     locate,
     stored_declaration,
+    stored_matrices,
     stored_rows,
 )
+from latentwire_batch.dataset.schema import LATENT_COLUMN
+from latentwire_batch.dataset.stored_matrix import StoredMatrix
 from latentwire_batch.errors import BatchError, InputError, StorageError, storage_error
 from latentwire_batch.exit_status import ExitStatus, status_of
 from latentwire_batch.flags import parse_settings
+from latentwire_batch.inspection.columns import column_facts, column_problems
 from latentwire_batch.inspection.findings import (
     Origin,
     facts,
@@ -83,13 +88,21 @@ def main(args: list[str]) -> int:
 def _inspect(path: Path, html: Path | None) -> int:
     try:
         place = locate(path)
-        inspection = inspect_rows(stored_rows(place))
+        matrices = stored_matrices(place)
+        column = _inspected_column(matrices)
+        inspection = inspect_rows(stored_rows(place, column=column))
+        others = {
+            matrix: inspect_rows(stored_rows(place, column=matrix.name))
+            for matrix in matrices
+            if matrix.name != column
+        }
         declared = stored_declaration(place)
     except InputError as error:
         raise InputError(f"PATH: {error}") from error
     origin = Origin(_manifest(path) or declared, _num_failures(path))
     found = facts(inspection, dataset_bytes(place), origin)
-    found_problems = problems(inspection, origin)
+    found |= column_facts(column, matrices, others)
+    found_problems = problems(inspection, origin) + column_problems(others)
     lengths = length_histogram(inspection)
     norms = norm_profile(inspection.norms.means, _MAX_NORM_BARS)
     show(rich.console.Console(), found, lengths, norms, found_problems)
@@ -98,6 +111,12 @@ def _inspect(path: Path, html: Path | None) -> int:
         title = f"Dataset {path.resolve().name}"
         _write(html, build_page(Report(title, found, lengths, found_problems, inspection)))
     return ExitStatus.FAILED if found_problems else ExitStatus.ALL_ROWS
+
+
+def _inspected_column(matrices: Sequence[StoredMatrix]) -> str:
+    """Return the column whose matrices are shown as latents: the first one in place of a latent."""
+    names = [matrix.name for matrix in matrices]
+    return LATENT_COLUMN if LATENT_COLUMN in names or not names else names[0]
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,6 +64,76 @@ def arrow_schema(path: Path) -> pa.Schema:
         return pq.read_schema(path)
     with pa.memory_map(str(path)) as source, _opened_ipc(source) as reader:
         return reader.schema
+
+
+class BatchSource(Protocol):
+    """The batches of a dataset by number: row groups of Parquet, record batches of Arrow."""
+
+    @property
+    def num_rows(self) -> Sequence[int]:
+        """Rows of each batch."""
+        ...
+
+    def read(self, number: int) -> pa.RecordBatch:
+        """Return one batch; raises like `record_batches`."""
+        ...
+
+
+def open_batches(path: Path, columns: Sequence[str]) -> BatchSource:
+    """Open what `record_batches` reads for reading in any order.
+
+    Args:
+        path: a file, or a directory.
+        columns: names of the columns to read.
+
+    Raises:
+        InputError, OSError, pa.ArrowException: like `record_batches`.
+    """
+    if path.is_dir() or not _is_parquet(path):
+        return _MappedBatches(_shards(path) if path.is_dir() else [path], columns)
+    return _RowGroups(path, columns)
+
+
+class _MappedBatches:
+    """Record batches of memory-mapped Arrow files: views, which the system loads when needed."""
+
+    def __init__(self, shards: Sequence[Path], columns: Sequence[str]) -> None:
+        self._batches: list[pa.RecordBatch] = []
+        for shard in shards:
+            # Its batches keep the mapping open.
+            source = pa.memory_map(str(shard))
+            with _opened_ipc(source) as reader:
+                self._batches += [batch.select(list(columns)) for batch in _batches(reader)]
+
+    @property
+    def num_rows(self) -> list[int]:
+        return [batch.num_rows for batch in self._batches]
+
+    def read(self, number: int) -> pa.RecordBatch:
+        return self._batches[number]
+
+
+class _RowGroups:
+    """Row groups of a Parquet file; the one that was read last is kept."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self._path = path
+        self._columns = list(columns)
+        metadata = pq.read_metadata(path)
+        self.num_rows = [
+            metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)
+        ]
+        self._last: tuple[int, pa.RecordBatch] | None = None
+
+    def read(self, number: int) -> pa.RecordBatch:
+        last = self._last
+        if last is not None and last[0] == number:
+            return last[1]
+        with pq.ParquetFile(self._path) as file:
+            table = file.read_row_group(number, columns=self._columns)
+        batch = pa.RecordBatch.from_struct_array(table.to_struct_array().combine_chunks())
+        self._last = number, batch
+        return batch
 
 
 def is_split_directory(path: Path) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentwire.held_out import is_held_out
+from latentwire.number_formats import VALUE_DTYPES, has_scales
+from latentwire.storage import (
+    DECLARATION_KEY,
+    MatrixStorage,
+    StorageDeclarationError,
+    declared_storage,
+    scale_column,
+)
 from latentwire_service.engine.seams.bridge import BridgeError, BridgeSource, Rows
 
 DATA_NAME = "data.parquet"
-_COLUMNS = ("task_id", "plan", "hidden_state")
-_DECLARATION_KEY = b"latentwire"
+_LATENT = "hidden_state"
+_COLUMNS = ("task_id", "plan", _LATENT)
+# Arrow types of codes, which are no numbers without what the file says about them.
+_CODE_TYPES = (pa.uint16(), pa.int8(), pa.uint8())
 _READ_ROWS = 16
 _BUFFER_BYTES = 256 << 20
 
@@ -52,11 +62,13 @@ class Dataset:
         path: of the Parquet file.
         num_rows: rows of the file; some may be unusable.
         declaration: what the file says about its latents, by the names of `BridgeSource`.
+        storage: number format of its latents.
     """
 
     path: Path
     num_rows: int
     declaration: dict[str, Any]
+    storage: MatrixStorage = field(default_factory=MatrixStorage)
 
     @classmethod
     def from_path(cls, path: Path) -> Dataset:
@@ -79,9 +91,11 @@ class Dataset:
         missing = [name for name in _COLUMNS if name not in schema.names]
         if missing:
             raise BridgeError(f"DATASET: has no column {', '.join(missing)}")
-        if not _holds_matrices(schema.field("hidden_state").type):
+        if not _holds_matrices(schema.field(_LATENT).type):
             raise BridgeError("DATASET: its column hidden_state holds no lists of rows")
-        return cls(file, metadata.num_rows, _declaration(schema.metadata or {}))
+        declared = _declared(schema.metadata or {})
+        storage = _storage(schema, declared)
+        return cls(file, metadata.num_rows, _declaration(declared), storage)
 
     def samples(self, limit: int | None = None) -> Iterator[Sample]:
         """Yield the usable rows in order: those with a plan and a latent of finite numbers.
@@ -96,10 +110,12 @@ class Dataset:
         try:
             with pq.ParquetFile(self.path, pre_buffer=False) as file:
                 names = file.schema_arrow.names
-                columns = [*_COLUMNS, *(["token_ids"] if "token_ids" in names else [])]
-                for batch in file.iter_batches(_READ_ROWS, columns=columns):
+                further = ["token_ids"] if "token_ids" in names else []
+                if has_scales(self.storage.dtype):
+                    further.append(scale_column(_LATENT))
+                for batch in file.iter_batches(_READ_ROWS, columns=[*_COLUMNS, *further]):
                     for index in range(min(batch.num_rows, remaining)):
-                        sample = _sample(batch, index)
+                        sample = _sample(batch, index, self.storage)
                         if sample is not None:
                             yield sample
                     remaining -= batch.num_rows
@@ -198,9 +214,9 @@ def _take(buffer: list[Sample], draw: random.Random) -> Sample:
     return buffer.pop()
 
 
-def _sample(batch: pa.RecordBatch, index: int) -> Sample | None:
+def _sample(batch: pa.RecordBatch, index: int, storage: MatrixStorage) -> Sample | None:
     plan = batch.column("plan")[index].as_py()
-    rows = _matrix(batch.column("hidden_state"), index)
+    rows = _matrix(batch, index, storage)
     if not plan or rows is None:
         return None
     token_ids = None
@@ -221,29 +237,66 @@ def _holds_matrices(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
-def _matrix(column: pa.Array, index: int) -> npt.NDArray[np.float32] | None:
+def _matrix(
+    batch: pa.RecordBatch, index: int, storage: MatrixStorage
+) -> npt.NDArray[np.float32] | None:
     """Return one latent as a matrix of its own; None if it is empty, ragged or not finite."""
-    rows = column.slice(index, 1).flatten()
+    rows = batch.column(_LATENT).slice(index, 1).flatten()
     lengths = np.unique(rows.value_lengths().to_numpy(zero_copy_only=False))
     values = rows.flatten()
     if len(lengths) != 1 or values.null_count:
         return None
     # A copy: a view would keep the whole batch in memory.
-    matrix = np.array(values.to_numpy(zero_copy_only=False), dtype=np.float32)
-    if not matrix.size or not np.isfinite(matrix).all():
-        return None
-    return matrix.reshape(len(rows), int(lengths[0]))
+    stored = np.array(values.to_numpy(zero_copy_only=False), dtype=VALUE_DTYPES[storage.dtype])
+    scales = None
+    if has_scales(storage.dtype):
+        flat = batch.column(scale_column(_LATENT)).slice(index, 1).flatten()
+        if flat.null_count or len(flat) != len(rows):
+            return None
+        scales = flat.to_numpy(zero_copy_only=False)
+    matrix = storage.decode(stored.reshape(len(rows), int(lengths[0])), scales)
+    return matrix if matrix.size and np.isfinite(matrix).all() else None
 
 
-def _declaration(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """Return what the file says about its latents and their model; empty when it says nothing."""
+def _storage(schema: pa.Schema, declared: Mapping[str, Any]) -> MatrixStorage:
+    """Return how the latents are stored.
+
+    Raises:
+        BridgeError: the file holds codes, and does not say what they mean.
+    """
+    number = schema.field(_LATENT).type.value_type.value_type
+    if pa.types.is_floating(number):
+        # Whatever is declared: another tool may have decoded the column.
+        return MatrixStorage()
     try:
-        value = json.loads(metadata.get(_DECLARATION_KEY, b"{}"))
+        storage = declared_storage(declared, _LATENT)
+    except StorageDeclarationError as error:
+        raise BridgeError(f"DATASET: {error}") from error
+    if storage is None:
+        if number in _CODE_TYPES:
+            raise BridgeError(
+                f"DATASET: its column hidden_state holds {number}, and the file does not say what "
+                "these codes mean"
+            )
+        return MatrixStorage()
+    if has_scales(storage.dtype) and scale_column(_LATENT) not in schema.names:
+        raise BridgeError(f"DATASET: has no column {scale_column(_LATENT)}")
+    return storage
+
+
+def _declared(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """Return what the file says about how it was made; empty when it says nothing."""
+    try:
+        value = json.loads(metadata.get(DECLARATION_KEY, b"{}"))
     except (ValueError, RecursionError):
         return {}
-    parts = [value.get(name) for name in ("latent", "model")] if isinstance(value, dict) else []
+    return value if isinstance(value, dict) else {}
+
+
+def _declaration(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is declared about the latents and their model."""
     declared: dict[str, Any] = {}
-    for part in parts:
+    for part in (value.get(name) for name in ("latent", "model")):
         declared |= part if isinstance(part, dict) else {}
     names = BridgeSource.__dataclass_fields__
     return {name: given for name, given in declared.items() if name in names}
