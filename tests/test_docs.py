@@ -189,6 +189,7 @@ def test_named_paths_exist(page: Page) -> None:
         "failures.jsonl",
         "README.md",
         "bridge.json",
+        "compressor.json",
         "utils.py",
     }
     for path in set(named) - elsewhere:

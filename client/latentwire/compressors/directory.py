@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from latentwire.compressors.base import NAME_PATTERN, Compressor, CompressorError, Rows
+from latentwire.compressors.base import NAME_PATTERN, Compressor, CompressorError, Rows, checked_k
 from latentwire.compressors.learned import learned_compressor
 from latentwire.compressors.manifest import MANIFEST_NAME, TENSORS_NAME, CompressorManifest
 from latentwire.compressors.training_free import RESERVED_NAMES
@@ -42,6 +42,8 @@ def load_compressor(directory: Path, k: int | None = None) -> Compressor:
         CompressorError: the files cannot be read or used, or k exceeds its own.
     """
     manifest, tensors = read_compressor(directory)
+    if k is not None:
+        checked_k(k, manifest.name or manifest.kind)
     if k is not None and manifest.k is not None and k > manifest.k:
         raise CompressorError(
             f"must be at most {manifest.k}, for which the compressor was made, not {k}", "k"

@@ -20,6 +20,7 @@ from latentwire.compressors.base import (
     CompressorError,
     Output,
     Rows,
+    checked_k,
     checked_result,
     checked_rows,
     is_array_name,
@@ -96,6 +97,8 @@ def foreign_compressor(point: EntryPoint, k: int | None) -> Compressor:
     Raises:
         CompressorError: it cannot be imported or made, or breaks the contract.
     """
+    if k is not None:
+        checked_k(k, point.name)
     try:
         made = point.load()(k)
         facts: dict[str, Any] = {name: getattr(made, name, None) for name in _CHECKS}

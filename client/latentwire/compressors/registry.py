@@ -64,7 +64,7 @@ def make_compressor(given: str, k: int | None = None) -> Compressor:
     names = compressor_names()
     if given in names:
         return named_compressor(given, k)
-    if is_compressor_directory(Path(given)):
+    if given and is_compressor_directory(Path(given)):
         return load_compressor(Path(given), k)
     raise CompressorError(
         f"{_shown(given)} is neither a directory of a compressor nor one of {', '.join(names)}",

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from latentwire.compressors.base import MAX_K, Compressor, CompressorError
 from latentwire.compressors.registry import make_compressor
-
-NUMBER_FORMATS = ("float32", "float16", "bfloat16", "int8", "int4")
+from latentwire.number_formats import NUMBER_FORMATS
 
 # A part that holds one of these belongs to a path: `./a@b/` names a directory.
 _PATH = re.compile(r"[./\\]")
