@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.numpy import save_file
 
 from support.bridge_folders import SENDER_WIDTH
 
@@ -70,3 +71,30 @@ def write_dataset(
         table = table.replace_schema_metadata({"latentwire": json.dumps(declared)})
     pq.write_table(table, path)
     return path
+
+
+def learned(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Write principal components; another seed gives other ones."""
+    manifest: dict[str, Any] = {
+        "format": "latentwire-compressor",
+        "version": 1,
+        "kind": "pca",
+        "name": "pca",
+        "source": {"hidden_size": SENDER_WIDTH, "model": "sender"},
+        "k": 4,
+        "dim": 3,
+        "config": {"rows": "mean-pool"},
+        "output": "coefficients",
+    }
+    folder.mkdir()
+    (folder / "compressor.json").write_text(json.dumps(manifest | changes), encoding="utf-8")
+    draw = np.random.default_rng(seed)
+    dim = changes.get("dim", 3)
+    components = np.linalg.qr(draw.standard_normal((max(dim, SENDER_WIDTH), SENDER_WIDTH)))[0]
+    components = components[:dim] if dim > SENDER_WIDTH else components[:, :dim].T
+    tensors = {"mean": np.zeros(SENDER_WIDTH, np.float32), "components": components}
+    save_file(
+        {name: np.ascontiguousarray(each, np.float32) for name, each in tensors.items()},
+        folder / "compressor.safetensors",
+    )
+    return folder

@@ -37,7 +37,7 @@ def build_page(report: CompressionReport) -> str:
         "<h2>Quality against bytes</h2>",
         named_points(known, Axis("bytes per latent, logarithmic", name)),
         "<h2>All numbers</h2>",
-        table_of(cells(report, columns, has_marks=False)),
+        table_of(cells(report, columns, "label")),
         *(f'<p class="note">{escape(note)}</p>' for note in notes(report)),
     ]
     return page("Evaluation of compressors", "\n".join(parts))

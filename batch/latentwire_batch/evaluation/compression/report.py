@@ -24,8 +24,8 @@ FORMAT = "latentwire-compression"
 VERSION = 1
 READING = (
     "What counts at the receiver is the gap: how much likelier the plan is after its own message "
-    "than after another task's message that was compressed alike. Any message, also an empty one "
-    "of the right form, can make all plans likelier than nothing does."
+    "than after another task's message that was compressed alike. A message that says nothing of "
+    "the task can make all plans likelier than no message does."
 )
 
 

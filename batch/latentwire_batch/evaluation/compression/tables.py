@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from latentwire_batch.evaluation.compression.receive import NONE, TEXT
 from latentwire_batch.evaluation.compression.report import (
@@ -12,6 +13,8 @@ from latentwire_batch.evaluation.compression.report import (
     CompressionReport,
 )
 from latentwire_batch.evaluation.statistics import Comparison
+
+Naming = Literal["label", "mark", "both"]
 
 _MARKS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -96,21 +99,19 @@ def mark_of(position: int) -> str:
     return _MARKS[position] if position < len(_MARKS) else "*"
 
 
-def cells(
-    report: CompressionReport, columns: Sequence[Column], *, has_marks: bool
-) -> list[list[str]]:
+def cells(report: CompressionReport, columns: Sequence[Column], naming: Naming) -> list[list[str]]:
     """Return a table as texts, its head first.
 
     Args:
         report: its rows.
         columns: after the name.
-        has_marks: whether the name follows the letter of the row.
+        naming: what names a row: its label, its letter in the plot, or both.
     """
-    head = ["compressor", *(column.head for column in columns)]
-    lines = [head]
+    lines = [["" if naming == "mark" else "compressor", *(column.head for column in columns)]]
     for position, row in enumerate(report.rows):
-        mark = f"{mark_of(position)} " if has_marks else ""
-        lines.append([mark + row.codec.label, *(column.show(row) for column in columns)])
+        names = {"mark": mark_of(position), "label": row.codec.label}
+        name = " ".join(names.values()) if naming == "both" else names[naming]
+        lines.append([name, *(column.show(row) for column in columns)])
     return lines
 
 
@@ -156,7 +157,7 @@ def fact_lines(report: CompressionReport) -> dict[str, str]:
         "bridge": f"{bridge['name']} ({bridge['kind']}, {bridge['content_hash'][:12]})",
         "receiver": facts["receiver"]["model"],
         "prompt": f"{facts['prompt']['before']!r} + message + {facts['prompt']['after']!r}",
-        "without": f"{report.texts[NONE].mean:.2f} nats per token after nothing, "
+        "baselines": f"{report.texts[NONE].mean:.2f} nats per token after nothing, "
         f"{report.texts[TEXT].mean:.2f} after the plan's text",
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import rich.console
 from rich.console import JustifyMethod
@@ -16,12 +17,16 @@ from latentwire_batch.evaluation.compression.tables import (
     COSTS,
     GAPS,
     Column,
+    Naming,
     cells,
     fact_lines,
     mark_of,
     notes,
     quality_name,
 )
+
+# Columns of the bytes and times.
+_NUM_SIZES = 4
 
 
 def show(console: rich.console.Console, report: CompressionReport) -> None:
@@ -30,9 +35,9 @@ def show(console: rich.console.Console, report: CompressionReport) -> None:
     for name, value in fact_lines(report).items():
         facts.add_row(name, Text(value))
     console.print(facts)
-    for columns in parts(report, console.width):
+    for part in layout(report, console.width):
         console.print()
-        console.print(_table(cells(report, columns, has_marks=True)))
+        console.print(_table(cells(report, part.columns, part.naming)))
     console.print()
     for line in text_plot(_points(report), quality_name(report)):
         console.print(Text(line), no_wrap=True)
@@ -41,15 +46,39 @@ def show(console: rich.console.Console, report: CompressionReport) -> None:
         console.print(Text(note))
 
 
-def parts(report: CompressionReport, width: int) -> list[Sequence[Column]]:
-    """Return the columns of each table: of one if the terminal is wide enough, else of several."""
-    if not report.has_receiver:
-        return [COSTS]
-    # The bytes once.
-    for groups in ([(*COSTS, *GAPS[1:], *AGAINST_FULL)], [COSTS, (*GAPS, *AGAINST_FULL)]):
-        if all(_width(cells(report, group, has_marks=True)) <= width for group in groups):
-            return list(groups)
-    return [COSTS, GAPS, AGAINST_FULL]
+@dataclass(frozen=True)
+class Part:
+    """One table: its columns, and how it names the rows."""
+
+    columns: Sequence[Column]
+    naming: Naming
+
+
+def layout(report: CompressionReport, width: int) -> list[Part]:
+    """Return the tables: one if the terminal is wide enough for it, else several.
+
+    Args:
+        report: to show.
+        width: of the terminal, in characters.
+    """
+
+    def fits(columns: Sequence[Column]) -> bool:
+        return _width(cells(report, columns, "both")) <= width
+
+    whole = (*COSTS, *GAPS[1:], *AGAINST_FULL) if report.has_receiver else COSTS
+    if fits(whole):
+        return [Part(whole, "both")]
+    groups: list[Sequence[Column]] = [COSTS]
+    if not fits(COSTS):
+        groups = [COSTS[:_NUM_SIZES], COSTS[_NUM_SIZES:]]
+    if report.has_receiver:
+        together = (*GAPS, *AGAINST_FULL)
+        groups += [together] if fits(together) else [GAPS, AGAINST_FULL]
+    # The first table has the names, also where they are too long.
+    return [
+        Part(group, "both" if fits(group) or not number else "mark")
+        for number, group in enumerate(groups)
+    ]
 
 
 def _width(lines: Sequence[Sequence[str]]) -> int:

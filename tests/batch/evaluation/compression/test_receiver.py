@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +20,11 @@ import torch
 from latentwire.compressors import COMPRESSED, CompressorError, compressor_names, make_compressor
 from latentwire.number_formats import decode_rows, encode_rows
 from latentwire_batch.evaluation.compression import choice, receive
+from latentwire_batch.evaluation.compression.receive import CompressionScorer
+from latentwire_batch.evaluation.session import TaskResult
 from latentwire_batch.evaluation.statistics import sign_test
 from latentwire_service.settings import Settings
-from support.batch.evaluating import Compare, Compared, latents, plans, write_dataset
+from support.batch.evaluating import Compare, Compared, latents, learned, plans, write_dataset
 from support.batch.scoring_oracle import Oracle
 from support.bridge_folders import SENDER_WIDTH, manifest, save
 from support.live_server import LiveServer
@@ -35,8 +41,12 @@ def bridge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, bridge: Path) -> Iterator[LiveServer]:
-    model = save_chat_model(tmp_path_factory.mktemp("models") / "tiny")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_chat_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, bridge: Path) -> Iterator[LiveServer]:
     live = LiveServer(Settings(model=str(model), max_slots=4, bridge=(bridge,)))
     yield live.wait_ready()
     live.close()
@@ -254,3 +264,92 @@ def test_a_task_that_the_service_refuses_is_left_out_of_every_row(
         for each in rows[:4]
     ]
     assert done.row("first:1")["relative_error"] == pytest.approx(np.mean(expected), rel=1e-6)
+
+
+def test_ctrl_c_shows_the_tasks_that_were_scored(
+    received: Receive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, num_tasks = CompressionScorer.score, 0
+
+    async def interrupted(*args: Any) -> TaskResult:
+        nonlocal num_tasks
+        num_tasks += 1
+        if num_tasks == 3:
+            threading.Timer(0, os.kill, (os.getpid(), signal.SIGINT)).start()
+        if num_tasks >= 3:
+            await asyncio.sleep(60)
+        return await score(*args)
+
+    monkeypatch.setattr(CompressionScorer, "score", interrupted)
+    done = received(["first:1"], "--concurrency", "1")
+    assert done.status == 130, done.err
+    assert done.report["is_complete"] is False
+    assert 1 <= done.report["num_tasks"] <= 2
+    assert done.row("first:1")["gap"]["wins"] <= 2
+    num = done.report["num_tasks"]
+    expected = [
+        np.linalg.norm(each[1:].astype(np.float64)) / np.linalg.norm(each.astype(np.float64))
+        for each in latents(NUM_TASKS)[:num]
+    ]
+    assert done.row("first:1")["relative_error"] == pytest.approx(np.mean(expected), rel=1e-6)
+
+
+def test_the_same_seed_gives_the_same_numbers_at_any_concurrency(received: Receive) -> None:
+    found = [received(["first:1"], "--concurrency", each).row("first:1") for each in ("1", "9")]
+    for name in ("matched", "other"):
+        assert found[0][name]["nll"] == pytest.approx(found[1][name]["nll"], abs=1e-5)
+
+
+def test_embeddings_of_another_width_than_the_receivers_are_refused(
+    received: Receive, tmp_path: Path
+) -> None:
+    folder = learned(tmp_path / "mine", output="embeddings", receiver={"hidden_size": 3})
+    done = received([str(folder)])
+    assert done.status == 2
+    text = f"compressor pca makes input embeddings of width 3, and tiny reads width {HIDDEN_SIZE}"
+    assert text in done.err
+    assert done.report == {}
+
+
+def test_embeddings_for_another_model_and_prompt_are_named(
+    received: Receive, tmp_path: Path
+) -> None:
+    folder = learned(
+        tmp_path / "mine",
+        dim=HIDDEN_SIZE,
+        output="embeddings",
+        receiver={"model": "another", "hidden_size": HIDDEN_SIZE},
+        prompt={"before": "Other: ", "after": ""},
+    )
+    done = received([str(folder)])
+    assert done.status == 0, done.err
+    assert "compressor pca was made for the model another, and tiny is served" in done.err
+    assert "compressor pca was fitted with another text around the message" in done.err
+    assert done.row("pca:4")["compressor"]["output"] == "embeddings"
+    done = received([str(folder)], "--before", "Other: ", "--after", "")
+    assert "another text" not in done.err
+
+
+def test_a_bridge_that_is_not_loaded_is_refused_before_anything_is_measured(
+    received: Receive, tmp_path: Path
+) -> None:
+    other = save(tmp_path / "other", manifest("mlp"))
+    done = received(["first:1"], "--bridge", str(other))
+    assert done.status == 2
+    assert "the service has not loaded other" in done.err
+    assert done.out == ""
+
+
+@pytest.mark.slow
+def test_an_own_replica_reads_the_messages(
+    compare: Compare,
+    dataset: Path,
+    bridge: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    flags = ["--model", str(model), "--threads", "1", "--device", "cpu"]
+    done = compare(dataset, ["first:1"], "--bridge", str(bridge), *flags)
+    assert done.status == 0, done.err
+    assert done.report["num_tasks"] == NUM_TASKS
