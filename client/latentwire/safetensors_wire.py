@@ -219,8 +219,8 @@ def unpack(content: bytes) -> tuple[PlanLatentResponse, dict[str, Matrix]]:
     """Read the file.
 
     Returns:
-        The response, and its latents by name: `[rows, width]` float32. Latents that were sent as
-        float32 are read-only views of `content`. Nothing of them is copied, except values that do
+        The response, and its latents by name: `[rows, width]` float32, read-only. Latents that were
+        sent as float32 are views of `content`. Nothing of them is copied, except values that do
         not start at a multiple of four, as other writers may place them: those become an aligned
         copy.
 
@@ -236,9 +236,12 @@ def unpack(content: bytes) -> tuple[PlanLatentResponse, dict[str, Matrix]]:
             response.hidden_state, response.hidden_state_comp, response.hidden_state_comp_arrays
         )
         arrays = _arrays(header, _expected(described), memoryview(content)[base:])
-        return response, {
+        latents = {
             name: decode_rows(_encoded(name, sent, arrays)) for name, sent in described.items()
         }
+        for rows in latents.values():
+            rows.flags.writeable = False
+        return response, latents
     # Among them json's and pydantic's errors, which are ValueErrors.
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ProtocolError(f"the answer is not a safetensors file of a plan: {error}") from error

@@ -15,6 +15,7 @@ from latentwire.cli import app
 from latentwire.plan_command import PlanSettings
 from latentwire.settings_flags import FlagError, parse_settings
 from latentwire.subcommands import COLLECT, SERVE, Subcommand
+from latentwire.tensors import encode_hidden_state
 
 COMMANDS = pytest.mark.parametrize("command", [SERVE, COLLECT], ids=lambda command: command.name)
 
@@ -44,6 +45,61 @@ def test_plan_prints_plan_shape_and_usage(answered: Any) -> None:
         "usage: 5 prompt tokens, 4 completion tokens, 2 hidden rows; "
         "finish_reason stop, seed 11\n"
     )
+
+
+def test_plan_prints_the_compressed_latent_and_saves_it_in_place_of_the_full_one(
+    server: Any, wire: Any, tmp_path: Path
+) -> None:
+    rows = wire.hidden_rows(2)
+    compressor = {
+        "name": "mean-pool",
+        "kind": "mean-pool",
+        "content_hash": "ab" * 32,
+        "parameters": {"k": 2},
+        "output": "rows",
+    }
+    body = wire.plan_body(
+        k=2,
+        hidden_state=None,
+        hidden_state_comp=encode_hidden_state(rows, "float16").model_dump(),
+        compressor=compressor,
+    )
+    body["usage"]["latent_rows"] = 0
+    server.script = [wire.json_answer(body)]
+    path = tmp_path / "rows.npy"
+    flags = ("--compressor", "mean-pool", "--no-return-hidden-state", "--dtype", "float16")
+    result = run("plan", "t", "--url", server.url, "--k", "2", *flags, "--output", str(path))
+    assert result.exit_code == 0, result.stderr
+    assert "hidden_state:" not in result.stdout
+    assert "hidden_state_comp: [2, 3] float32, compressor mean-pool\n" in result.stdout
+    np.testing.assert_allclose(np.load(path), rows, rtol=1e-3)
+    assert server.received[0].json == {
+        "task": "t",
+        "task_id": None,
+        "compressor": "mean-pool",
+        "return_hidden_state": False,
+        "dtype": "float16",
+    }
+
+
+def test_plan_does_not_read_the_variables_of_the_service(answered: Any) -> None:
+    env = {"LATENTWIRE_COMPRESSOR": "/bridges/pca", "LATENTWIRE_DTYPE": "bf16", "LATENTWIRE_K": "2"}
+    result = run("plan", "t", "--url", answered.url, env=env)
+    assert result.exit_code == 0, result.stderr
+    assert answered.received[0].path == "/plan_latent?k=2"
+    assert answered.received[0].json == {"task": "t", "task_id": None}
+
+
+def test_plan_refuses_an_output_without_rows(answered: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.npy"
+    result = run(
+        *("plan", "t", "--url", answered.url, "--no-return-hidden-state", "--output", str(path))
+    )
+    assert result.exit_code == 2
+    assert "--output: " in result.stderr
+    assert "--no-return-hidden-state" in result.stderr
+    assert not path.exists()
+    assert not answered.received
 
 
 def test_plan_sends_only_the_options_given(answered: Any) -> None:

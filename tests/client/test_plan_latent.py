@@ -14,7 +14,7 @@ from latentwire.conversation import LatentPart, Message
 from latentwire.latent import HiddenState
 from latentwire.number_formats import NUMBER_FORMATS, NumberFormat
 from latentwire.protocol import PlanLatentResponse
-from latentwire.tensors import decode_hidden_state
+from latentwire.tensors import decode_hidden_state, encode_hidden_state
 
 
 def decode(body: dict[str, Any]) -> PlanLatent:
@@ -137,3 +137,49 @@ def test_to_torch_without_torch_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingDependencyError, match="pip install torch"):
         plan.to_torch()
+
+
+COMPRESSOR: dict[str, Any] = {
+    "name": "first",
+    "kind": "first",
+    "content_hash": "ab" * 32,
+    "parameters": {"k": 2},
+    "output": "rows",
+}
+
+
+def compressed_body(wire: Any, num_rows: int = 2, **changes: Any) -> dict[str, Any]:
+    """An answer with all of its 4 rows and 2 compressed ones."""
+    body: dict[str, Any] = wire.plan_body(k=None)
+    rows = encode_hidden_state(wire.hidden_rows(num_rows)).model_dump()
+    return body | {"k": 2, "hidden_state_comp": rows, "compressor": COMPRESSOR} | changes
+
+
+def test_a_compressed_answer_has_all_rows_and_the_compressed_ones(wire: Any) -> None:
+    plan = decode(compressed_body(wire))
+    assert len(plan.hidden_state) == 4
+    assert plan.hidden_state_comp is not None
+    np.testing.assert_array_equal(plan.hidden_state_comp, wire.hidden_rows(2))
+    assert not plan.hidden_state_comp.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compressor": None}, "require 2"),
+        ({"compressor": None, "k": None}, "alone"),
+        ({"hidden_state_comp": None}, "alone"),
+        ({"k": 1}, "2 compressed rows, but at most 1"),
+        ({"hidden_state": None}, "0 hidden rows and latent_rows 4"),
+        ({"hidden_state_comp": {"data": "AAAA", "shape": [1, 1]}}, "hidden_state_comp.data holds"),
+        (
+            {"hidden_state_comp": {"data": "AA==", "dtype": "int8", "shape": [1, 1]}},
+            "hidden_state_comp.scales is required",
+        ),
+    ],
+)
+def test_a_compressed_answer_that_contradicts_itself_is_refused(
+    wire: Any, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ProtocolError, match=message):
+        decode(compressed_body(wire, **changes))

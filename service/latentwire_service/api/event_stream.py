@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from latentwire.constants import EVENT_STREAM_MEDIA_TYPE
+from latentwire.number_formats import has_scales
 from latentwire.protocol import ErrorBody
 from latentwire_service.api.disconnect import until_disconnect
 from latentwire_service.api.error_handlers import error_body
@@ -39,6 +40,9 @@ class EventForm(Protocol):
     def error(self, body: ErrorBody) -> bytes:
         """Return the event that ends a broken stream."""
 
+    def takes_long(self, item: list[Step] | Plan) -> bool:
+        """Whether making the events could hold up the event loop."""
+
 
 class LatentEvents:
     """The events of `/plan_latent`: one per step, and `done` or `error`.
@@ -63,6 +67,12 @@ class LatentEvents:
     def error(self, body: ErrorBody) -> bytes:
         """Return the `error` event."""
         return render_error(body)
+
+    def takes_long(self, item: list[Step] | Plan) -> bool:
+        """Whether a large latent is encoded, or rows are rotated: 0.5 ms for 3584 values."""
+        if isinstance(item, Plan):
+            return item.compressed is not None
+        return self._context.has_hidden_state and has_scales(self._context.dtype)
 
 
 class PlanEvents:
@@ -148,13 +158,14 @@ class PlanEvents:
         return await anext(self._items, None)
 
     async def _rendered(self, item: list[Step] | Plan) -> bytes:
-        if not isinstance(item, Plan):
-            return self._form.steps(item)
-        self._on_plan(item)
-        if item.compressed is None:
-            return self._form.done(item)
-        # With a large k, a compressed latent has megabytes.
-        return await asyncio.to_thread(self._form.done, item)
+        if isinstance(item, Plan):
+            self._on_plan(item)
+        if self._form.takes_long(item):
+            return await asyncio.to_thread(self._render, item)
+        return self._render(item)
+
+    def _render(self, item: list[Step] | Plan) -> bytes:
+        return self._form.done(item) if isinstance(item, Plan) else self._form.steps(item)
 
 
 class EventStream(Response):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from latentwire.answer_form import ARRAY_PREFIX, COMPRESSED, HIDDEN_STATE
 from latentwire.number_formats import (
@@ -29,7 +31,7 @@ from latentwire.protocol import (
     latent_info,
 )
 from latentwire.rotation import MAX_ROTATED_WIDTH
-from latentwire.tensors import encode_values, wire_tensor
+from latentwire.tensors import encode_base64, encode_values, wire_tensor
 from latentwire_service.compression.pool import Compressed
 from latentwire_service.engine.backend import Completion, Step
 from latentwire_service.engine.errors import InvalidParamsError
@@ -84,12 +86,28 @@ def _compressed_tensors(compressed: Compressed | None, context: AnswerContext) -
     return {COMPRESSED: _encoded(COMPRESSED, compressed.rows, context.dtype), **arrays}
 
 
-def _encoded(name: str, rows: Rows, dtype: NumberFormat) -> EncodedRows:
+def _encoded(
+    name: str, rows: Rows, dtype: NumberFormat, places: Sequence[int] | None = None
+) -> EncodedRows:
+    """Return rows in a number format.
+
+    Args:
+        name: of the latent, for the message of an error.
+        rows: `[n, width]` float32.
+        dtype: the number format.
+        places: of the rows in the latent; None: from 0 on.
+
+    Raises:
+        InvalidParamsError: a value does not fit the number format; the message names its row.
+    """
     rotation = DEFAULT_ROTATION if rows.shape[1] <= MAX_ROTATED_WIDTH else None
     try:
         return encode_rows(rows, dtype, rotation=rotation)
     except NumberFormatError as error:
-        raise InvalidParamsError("dtype", f"{dtype} cannot hold {name}: {error}") from error
+        row = error.row if places is None else places[error.row]
+        reason = str(error).removeprefix(f"row {error.row} ")
+        message = f"{dtype} cannot hold {name}: row {row} {reason}"
+        raise InvalidParamsError("dtype", message) from error
 
 
 def plan_response(plan: Plan, context: AnswerContext, tensors: Tensors) -> PlanLatentResponse:
@@ -158,13 +176,16 @@ def with_data(answer: bytes, tensors: Iterable[EncodedRows]) -> bytes:
     return b"".join([*pieces, answer])
 
 
-def render_steps(steps: Iterable[Step], context: AnswerContext) -> bytes:
+def render_steps(steps: Sequence[Step], context: AnswerContext) -> bytes:
     """Return a `step` event for each generated token.
 
     Raises:
         InvalidParamsError: as `answer_tensors`.
     """
-    return b"".join(_event("step", _stream_step(each, context)) for each in steps)
+    rows: Mapping[int, str | HiddenState] = {}
+    if context.has_hidden_state:
+        rows = _encoded_rows(steps, context.dtype)
+    return b"".join(_event("step", _stream_step(each, rows.get(each.index))) for each in steps)
 
 
 def render_done(plan: Plan, context: AnswerContext, streamed_text: str) -> bytes:
@@ -230,27 +251,32 @@ def _milliseconds(seconds: float) -> float:
     return round(seconds * 1e3, 3)
 
 
-def _stream_step(step: Step, context: AnswerContext) -> bytes:
-    sent = StreamStep(
-        index=step.index,
-        token_id=step.token_id,
-        text=step.text,
-        row=encoded_row(step, context.dtype) if context.has_hidden_state else None,
-    )
+def _stream_step(step: Step, row: str | HiddenState | None) -> bytes:
+    sent = StreamStep(index=step.index, token_id=step.token_id, text=step.text, row=row)
     return sent.model_dump_json().encode()
 
 
-def encoded_row(step: Step, dtype: NumberFormat = "float32") -> str | HiddenState | None:
-    """Return a step's row for an event; None if the request does not keep it.
+def _encoded_rows(steps: Sequence[Step], dtype: NumberFormat) -> dict[int, str | HiddenState]:
+    """Return the rows of steps for their events, by index; only of steps that have one."""
+    rows = {step.index: step.row for step in steps if step.row is not None}
+    if dtype == "float32":
+        return {index: encode_base64(row[None]).decode() for index, row in rows.items()}
+    if not rows:
+        return {}
+    # Together: of a single row, most of the time goes into the calls.
+    encoded = _encoded(HIDDEN_STATE, np.stack([*rows.values()]), dtype, list(rows))
+    sent: dict[int, str | HiddenState] = {}
+    for place, index in enumerate(rows):
+        one = slice(place, place + 1)
+        scales = None if encoded.scales is None else encoded.scales[one]
+        row = replace(encoded, values=encoded.values[one], scales=scales)
+        sent[index] = wire_tensor(row, encode_values(row.values).decode())
+    return sent
 
-    Raises:
-        InvalidParamsError: as `answer_tensors`.
-    """
-    if step.row is None:
-        return None
-    encoded = _encoded(HIDDEN_STATE, step.row[None], dtype)
-    data = encode_values(encoded.values).decode()
-    return data if dtype == "float32" else wire_tensor(encoded, data)
+
+def encoded_row(step: Step) -> str | None:
+    """Return base64 of a step's row in float32; None if the request does not keep it."""
+    return None if step.row is None else encode_base64(step.row[None]).decode()
 
 
 def _event(name: str, data: bytes) -> bytes:

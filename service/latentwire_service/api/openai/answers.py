@@ -108,6 +108,10 @@ class Chunks:
         """Return the error, which is the last event."""
         return b"data: " + openai_error(body)[1] + b"\n\n"
 
+    def takes_long(self, _item: list[Step] | Plan) -> bool:
+        """Whether making the events could hold up the event loop: a row in base64 does not."""
+        return False
+
     def _beginning(self) -> bytes:
         if self._is_begun:
             return b""

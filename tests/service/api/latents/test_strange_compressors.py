@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from latentwire import Client
 from latentwire.compressors import CompressorError, named_compressor
 from latentwire.compressors.manifest import CompressorManifest
 from latentwire_service.compression.catalog import (
@@ -25,6 +30,7 @@ from support.compressing.strangers import BROKEN, SECRET, Point, Stranger, insta
 from support.gate import TIMEOUT_S, Gate
 from support.live_server import LiveServer
 from support.requests import assert_problem, plan_of, post
+from support.tiny_shape import HIDDEN_SIZE
 
 pytestmark = pytest.mark.backends("fake")
 
@@ -231,6 +237,64 @@ def test_a_catalog_keeps_few_of_the_compressors_that_requests_name() -> None:
         assert catalog.get("first", k, 4).k == k
     assert catalog.get("first", 1, 4) is not first
     assert len(catalog._made) <= 64
+
+
+def write_pca(directory: Path, name: str, width: int) -> dict[str, Any]:
+    """Write a compressor of mean-pooled rows to two coordinates, with 4 rows at most."""
+    rng = np.random.default_rng(1)
+    directory.mkdir()
+    tensors = {
+        "mean": rng.standard_normal(width).astype(np.float32),
+        "components": np.linalg.qr(rng.standard_normal((width, 2)))[0].T.astype(np.float32).copy(),
+    }
+    save_file(tensors, directory / "compressor.safetensors")
+    manifest = {
+        "format": "latentwire-compressor",
+        "version": 1,
+        "kind": "pca",
+        "name": name,
+        "source": {"hidden_size": width},
+        "k": 4,
+        "dim": 2,
+        "config": {"rows": "mean-pool"},
+        "output": "coefficients",
+    }
+    (directory / "compressor.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return tensors
+
+
+def test_a_service_offers_the_compressors_of_its_directories(
+    start: Callable[..., LiveServer], tmp_path: Path
+) -> None:
+    tensors = write_pca(tmp_path / "fits", "pca-4", HIDDEN_SIZE)
+    write_pca(tmp_path / "wide", "too-wide", HIDDEN_SIZE + 1)
+    live = start(compressor=(tmp_path / "fits", tmp_path / "wide")).wait_ready()
+    info = live.http.get("/info").json()
+    assert info["compressors"][-2:] == ["pca-4", "too-wide"]
+    described = info["compressor_info"][-2]
+    assert (described["kind"], described["k"], described["source_width"]) == ("pca", 4, HIDDEN_SIZE)
+    with Client(live.url) as client:
+        for k in (None, 4, 3):
+            plan = client.plan_latent("Wash", k=k, compressor="pca-4", max_new_tokens=9, seed=4)
+            num_kept = 4 if k is None else k
+            bounds = [i * 9 // 4 for i in range(5)]
+            pairs = zip(bounds, bounds[1:], strict=False)
+            means = np.array([plan.hidden_state[a:b].mean(axis=0) for a, b in pairs])
+            # With a smaller k, it keeps the first of its rows.
+            expected = ((means - tensors["mean"]) @ tensors["components"].T)[:num_kept]
+            assert plan.hidden_state_comp is not None
+            np.testing.assert_allclose(plan.hidden_state_comp, expected, atol=1e-5)
+            assert plan.compressor is not None
+            assert (plan.compressor.name, plan.compressor.kind) == ("pca-4", "pca")
+            is_own = plan.compressor.content_hash == described["content_hash"]
+            assert is_own == (num_kept == 4)
+    while live.watch.submitted.acquire(blocking=False):
+        pass
+    for name, k, field in (("pca-4", 5, "k"), ("too-wide", 2, "compressor")):
+        assert_problem(
+            post(live, BODY | {"compressor": name, "k": k}), 422, "invalid-request", field
+        )
+    assert not live.watch.submitted.acquire(blocking=False)
 
 
 def test_a_name_that_is_taken_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
