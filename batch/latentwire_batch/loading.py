@@ -125,13 +125,12 @@ class StoredDataset:
         try:
             with input_errors():
                 batch = self._batches.read(number).slice(place - first, 1)
-                return _latent_row(
-                    next(iter(rows_of_batch(batch, self._matrices, self._extras))), place
-                )
-        except InputError as error:
+                (row,) = rows_of_batch(batch, self._matrices, self._extras)
+            return _latent_row(row, place)
+        except (InputError, ValueError, LookupError) as error:
             raise self._error(error) from error
 
-    def _error(self, error: InputError) -> DatasetError:
+    def _error(self, error: Exception) -> DatasetError:
         return DatasetError(f"{self._given[0].name}: {error}")
 
     def _columns(self, schema: pa.Schema) -> list[str]:

@@ -103,7 +103,11 @@ def stored_matrix(schema: pa.Schema, name: str) -> StoredMatrix:
             f"column {name} holds {number}, not floating-point numbers, and the file does not say "
             "what they mean"
         )
-    return StoredMatrix(name, storage)
+    matrix = StoredMatrix(name, storage)
+    missing = [column for column in matrix.names if column not in schema.names]
+    if missing:
+        raise InputError(f"has no column {missing[0]}")
+    return matrix
 
 
 def matrix_names(schema: pa.Schema) -> list[str]:

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from latentwire.number_formats import NUMBER_FORMATS, NumberFormat, decode_rows, encode_rows
 from latentwire_batch.errors import InputError
 from latentwire_batch.evaluation.answers import is_right
 from latentwire_batch.evaluation.messages import Frame, MessageMaker, noise_like
 from latentwire_batch.evaluation.samples import EvaluationSet, HeldOutSplit, Pair, Sample
+from support.batch.encoded_tables import encode_file
 from support.batch.evaluating import latents, write_dataset
 
 MAKER = MessageMaker("mine", {"model": "sender"}, 7)
@@ -80,6 +82,17 @@ def test_another_task_is_the_next_one_with_another_id(tmp_path: Path) -> None:
     assert [each.index for each in pairs] == list(range(6))
     for each, other in zip(pairs, (2, 2, 3, 0, 0, 0), strict=True):
         assert np.array_equal(each.other_rows, rows[other])
+
+
+@pytest.mark.parametrize("dtype", NUMBER_FORMATS)
+def test_latents_are_read_in_every_number_format(tmp_path: Path, dtype: NumberFormat) -> None:
+    rows = latents(3)
+    path = write_dataset(tmp_path / "d.parquet", rows)
+    encoded = encode_file(path, dtype, tmp_path / "e.parquet")
+    found = EvaluationSet.from_path(encoded, ALL, None)
+    assert found.width() == rows[0].shape[1]
+    for each, latent in zip(found.pairs(), rows, strict=True):
+        np.testing.assert_array_equal(each.sample.rows, decode_rows(encode_rows(latent, dtype)))
 
 
 def test_a_dataset_may_end_with_its_first_task(tmp_path: Path) -> None:

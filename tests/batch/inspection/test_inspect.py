@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from latentwire.number_formats import NUMBER_FORMATS, NumberFormat
 from latentwire_batch.dataset.reader import StoredRow, stored_rows
 from latentwire_batch.inspection.command import main
 from latentwire_batch.inspection.findings import length_histogram, norm_profile, problems, thinned
@@ -18,6 +19,7 @@ from latentwire_batch.inspection.svg import Axis, bars
 from latentwire_batch.tasks.results import RowText
 from support.batch.collecting import Collect
 from support.batch.dataset_oracle import tasks_of
+from support.batch.encoded_tables import encode_file
 from support.batch.stub_answers import Behaviour
 from support.batch.stub_replica import StubReplica
 
@@ -53,6 +55,44 @@ def test_every_form_of_an_output_is_read(
     assert re.search(r"hidden size +8\b", shown)
     assert "all values are finite, and no id occurs twice" in shown
     assert ("completion tokens" in shown) == (part == "")
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in NUMBER_FORMATS if dtype != "float32"])
+def test_latents_in_every_number_format_are_inspected(
+    made: Path, tmp_path: Path, dtype: NumberFormat, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = encode_file(made / "data.parquet", dtype, tmp_path / "e.parquet")
+    assert main([str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"number format +{dtype}\b", shown)
+    assert re.search(r"hidden size +8\b", shown)
+    assert ("rotated" in shown) == (dtype in ("int8", "int4"))
+
+
+def test_a_dataset_without_latents_is_inspected_by_its_first_matrices(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(made / "data.parquet")
+    table = table.rename_columns({"hidden_state": "hidden_state_comp"})
+    pq.write_table(table, tmp_path / "r.parquet")
+    assert main([str(tmp_path / "r.parquet")]) == 0
+    shown = capsys.readouterr().out
+    assert "hidden_state_comp, because there is no hidden_state" in shown
+    assert re.search(r"hidden size +8\b", shown)
+
+
+def test_matrices_besides_the_latent_are_inspected_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "d.parquet", [[[1, 2]], [[3, 4], [5, 6]]])
+    kind = pa.list_(pa.list_(pa.float32()))
+    values = pa.array([[[1.0, 2.0, 3.0]], [[1.0, float("nan"), 3.0]]], kind)
+    table = pq.read_table(path).append_column("hidden_state_comp", values)
+    pq.write_table(table, path)
+    assert main([str(path)]) == 1
+    shown = capsys.readouterr().out
+    assert re.search(r"column hidden_state_comp +float32; 2 rows, width 3", shown)
+    assert "column hidden_state_comp holds values that are not finite, first in rows 1" in shown
 
 
 def test_norms_are_those_of_numpy() -> None:
