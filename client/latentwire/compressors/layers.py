@@ -89,6 +89,25 @@ def attention(queries: Array, keys: Array, values: Array, num_heads: int) -> Arr
     return result
 
 
+def sinusoids(num_rows: int, width: int) -> npt.NDArray[np.float32]:
+    """Return sines, then cosines, of the number of each row over wavelengths from 6 to 6,000 rows.
+
+    Args:
+        num_rows: L.
+        width: of the result; if it is odd, the last column is zero.
+
+    Returns:
+        `[L, width]`.
+    """
+    num_waves = width // 2
+    steps = np.arange(num_rows, dtype=np.float64)[:, None]
+    phase = steps * np.exp(-np.log(1000.0) * np.arange(num_waves) / max(1, num_waves))
+    result = np.zeros((num_rows, width), np.float32)
+    result[:, :num_waves] = np.sin(phase)
+    result[:, num_waves : 2 * num_waves] = np.cos(phase)
+    return result
+
+
 def positions(num_rows: int) -> npt.NDArray[np.float32]:
     """Return what tells rows apart by their place.
 

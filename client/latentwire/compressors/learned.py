@@ -20,8 +20,15 @@ from latentwire.compressors.base import (
     checked_rows,
 )
 from latentwire.compressors.layers import Array
-from latentwire.compressors.learned_config import AutoencoderConfig, RowConfig
+from latentwire.compressors.learned_config import (
+    AutoencoderConfig,
+    BridgeConfig,
+    MixerConfig,
+    RowConfig,
+    SelectorConfig,
+)
 from latentwire.compressors.manifest import MANIFEST_NAME, TENSORS_NAME, CompressorManifest
+from latentwire.compressors.message_map import MessageMap
 from latentwire.compressors.row_codes import Autoencoder, Pca, RowMap
 from latentwire.compressors.training_free import training_free
 from latentwire.validation import describe
@@ -106,16 +113,17 @@ def learned_compressor(
         content_hash=manifest.hash_with(tensors, chosen),
         source_width=manifest.source.hidden_size,
         output=manifest.output,
-        map=_map(manifest, tensors),
+        map=_map(manifest, tensors, chosen),
     )
 
 
-def _map(manifest: CompressorManifest, tensors: Mapping[str, Rows]) -> LearnedMap:
+def _map(manifest: CompressorManifest, tensors: Mapping[str, Rows], k: int | None) -> LearnedMap:
     if manifest.kind == "pca":
         return _row_map(manifest, _config(manifest, RowConfig), tensors)
     if manifest.kind == "autoencoder":
         return _row_map(manifest, _config(manifest, AutoencoderConfig), tensors)
-    raise CompressorError(f"compressors of kind {manifest.kind} cannot be loaded", "compressor")
+    kind = SelectorConfig if manifest.kind == "selector" else MixerConfig
+    return _message_map(manifest, _config(manifest, kind), tensors, k)
 
 
 def _row_map(
@@ -130,6 +138,57 @@ def _row_map(
         return RowMap(Autoencoder(tensors), reduction, dim)
     check_shapes(tensors, {"mean": (width,), "components": (dim, width)})
     return RowMap(Pca(tensors), reduction, dim)
+
+
+def _message_map(
+    manifest: CompressorManifest,
+    config: SelectorConfig,
+    tensors: Mapping[str, Rows],
+    k: int | None,
+) -> MessageMap:
+    source_width, width = manifest.source.hidden_size, manifest.dim
+    if k is None or manifest.k is None:
+        raise _wrong("k: is required")
+    shapes = _bridge_shapes(config.bridge, source_width, width)
+    shapes |= _scorer_shapes(source_width, config.scorer_size)
+    shapes |= {"back.weight": (width, source_width), "back.bias": (source_width,)}
+    if isinstance(config, MixerConfig):
+        if width % config.num_heads or config.slots != manifest.k:
+            raise _wrong("config: num_heads must divide dim, and slots must be k")
+        shapes |= _mixer_shapes(width, config)
+    check_shapes(tensors, shapes)
+    return MessageMap(tensors, config, k, width)
+
+
+def _bridge_shapes(config: BridgeConfig, source_width: int, width: int) -> Shapes:
+    read = config.window * source_width
+    shapes: Shapes = {"mean": (source_width,), "weight": (read, width), "bias": (width,)}
+    shapes["factor"] = ()
+    if config.intermediate_size is not None and config.kind == "mlp":
+        inner = config.intermediate_size
+        shapes |= {"norm.weight": (read,), "norm.bias": (read,)}
+        shapes |= {"up.weight": (inner, read), "up.bias": (inner,)}
+        shapes |= {"down.weight": (width, inner), "down.bias": (width,)}
+    return {f"bridge.{name}": shape for name, shape in shapes.items()}
+
+
+def _scorer_shapes(source_width: int, size: int) -> Shapes:
+    read = 2 * source_width
+    shapes: Shapes = {"norm.weight": (read,), "norm.bias": (read,)}
+    shapes |= {"up.weight": (size, read + 2), "up.bias": (size,)}
+    shapes |= {"out.weight": (1, size), "out.bias": (1,)}
+    return {f"scorer.{name}": shape for name, shape in shapes.items()}
+
+
+def _mixer_shapes(width: int, config: MixerConfig) -> Shapes:
+    inner = config.intermediate_size
+    shapes: Shapes = {"query": (config.slots, width)}
+    for name in ("norm", "norm2"):
+        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    for name in ("q", "k", "v", "o"):
+        shapes |= {f"{name}.weight": (width, width), f"{name}.bias": (width,)}
+    shapes |= {"up.weight": (inner, width), "up.bias": (inner,)}
+    return shapes | {"down.weight": (width, inner), "down.bias": (width,)}
 
 
 def _autoencoder_shapes(width: int, dim: int, inner: int) -> Shapes:

@@ -33,7 +33,7 @@ from latentwire.compressors.linear import (
     segment_means,
 )
 
-_PLACES = "places"
+PLACES = "places"
 # Above it float32 does not hold every whole number, so the array `places` would not be exact.
 _MAX_PLACED_ROWS = 1 << 24
 
@@ -160,20 +160,38 @@ class _Novel(_TrainingFree):
         # A latent without rows has places of width 1: a width of 0 is no matrix on the wire.
         return {
             COMPRESSED: np.ascontiguousarray(checked[places]),
-            _PLACES: places.astype(np.float32).reshape(-1, 1),
+            PLACES: places.astype(np.float32).reshape(-1, 1),
         }
 
     def decompress(self, arrays: Mapping[str, Rows], num_rows: int) -> Rows:
-        checked = checked_arrays(arrays, _PLACES)
-        kept, places = checked[COMPRESSED], checked[_PLACES]
+        checked = checked_arrays(arrays, PLACES)
+        kept, places = checked[COMPRESSED], checked[PLACES]
         checked_count(num_rows, len(kept), self.k)
-        if places.shape != (len(kept), 1):
-            raise CompressorError(f"must have the shape [{len(kept)}, 1]", _PLACES)
-        column = places[:, 0]
-        is_inside = np.all((column >= 0) & (column < num_rows) & (column == np.floor(column)))
-        if not is_inside or np.any(np.diff(column) <= 0):
-            raise CompressorError(f"must ascend and be below {num_rows}", _PLACES)
-        return checked_result(interpolate(kept, column.astype(np.intp), num_rows))
+        chosen = checked_places(places, len(kept), num_rows)
+        return checked_result(interpolate(kept, chosen, num_rows))
+
+
+def checked_places(places: Rows, num_kept: int, num_rows: int) -> Places:
+    """Return the array `places` as whole numbers.
+
+    Args:
+        places: as it was given, float32.
+        num_kept: rows of the main array.
+        num_rows: L of the latent.
+
+    Returns:
+        `[num_kept]`, ascending.
+
+    Raises:
+        CompressorError: they have another shape, do not ascend or are outside of the latent.
+    """
+    if places.shape != (num_kept, 1):
+        raise CompressorError(f"must have the shape [{num_kept}, 1]", PLACES)
+    column = places[:, 0]
+    is_inside = np.all((column >= 0) & (column < num_rows) & (column == np.floor(column)))
+    if not is_inside or np.any(np.diff(column) <= 0):
+        raise CompressorError(f"must ascend and be below {num_rows}", PLACES)
+    return column.astype(np.intp)
 
 
 def _first(num_kept: int, num_rows: int) -> Places:  # noqa: ARG001

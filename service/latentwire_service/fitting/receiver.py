@@ -105,6 +105,16 @@ class FrozenReceiver:
 
     def nll(self, scored: Sequence[Scored]) -> torch.Tensor:
         """Return the negative log-likelihood of each plan, in nats per token: `[n]` float32."""
+        losses, is_token = self._token_losses(scored)
+        return losses.sum(1) / is_token.sum(1)
+
+    def token_nll(self, scored: Sequence[Scored]) -> list[torch.Tensor]:
+        """Return the negative log-likelihood of each token of each plan: `[num_tokens]` float32."""
+        losses, is_token = self._token_losses(scored)
+        return [row[mask] for row, mask in zip(losses, is_token, strict=True)]
+
+    def _token_losses(self, scored: Sequence[Scored]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `[n, longest]` losses, padded on the left, and where the plans' tokens are."""
         plans = [self.embed(each.plan_ids) for each in scored]
         inputs = [
             torch.cat([self._before, each.message, self._after, plan])
@@ -134,7 +144,7 @@ class FrozenReceiver:
         losses = torch.nn.functional.cross_entropy(
             logits.transpose(1, 2), targets, ignore_index=-100, reduction="none"
         )
-        return losses.sum(1) / (targets != -100).sum(1)
+        return losses, targets != -100
 
     def _render(self, text: str) -> str:
         if not self._tokenizer.chat_template:

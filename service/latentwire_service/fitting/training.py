@@ -5,6 +5,7 @@ What is minimized is an `Objective`. Nothing here knows what the trained module 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,11 +20,12 @@ Tensors = dict[str, torch.Tensor]
 class Objective(Protocol):
     """What training minimizes."""
 
-    def losses(self, batch: Sequence[Sample]) -> torch.Tensor:
+    def losses(self, batch: Sequence[Sample], step: int | None) -> torch.Tensor:
         """Return the loss of each sample, `[n]` float32.
 
         Args:
             batch: at least two samples.
+            step: number of the step, from 0; None for a check.
         """
         ...
 
@@ -38,6 +40,9 @@ class TrainingOptions:
         check_every: steps between two checks on held-out samples.
         patience: checks without improvement after which training stops.
         batch_size: samples of a step.
+        warm_up: steps in which the learning rate rises to its value.
+        last_factor: part of the learning rate that a cosine leaves at the last step.
+        max_norm: larger gradients are scaled down to this norm; None: none is.
     """
 
     steps: int
@@ -45,6 +50,16 @@ class TrainingOptions:
     check_every: int
     patience: int
     batch_size: int
+    warm_up: int = 0
+    last_factor: float = 1.0
+    max_norm: float | None = None
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Return the part of the learning rate with which a step is done."""
+        wave = 0.5 * (1 + math.cos(math.pi * step / max(1, self.steps)))
+        return min(1.0, (step + 1) / max(1, self.warm_up)) * (
+            wave * (1 - self.last_factor) + self.last_factor
+        )
 
 
 @dataclass(slots=True)
@@ -102,6 +117,7 @@ class Trainer:
             {"params": [parameter], "lr": options.learning_rate * _factor(name, slower or {})}
             for name, parameter in self._parameters.items()
         ]
+        self._learning_rates = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=0.0)
 
     @property
@@ -165,8 +181,15 @@ class Trainer:
 
     def _step(self, batch: Sequence[Sample]) -> float:
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._objective.losses(batch).mean()
+        factor = self._options.learning_rate_factor(self.state.step)
+        for group, learning_rate in zip(
+            self.optimizer.param_groups, self._learning_rates, strict=True
+        ):
+            group["lr"] = learning_rate * factor
+        loss = self._objective.losses(batch, self.state.step).mean()
         loss.backward()
+        if self._options.max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._options.max_norm)
         self.optimizer.step()
         self.state.step += 1
         return float(loss.detach())
@@ -179,7 +202,7 @@ class Trainer:
         # One that is left over joins the batch before it: alone, it has no other task.
         for start in range(0, len(samples) - 1, size):
             end = start + size if len(samples) - start - size != 1 else len(samples)
-            total += float(self._objective.losses(samples[start:end]).sum())
+            total += float(self._objective.losses(samples[start:end], None).sum())
         if self.state.best_loss is None or total < self.state.best_loss:
             self.state.best_loss, self.state.num_worse = total, 0
             self.state.best = {

@@ -228,9 +228,9 @@ def test_a_check_compares_each_task_with_another(
 
     sizes, losses = [], BridgeObjective.losses
 
-    def counted(objective: BridgeObjective, batch: list[Sample]) -> Any:
+    def counted(objective: BridgeObjective, batch: list[Sample], step: int | None) -> Any:
         sizes.append(len(batch))
-        return losses(objective, batch)
+        return losses(objective, batch, step)
 
     monkeypatch.setattr(BridgeObjective, "losses", counted)
     for scored, wanted in (("5", [5]), ("6", [4, 2]), ("9", [4, 5])):

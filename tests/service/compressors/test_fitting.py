@@ -177,7 +177,7 @@ def test_interrupted_sums_are_continued(
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (("--kind", "magic"), "--kind: must be pca"),
+        (("--kind", "magic"), "--kind: must be one of pca"),
         (("--dim", "25"), "--dim: must be at most 24, the width of the rows"),
         (("--k", "0"), "--k: must be at least 1"),
         (("--rows", "first"), "--rows: needs --k"),

@@ -30,7 +30,7 @@ class BridgeObjective:
         self._receiver = receiver
         self._margin = margin
 
-    def losses(self, batch: Sequence[Sample]) -> torch.Tensor:
+    def losses(self, batch: Sequence[Sample], step: int | None) -> torch.Tensor:  # noqa: ARG002
         """Return the loss of each sample, as `Objective.losses`."""
         messages = [
             self._module(torch.tensor(sample.rows, device=self._module.device)) for sample in batch

@@ -17,6 +17,7 @@ from latentwire_service.fitting.samples import Sample, Split
 from latentwire_service.fitting.training import Tensors
 
 Scores = dict[str, float]
+Make = Callable[[int | None], Compressor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,6 @@ class Facts:
 
     Attributes:
         dim: width of a compressed row.
-        config: sizes and choices.
         output: what the main array holds.
         receiver: the model whose embeddings it makes, if it does.
         bridge: through which it is trained, if it is.
@@ -33,11 +33,23 @@ class Facts:
     """
 
     dim: int
-    config: Mapping[str, Any]
     output: Output = "coefficients"
     receiver: Target | None = None
     bridge: UsedBridge | None = None
     prompt: Prompt | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """A fitted compressor.
+
+    Attributes:
+        tensors: by the names that the client package reads.
+        config: sizes and choices.
+    """
+
+    tensors: Tensors
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +82,8 @@ class Recipe(Protocol):
     def facts(self) -> Facts:
         """What is known before the fit."""
 
-    def fit(self, work: Work) -> Tensors:
-        """Return the fitted tensors, by the names that the client package reads.
+    def fit(self, work: Work) -> Fitted:
+        """Fit a compressor.
 
         A fit that was killed continues from the checkpoint.
 
@@ -80,12 +92,15 @@ class Recipe(Protocol):
         """
 
     def scores(
-        self, compressor: Compressor, samples: Sequence[Sample], on_progress: Callable[[], None]
-    ) -> Scores:
+        self, make: Make, samples: Sequence[Sample], progress: FitProgress
+    ) -> dict[str, Scores]:
         """Score the compressor as it is stored, apart from how well it reconstructs.
 
         Args:
-            compressor: read back.
+            make: makes it with a k.
             samples: held-out ones, at least two.
-            on_progress: called after each sample.
+            progress: shows the phase.
+
+        Returns:
+            Numbers by name, by the name of what was scored.
         """

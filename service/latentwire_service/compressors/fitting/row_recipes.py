@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from latentwire.compressors.base import COMPRESSED, Compressor, Rows
 from latentwire_service.compressors.fitting.moments import Moments, Principal
-from latentwire_service.compressors.fitting.recipe import Facts, Scores, Work
+from latentwire_service.compressors.fitting.recipe import Facts, Fitted, Make, Scores, Work
 from latentwire_service.engine.seams.bridge import BridgeError
+from latentwire_service.fitting.progress import FitProgress
 from latentwire_service.fitting.samples import Sample
-from latentwire_service.fitting.training import Tensors
 
 _SUMS = "sums"
 # A fit that is killed loses no more than this.
@@ -35,19 +35,20 @@ class PcaRecipe:
     @property
     def facts(self) -> Facts:
         """As `Recipe.facts`."""
-        return Facts(self.dim, {"rows": self.reduction and self.reduction.name})
+        return Facts(self.dim)
 
-    def fit(self, work: Work) -> Tensors:
+    def fit(self, work: Work) -> Fitted:
         """As `Recipe.fit`."""
         principal = principal_rows(work, self.reduction, self.dim)
-        return {"mean": principal.mean.float(), "components": principal.components.float()}
+        tensors = {"mean": principal.mean.float(), "components": principal.components.float()}
+        return Fitted(tensors, {"rows": self.reduction and self.reduction.name})
 
     def scores(
         self,
-        compressor: Compressor,  # noqa: ARG002
+        make: Make,  # noqa: ARG002
         samples: Sequence[Sample],  # noqa: ARG002
-        on_progress: Callable[[], None],  # noqa: ARG002
-    ) -> Scores:
+        progress: FitProgress,  # noqa: ARG002
+    ) -> dict[str, Scores]:
         """As `Recipe.scores`: there are no others."""
         return {}
 

@@ -5,6 +5,7 @@ The variables begin with `LATENTWIRE_FIT_COMPRESSOR_`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -19,9 +20,16 @@ class CompressorSettings(ReceiverSettings, DatasetSettings):
 
     model_config = fit_config("LATENTWIRE_FIT_COMPRESSOR_")
 
-    kind: Literal["pca"] = Field(
+    kind: Literal["pca", "selector", "resampler"] = Field(
         default="pca",
-        description="pca: the directions in which rows vary most, in closed form.",
+        description="pca: the directions in which rows vary most, in closed form. selector: the "
+        "rows from which the receiver of --bridge gains most. resampler: these rows, and what "
+        "attention adds to them, trained through the receiver.",
+    )
+    bridge: Path | None = Field(
+        default=None,
+        description="selector, resampler: directory of a ridge or mlp bridge to the receiver "
+        "--model. The compressor gets a copy of it, and makes embeddings of the receiver.",
     )
     k: int | None = Field(
         default=None,
@@ -29,10 +37,41 @@ class CompressorSettings(ReceiverSettings, DatasetSettings):
         le=MAX_K,
         description="Rows of a compressed latent; absent: as many as the latent has.",
     )
-    dim: int = Field(default=256, ge=1, description="Width of a compressed row.")
+    dim: int = Field(
+        default=256,
+        ge=1,
+        description="Width of a compressed row. With --bridge, the receiver's width is used.",
+    )
     rows: Reduction | None = Field(
         default=None,
-        description="How a latent is reduced to --k rows before each is coded; absent: mean-pool.",
+        description="pca: how a latent is reduced to --k rows before each is coded; absent: "
+        "mean-pool.",
+    )
+    steps: int | None = Field(
+        default=None, ge=0, description="resampler: maximum optimizer steps; absent: 160."
+    )
+    batch_size: int = Field(default=8, ge=2, description="Plans computed together.")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="resampler: learning rate of AdamW; absent: 0.0001."
+    )
+    margin: float = Field(
+        default=2.0,
+        ge=0,
+        description="resampler: nats per token by which a plan shall be likelier after its own "
+        "message than after another task's.",
+    )
+    check_every: int = Field(
+        default=20, ge=1, description="resampler: steps between checks on held-out tasks."
+    )
+    patience: int = Field(
+        default=4,
+        ge=1,
+        description="resampler: checks without improvement after which training stops.",
+    )
+    intermediate_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="resampler: width of the hidden layer; absent: twice the receiver's width.",
     )
     store_dtype: Literal["fp16", "fp32"] = Field(
         default="fp32", description="Dtype of the stored tensors."
