@@ -251,6 +251,15 @@ def test_novel_breaks_ties_by_the_place(rows: list[list[float]], k: int, places:
     assert result["places"][:, 0].tolist() == places
 
 
+def test_novel_takes_the_first_of_rows_whose_lengths_differ_by_rounding() -> None:
+    # The same components in another order have a sum of squares that rounds to another value.
+    generator, row = np.random.default_rng(0), normal((301,), 0)
+    rows = np.stack([row, *(generator.permutation(row) for _ in range(50))])
+    lengths = np.einsum("ij,ij->i", rows.astype(np.float64), rows.astype(np.float64))
+    assert lengths.max() > lengths[0]
+    assert make_compressor("novel", 1).compress(rows)["places"].tolist() == [[0]]
+
+
 @given(num_rows=st.integers(1, 30), copies=st.integers(1, 4), k=KS, seed=SEEDS)
 def test_novel_takes_no_copy_while_there_is_something_new(
     num_rows: int, copies: int, k: int, seed: int
