@@ -23,6 +23,7 @@ from latentwire.cli import main as latentwire_main
 from latentwire.plan_command import PlanSettings
 from latentwire.protocol import ErrorBody, ErrorCode, PlanLatentResponse, StreamDone, StreamStep
 from latentwire_batch import collect_hidden_states, compressed_latent_collect
+from latentwire_batch.compression.command_settings import CompressSettings
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.evaluation.settings import EvaluateSettings
 from latentwire_batch.inspection.command import InspectSettings
@@ -33,7 +34,10 @@ from support.markdown import ADRS, DOCS, PAGES, README, ROOT, Page
 from support.tiny_models import save_chat_model
 
 URL = "http://127.0.0.1:8000"
-COMMANDS = ("serve", "plan", "collect", "inspect", "fit-bridge", "fit-compressor", "evaluate")
+COMMANDS = (
+    *("serve", "plan", "collect", "compress", "inspect"),
+    *("fit-bridge", "fit-compressor", "evaluate"),
+)
 # A path in the text is given from the repository's root or from one of these.
 BASES = (
     ".",
@@ -46,6 +50,7 @@ BASES = (
 # Variables that no setting has: prefixes, and those of the tests.
 OTHER_VARIABLES = {
     *("LATENTWIRE_COLLECT", "LATENTWIRE_EVALUATE", "LATENTWIRE_FIT_BRIDGE"),
+    "LATENTWIRE_COMPRESS",
     "LATENTWIRE_TEST_DEVICE",
     "LATENTWIRE_TEST_DTYPE",
 }
@@ -114,6 +119,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, service: str) -> Path:
     for words in shell_words("latentwire", "collect"):
         if "--replica" not in words:
             run_latentwire([*words[1:], "--replica", service], folder)
+    for words in shell_words("latentwire", "compress"):
+        run_latentwire(words[1:], folder)
     for words in shell_words("latentwire", "inspect"):
         run_latentwire(words[1:], folder)
     for words in shell_words("latentwire", "plan"):
@@ -229,17 +236,15 @@ def classic_flags() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_named_variables_exist(page: Page) -> None:
-    fields = {*Settings.model_fields, *PlanSettings.model_fields}
-    served = {f"LATENTWIRE_{name.upper()}" for name in fields}
-    collected = {f"LATENTWIRE_COLLECT_{name.upper()}" for name in CollectSettings.model_fields}
-    inspected = {f"LATENTWIRE_INSPECT_{name.upper()}" for name in InspectSettings.model_fields}
+    models: list[tuple[str, Any]] = [
+        *[("", Settings), ("", PlanSettings), ("COLLECT_", CollectSettings)],
+        *[("COMPRESS_", CompressSettings), ("INSPECT_", InspectSettings)],
+        *[("FIT_BRIDGE_", FitSettings), ("FIT_COMPRESSOR_", CompressorSettings)],
+        ("EVALUATE_", EvaluateSettings),
+    ]
+    names = {f"{prefix}{name}" for prefix, model in models for name in model.model_fields}
+    known = {f"LATENTWIRE_{name.upper()}" for name in names} | OTHER_VARIABLES
     named = set(re.findall(r"\bLATENTWIRE_[A-Z_]*[A-Z]\b", page.text))
-    fitted = {f"LATENTWIRE_FIT_BRIDGE_{name.upper()}" for name in FitSettings.model_fields}
-    compressors = {
-        f"LATENTWIRE_FIT_COMPRESSOR_{name.upper()}" for name in CompressorSettings.model_fields
-    }
-    evaluated = {f"LATENTWIRE_EVALUATE_{name.upper()}" for name in EvaluateSettings.model_fields}
-    known = served | collected | inspected | fitted | compressors | evaluated | OTHER_VARIABLES
     assert named <= known
 
 

@@ -4,6 +4,7 @@ import importlib
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,3 +93,26 @@ def test_two_agents_print_what_the_actor_reads_in_each_message(
     means = dict(re.findall(r"^  (.+?)  +(\d+\.\d\d)$", out, re.MULTILINE))
     assert tuple(means) == names
     assert float(means["the latent"]) > 0
+
+
+def test_a_map_of_ones_own_and_the_command_compress_alike(
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    compress = importlib.import_module("compress")
+    compress.main(made, tmp_path / "new")
+    out = capfd.readouterr().out
+    counts = re.fullmatch(r"equal: 16 rows, (\d+) hidden rows as (\d+)", out.splitlines()[-1])
+    assert counts is not None
+    assert 16 <= int(counts[2]) < int(counts[1])
+    # The comparison can fail.
+    monkeypatch.setattr(compress, "mean_pool", _first_rows)
+    with pytest.raises(AssertionError):
+        compress.main(made, tmp_path / "other")
+
+
+def _first_rows(row: dict[str, Any]) -> dict[str, Any]:
+    return {"hidden_state_comp": row["hidden_state"][:8]}

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from latentwire.conversation import Message
 from latentwire.plan_command import PlanSettings
 from latentwire.protocol import PlanLatentQuery, PlanLatentRequest
+from latentwire_batch.compression.command_settings import CompressSettings
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.evaluation.settings import EvaluateSettings
 from latentwire_batch.inspection.command import InspectSettings
@@ -153,6 +154,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "inspect": lambda: _settings_table(InspectSettings),
     "fit-bridge": lambda: _settings_table(FitSettings, "dataset"),
     "fit-compressor": lambda: _settings_table(CompressorSettings, "dataset"),
+    "compress": lambda: _settings_table(CompressSettings, "dataset"),
     "evaluate": lambda: _settings_table(EvaluateSettings, "dataset"),
     "fields": _fields_table,
     "metrics": _metrics_table,

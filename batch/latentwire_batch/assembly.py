@@ -21,6 +21,7 @@ from latentwire_batch.dataset.reader import EncodedRow
 from latentwire_batch.dataset.schema import (
     CLASSIC_SCHEMA,
     DEFAULT_BATCH_BYTES,
+    LATENT_COLUMN,
     BatchBuilder,
     DatasetSchema,
 )
@@ -106,6 +107,7 @@ class Assembly:
         self._directory = directory
         self._schema = schema
         self._width = width
+        self._stores_latents = any(m.name == LATENT_COLUMN for m in schema.matrices)
         # One is filled while the batch of the other is written.
         self._builders = deque(
             _Filling(BatchBuilder(min(DEFAULT_BATCH_BYTES, max_shard_bytes), schema))
@@ -166,7 +168,7 @@ class Assembly:
         totals.finished += 1
         totals.prompt_tokens += row.prompt_tokens
         totals.completion_tokens += row.completion_tokens
-        totals.latent_steps += row.num_steps
+        totals.latent_steps += row.num_steps if self._stores_latents else 0
         totals.finish_reasons[row.finish_reason] += 1
 
     def _room_for(self, text: RowText, shapes: Sequence[Shape]) -> BatchBuilder:

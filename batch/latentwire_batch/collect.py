@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from latentwire import PlanOptions
 from latentwire_batch.assembly import Assembly, Totals
@@ -15,12 +12,11 @@ from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.dataset.card import build_card
 from latentwire_batch.dataset.manifest import Manifest, declaration, read_manifest
-from latentwire_batch.dataset.prepare import matrix_columns
 from latentwire_batch.dataset.previous import previous_rows
 from latentwire_batch.dataset.schema import DatasetSchema
 from latentwire_batch.dispatch.interrupts import run_interruptible
 from latentwire_batch.dispatch.seeds import Seeds, draw_seed, today
-from latentwire_batch.errors import RunInterrupted, StorageError, UsageError, storage_error
+from latentwire_batch.errors import RunInterrupted, StorageError, UsageError
 from latentwire_batch.existing_output import finished_counts, refuse_differences
 from latentwire_batch.exit_status import (
     ExitStatus,
@@ -32,10 +28,11 @@ from latentwire_batch.exit_status import (
 from latentwire_batch.follower import follow
 from latentwire_batch.journal.row_store import RowStore
 from latentwire_batch.output.discard import discard_all
-from latentwire_batch.output.durable import remove, write_json, write_text
+from latentwire_batch.output.durable import write_json, write_text
 from latentwire_batch.output.layout import CARD_NAME, MANIFEST_NAME
 from latentwire_batch.output.ownership import locked_output
 from latentwire_batch.output.publish import finish_install, install
+from latentwire_batch.output.staging import emptied_staging
 from latentwire_batch.ranks.rank import ALONE, Rank
 from latentwire_batch.ranks.rendezvous import Rendezvous, refuse_other_launches
 from latentwire_batch.ranks.share import Share
@@ -166,18 +163,16 @@ class Collection:
         if self._manifest is not None:
             totals = Totals.of_finished(self._manifest.counts)
             earlier_s = self._manifest.elapsed_s
-        with _staging(self._layout.staging) as staging:
-            schema = DatasetSchema(
-                self._stored.columns,
-                json.dumps(declaration(self._stored), ensure_ascii=False),
-                matrix_columns(self._stored),
-            )
+        matrices = self._run.form.encoder(width).columns
+        with emptied_staging(self._layout.staging) as staging:
+            declared = json.dumps(declaration(self._stored, matrices), ensure_ascii=False)
+            schema = DatasetSchema(self._stored.columns, declared, matrices)
             Assembly(staging, width, self._run.settings.max_shard_size, schema).run(
                 store, previous_rows(self._layout, schema.matrices, schema.extras), totals
             )
         elapsed_s = earlier_s + store.elapsed_s + time.monotonic() - started_s
         counts = totals.counts(self._run.data.num_rows)
-        manifest = Manifest(self._stored, counts, elapsed_s).to_json(fleet)
+        manifest = Manifest(self._stored, counts, elapsed_s).to_json(fleet, matrices)
         write_text(staging / CARD_NAME, build_card(manifest, schema))
         write_json(staging / MANIFEST_NAME, manifest)
         install(self._layout)
@@ -196,21 +191,3 @@ def _date_of(options: PlanOptions) -> str | None:
     if options["chat_template"] != "auto":
         return None
     return options.get("date") or today()
-
-
-@contextmanager
-def _staging(path: Path) -> Iterator[Path]:
-    """Make an empty directory for the final files; remove it again when they cannot be written.
-
-    Raises:
-        StorageError: when they cannot be written.
-    """
-    try:
-        remove(path)
-        path.mkdir()
-        yield path
-    except OSError as error:
-        # Incomplete files would only take the space that is missing.
-        with suppress(OSError):
-            remove(path)
-        raise storage_error("cannot be written", error) from error

@@ -13,6 +13,7 @@ from latentwire import PlanOptions
 from latentwire.constants import DEFAULT_MAX_RETRIES
 from latentwire.number_formats import NumberFormat
 from latentwire.sampling import PromptFields, SamplingFields, Seed
+from latentwire_batch.compression.settings import CompressorFields
 from latentwire_batch.dataset.schema import EXTRA_COLUMNS, SCHEMA
 from latentwire_batch.tasks.rows import RowFields
 
@@ -132,8 +133,31 @@ class OwnReplicaFields(BaseModel):
     )
 
 
+class ShardFields(BaseModel):
+    """How large the files of a dataset may be."""
+
+    max_shard_size: int = Field(
+        default=500 * 10**6,
+        ge=1,
+        description="Maximum bytes of one Arrow file of hf_dataset, like 500MB or 1GiB.",
+    )
+
+    @field_validator("max_shard_size", mode="before")
+    @classmethod
+    def _parse_size(cls, value: object) -> object:
+        """Read sizes like `500MB`."""
+        if not isinstance(value, str):
+            return value
+        match = _SIZE.fullmatch(value.strip())
+        if match is None or match[2].upper() not in _SIZE_UNITS:
+            raise ValueError("must be a number of bytes, or like 500MB or 1GiB")
+        return int(float(match[1]) * _SIZE_UNITS[match[2].upper()])
+
+
 class CollectSettings(
     # Flags are listed from the last base to the first.
+    ShardFields,
+    CompressorFields,
     SamplingFields,
     PromptFields,
     OwnReplicaFields,
@@ -148,7 +172,10 @@ class CollectSettings(
     )
 
     k: int | None = Field(
-        default=None, ge=0, description="Rows of each latent to keep; absent: all."
+        default=None,
+        ge=0,
+        description="Rows of each latent to keep; absent: all. With --compressor, the maximum "
+        "number of rows that it returns; hidden_state then keeps all rows.",
     )
     seed: Seed | None = Field(
         default=None,
@@ -171,11 +198,6 @@ class CollectSettings(
     retry_failed: bool = Field(
         default=False, description="Retry the rows that failed, and merge them into the dataset."
     )
-    max_shard_size: int = Field(
-        default=500 * 10**6,
-        ge=1,
-        description="Maximum bytes of one Arrow file of hf_dataset, like 500MB or 1GiB.",
-    )
 
     @field_validator("columns", mode="before")
     @classmethod
@@ -197,17 +219,6 @@ class CollectSettings(
         if value == "":
             raise ValueError("must not be empty")
         return value
-
-    @field_validator("max_shard_size", mode="before")
-    @classmethod
-    def _parse_size(cls, value: object) -> object:
-        """Read sizes like `500MB`."""
-        if not isinstance(value, str):
-            return value
-        match = _SIZE.fullmatch(value.strip())
-        if match is None or match[2].upper() not in _SIZE_UNITS:
-            raise ValueError("must be a number of bytes, or like 500MB or 1GiB")
-        return int(float(match[1]) * _SIZE_UNITS[match[2].upper()])
 
     @property
     def row_fields(self) -> RowFields:

@@ -20,6 +20,9 @@ _ADVICE = {
     "invalid-row": "correct them in the input and collect into another --output-dir",
     "payload-too-large": "serve with a larger --max-body-bytes and rerun with --retry-failed",
     "ends-replica": "the log of the replicas says why they ended; --retry-failed tries them again",
+    "compression-failed": "the messages say why; another compressor needs another --output-dir",
+    "number-format": "bfloat16 or float32 as --storage-dtype holds them; another format needs "
+    "another --output-dir",
     "timeout": "rerun with --retry-failed and a larger --timeout",
 }
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from latentwire_batch.compression.facts import CompressorFacts
+from latentwire_batch.compression.settings import chosen_compressors
+from latentwire_batch.compression.stored_form import StoredForm
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.errors import InputError
@@ -30,6 +33,7 @@ class Run:
         rank: of this process.
         hub: the dataset of the hub that is the input; None for a file or folder.
         num_unusable: rows of the input that are set aside.
+        form: in which latents are stored.
     """
 
     settings: CollectSettings
@@ -40,6 +44,7 @@ class Run:
     rank: Rank
     hub: HubDataset | None = None
     num_unusable: int = 0
+    form: StoredForm = field(default_factory=StoredForm)
 
     @classmethod
     def of(
@@ -60,8 +65,11 @@ class Run:
             hub: the dataset of the hub of which `path` is a copy; None for another input.
 
         Raises:
+            UsageError: when a compressor cannot be made.
             InputError: when the input cannot be read, or holds no rows.
         """
+        compressors = chosen_compressors(settings, settings.k)
+        form = StoredForm(compressors, settings.replace, settings.storage_dtype)
         source = TaskSource(
             path or settings.dataset, settings.row_fields, settings.limit, settings.skip_invalid
         )
@@ -75,7 +83,7 @@ class Run:
         if set_aside.count and rank.index == 0:
             console.say(f"--skip-invalid: {set_aside}")
         layout = OutputLayout(settings.output_dir)
-        return cls(settings, source, data, layout, console, rank, hub, set_aside.count)
+        return cls(settings, source, data, layout, console, rank, hub, set_aside.count, form)
 
     def wanted_settings(self, seed: int | None) -> RunSettings:
         """Return the settings that are known before a replica has answered.
@@ -86,10 +94,12 @@ class Run:
         settings = self.settings
         return RunSettings(
             data=self.data,
-            k=settings.k,
+            # With a compressor, --k is its k, and all rows are collected.
+            k=None if self.form.compressors else settings.k,
             options=settings.plan_options,
             columns=settings.columns,
             storage_dtype=settings.storage_dtype,
+            compression=CompressorFacts.of(self.form),
             fields=settings.row_fields,
             hub_dataset=self.hub,
             seed=seed,

@@ -6,13 +6,14 @@ They hold no paths and no addresses: the input is known by its rows, the model b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from latentwire import PlanOptions
 from latentwire.number_formats import NumberFormat
 from latentwire.sampling import PromptFields
+from latentwire_batch.compression.facts import CompressorFacts
 from latentwire_batch.dispatch.seeds import EARLIER_ROW_SEED_BITS, Seeds
 from latentwire_batch.errors import StorageError
 from latentwire_batch.output.durable import read_json
@@ -34,6 +35,7 @@ class RunSettings:
         options: prompt and sampling options of every row, without a seed.
         columns: names of the columns that the dataset has besides the classic ones.
         storage_dtype: number format in which the latents are stored.
+        compression: which compressors made columns of the dataset.
         fields: which fields of the input make a row; None: not recorded.
         hub_dataset: of which the rows are; None: not of the hub, or not recorded.
         seed: of the dataset; None while any seed would do.
@@ -47,6 +49,7 @@ class RunSettings:
     options: PlanOptions
     columns: tuple[str, ...] = ()
     storage_dtype: NumberFormat = "float32"
+    compression: CompressorFacts = field(default_factory=CompressorFacts)
     fields: RowFields | None = None
     hub_dataset: HubDataset | None = None
     seed: int | None = None
@@ -69,6 +72,7 @@ class RunSettings:
                 options=cast(PlanOptions, {**value["prompt"], **value["sampling"]}),
                 columns=tuple(value.get("columns", ())),
                 storage_dtype=value.get(_STORAGE_DTYPE, "float32"),
+                compression=CompressorFacts.from_json(value),
                 fields=None if fields is None else RowFields.from_json(fields),
                 hub_dataset=HubDataset.from_json(fields or {}),
                 seed=value.get("seed"),
@@ -78,7 +82,7 @@ class RunSettings:
                 requested_model=value.get("requested_model"),
                 model=None if model is None else ModelIdentity.from_json(model),
             )
-        except (LookupError, TypeError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise StorageError("the output's settings are damaged") from error
 
     @property
@@ -119,6 +123,7 @@ class RunSettings:
             },
             "sampling": options,
             "columns": list(self.columns),
+            **self.compression.to_json(),
             **{name: value for name, value in known.items() if value is not None},
         }
 
@@ -152,7 +157,9 @@ class RunSettings:
         if self.requested_model is None:
             # This run was given replicas: the model that they serve is compared instead.
             compared.pop("requested_model", None)
-        return _differences(own, compared)
+        for name in wanted.compression.to_json():
+            del compared[name]
+        return _differences(own, compared) + self.compression.differences(wanted.compression)
 
 
 def read_settings(path: Path) -> RunSettings | None:

@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 from latentwire.errors import MissingDependencyError
 from latentwire.subcommands import (
     COLLECT,
+    COMPRESS,
     EVALUATE,
     FIT_BRIDGE,
     FIT_COMPRESSOR,
@@ -92,6 +93,15 @@ def _plan(context: typer.Context) -> None:
 @app.command("collect", cls=ForwardingCommand, help="Make a dataset of latents (extra: batch).")
 def _collect(context: typer.Context) -> None:
     _forward(COLLECT, context.args)
+
+
+@app.command(
+    "compress",
+    cls=ForwardingCommand,
+    help="Write a dataset again with compressed latents (extra: batch).",
+)
+def _compress(context: typer.Context) -> None:
+    _forward(COMPRESS, context.args)
 
 
 @app.command("inspect", cls=ForwardingCommand, help="Inspect a dataset of latents (extra: batch).")

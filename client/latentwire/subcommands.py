@@ -75,6 +75,12 @@ INSPECT = Subcommand(
     extra="batch",
     dependencies=COLLECT.dependencies,
 )
+COMPRESS = Subcommand(
+    name="compress",
+    module="latentwire_batch.compression.command",
+    extra="batch",
+    dependencies=COLLECT.dependencies,
+)
 
 
 EVALUATE = Subcommand(

@@ -6,6 +6,7 @@ Made from the manifest and the dataset's columns alone, so it holds no host name
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from latentwire.protocol import LatentInfo, latent_info
 from latentwire_batch.dataset.card_reading import reading_text
 from latentwire_batch.dataset.manifest import cut_plans
 from latentwire_batch.dataset.matrices import Column
-from latentwire_batch.dataset.schema import DatasetSchema
+from latentwire_batch.dataset.schema import FileSchema
 from latentwire_batch.output.layout import CARD_MARK, DATA_NAME
 
 _FRONT_MATTER = """\
@@ -27,10 +28,7 @@ configs:
   data_files:
   - split: train
     path: {data_name}
-dataset_info:
-  features:
-{features}
----
+{features}---
 """
 
 _BODY = """
@@ -45,7 +43,7 @@ Plans and latents of {num_rows} tasks, made by latentwire {version} with the mod
 {columns}
 
 {meaning} {kept}{cut}
-
+{compressed}
 {reading}
 `{data_name}` holds the same rows.
 
@@ -62,8 +60,14 @@ Plans and latents of {num_rows} tasks, made by latentwire {version} with the mod
 {counts}
 """
 
+_COMPRESSED_HEAD = """
+## How latents are compressed
 
-def build_card(manifest: Mapping[str, Any], schema: DatasetSchema) -> str:
+| Column | Compressor | Content hash | Parameters | Output |
+| --- | --- | --- | --- | --- |"""
+
+
+def build_card(manifest: Mapping[str, Any], schema: FileSchema) -> str:
     """Build the card of a finished output.
 
     Args:
@@ -80,21 +84,50 @@ def build_card(manifest: Mapping[str, Any], schema: DatasetSchema) -> str:
         title=_one_line(title),
         num_rows=counts["finished"],
         version=manifest["versions"]["latentwire"],
-        model=_code(name),
+        model=code(name),
         columns=_columns(columns, model["hidden_size"]),
         cut=_cut(counts, settings),
         meaning=_latent(manifest).meaning,
         kept="All rows are kept." if k is None else f"At most the first {k} rows are kept.",
+        compressed=compressed_section(manifest),
         reading=reading_text(schema.matrices),
         data_name=DATA_NAME,
-        settings=_table(_settings(model, settings)),
-        counts=_table(_counts(counts)),
+        settings=table(_settings(model, settings)),
+        counts=table(_counts(counts)),
     )
+    return front_matter(title, schema) + body
+
+
+def front_matter(title: str, schema: FileSchema) -> str:
+    """Build the part of a card that the hub reads.
+
+    Args:
+        title: of the dataset.
+        schema: of its files.
+    """
     # JSON text is YAML text.
-    head = _FRONT_MATTER.format(
-        pretty_name=json.dumps(title), data_name=DATA_NAME, features=_features(columns)
+    return _FRONT_MATTER.format(
+        pretty_name=json.dumps(title),
+        data_name=DATA_NAME,
+        features="" if schema.features is None else _features(schema.features),
     )
-    return head + body
+
+
+def compressed_section(manifest: Mapping[str, Any]) -> str:
+    """Say which compressor made which column; empty when none did.
+
+    Args:
+        manifest: of the output.
+    """
+    compressors = manifest.get("compressors") or {}
+    if not compressors:
+        return ""
+    lines = [_COMPRESSED_HEAD]
+    for column, said in compressors.items():
+        parameters = json.dumps(said["parameters"])
+        cells = (column, said["name"], said["content_hash"], parameters, said["output"])
+        lines.append(f"| {' | '.join(code(str(cell)) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _latent(manifest: Mapping[str, Any]) -> LatentInfo:
@@ -102,17 +135,27 @@ def _latent(manifest: Mapping[str, Any]) -> LatentInfo:
     return latent_info(model["model"], model["revision"]).model_copy(update=manifest["latent"])
 
 
-def _features(columns: Iterable[Column]) -> str:
-    lines: list[str] = []
-    for column in columns:
-        lines += [f"  - name: {column.name}", *_feature_lines(column.feature, "    ")]
-    return "\n".join(lines)
+def _features(features: Mapping[str, Any]) -> str:
+    """Write the features; empty where one of them is no value or list: the hub infers them."""
+    lines = ["dataset_info:", "  features:"]
+    try:
+        for name, feature in features.items():
+            lines += [f"  - name: {_yaml(name)}", *_feature_lines(feature, "    ")]
+    except (LookupError, TypeError):
+        return ""
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) else json.dumps(name)
 
 
 def _feature_lines(feature: Mapping[str, Any], indent: str) -> list[str]:
     """Write a feature in the card's notation, where a list's element needs no name."""
     if feature["_type"] == "Value":
         return [f"{indent}dtype: {feature['dtype']}"]
+    if feature["_type"] not in ("Sequence", "List"):
+        raise LookupError(feature["_type"])
     element = feature["feature"]
     if element["_type"] == "Value":
         return [f"{indent}sequence: {element['dtype']}"]
@@ -157,11 +200,12 @@ def _counts(counts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _table(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"| {name} | {_code(json.dumps(v))} |" for name, v in values.items())
+def table(values: Mapping[str, Any]) -> str:
+    """Write the rows of a table of two columns."""
+    return "\n".join(f"| {name} | {code(json.dumps(v))} |" for name, v in values.items())
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Quote a text so that nothing in it is markup or ends a table cell."""
     fence = "`"
     while fence in text:

@@ -14,8 +14,8 @@ from typing import Any
 
 from latentwire.protocol import latent_info
 from latentwire.storage import STORAGE
+from latentwire_batch.compression.facts import COMPRESSORS
 from latentwire_batch.dataset.matrices import MatrixColumn
-from latentwire_batch.dataset.prepare import matrix_columns
 from latentwire_batch.errors import StorageError
 from latentwire_batch.output.durable import read_json
 from latentwire_batch.replicas.fleet import FleetSummary
@@ -81,18 +81,22 @@ class Manifest:
         """
         try:
             settings = {**value["settings"], "model": value["model"]}
+            settings[COMPRESSORS] = value.get(COMPRESSORS, {})
             counts, elapsed_s = Counts.from_json(value["counts"]), float(value["elapsed_s"])
         except (LookupError, TypeError, ValueError) as error:
             raise StorageError("the output's manifest.json is damaged") from error
         return cls(RunSettings.from_json(settings), counts, elapsed_s)
 
-    def to_json(self, fleet: FleetSummary | None) -> dict[str, Any]:
+    def to_json(
+        self, fleet: FleetSummary | None, matrices: Sequence[MatrixColumn]
+    ) -> dict[str, Any]:
         """Return the manifest as JSON values, with the versions of this installation.
 
         Args:
+            matrices: the columns of matrices.
             fleet: the replicas that answered last; None when all rows were stored before.
         """
-        declared = declaration(self.settings)
+        declared = declaration(self.settings, matrices)
         return {
             **{name: value for name, value in declared.items() if name != "versions"},
             "counts": self.counts.to_json(),
@@ -102,22 +106,25 @@ class Manifest:
         }
 
 
-def declaration(settings: RunSettings) -> dict[str, Any]:
+def declaration(settings: RunSettings, matrices: Sequence[MatrixColumn]) -> dict[str, Any]:
     """Return the part of a manifest that is known before the rows are: what the latents are.
 
     Args:
         settings: of a run whose model is known.
+        matrices: the columns of matrices.
     """
     model = settings.model
     assert model is not None
     latent = latent_info(model.model, model.revision)
-    storage = storage_json(matrix_columns(settings))
+    storage, values = storage_json(matrices), replace(settings, model=None).to_json()
+    compressors = values.pop(COMPRESSORS, None)
     return {
         "format": FORMAT,
         "model": model.to_json(),
         "latent": latent.model_dump(include={"layer", "normed", "alignment"}),
         **({STORAGE: storage} if storage else {}),
-        "settings": replace(settings, model=None).to_json(),
+        **({COMPRESSORS: compressors} if compressors else {}),
+        "settings": values,
         "versions": {
             **{package: version(package) for package in _PACKAGES},
             "python": platform.python_version(),

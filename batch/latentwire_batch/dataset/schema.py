@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -56,6 +56,30 @@ EXTRA_COLUMNS = (
 )
 
 
+class FileSchema(Protocol):
+    """What the files of one dataset hold."""
+
+    @property
+    def arrow(self) -> pa.Schema:
+        """The schema of the files, with their metadata."""
+        ...
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """All columns in order."""
+        ...
+
+    @property
+    def features(self) -> Mapping[str, Any] | None:
+        """The columns as `datasets` writes them; None when it is to infer them."""
+        ...
+
+    @property
+    def matrices(self) -> Sequence[MatrixColumn]:
+        """The columns of matrices."""
+        ...
+
+
 @dataclass(frozen=True)
 class DatasetSchema:
     """The columns of one dataset, and its declaration.
@@ -80,6 +104,11 @@ class DatasetSchema:
         """All columns in order."""
         matrices = chain.from_iterable(matrix.columns for matrix in self.matrices)
         return (*_TEXTS, *matrices, *self.extra_columns)
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """The columns as `datasets` writes them."""
+        return {column.name: column.feature for column in self.columns}
 
     @property
     def arrow(self) -> pa.Schema:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentwire.number_formats import NumberFormat
-from latentwire_batch.dataset.schema import CLASSIC_SCHEMA, DatasetSchema
+from latentwire_batch.dataset.schema import CLASSIC_SCHEMA, FileSchema
 from latentwire_batch.tasks.arrow_files import STATE_NAME
 
 # Measured on [128, 576] latents, one core: byte-stream split with zstd level 1 takes 85 % of the
@@ -23,6 +23,7 @@ from latentwire_batch.tasks.arrow_files import STATE_NAME
 # zstd alone takes 94 % and 51 %; level 3 is slower and, after the split, no smaller.
 _COMPRESSION_LEVEL = 1
 _FINGERPRINT_DIGITS = 16
+_WITH_STATISTICS = ("task", "task_id")
 _VALUES = ".list.element.list.element"
 # Bytes of one value in streams of their own. Parquet widens uint16 to 32 bits, of which the split
 # leaves nothing; a split of float16 cannot be read by DuckDB.
@@ -90,7 +91,7 @@ class ParquetSink:
         schema: of the dataset.
     """
 
-    def __init__(self, path: Path, schema: DatasetSchema = CLASSIC_SCHEMA) -> None:
+    def __init__(self, path: Path, schema: FileSchema = CLASSIC_SCHEMA) -> None:
         self._output = _DurableFile(path)
         self._writer = pq.ParquetWriter(
             self._output.file,
@@ -100,7 +101,7 @@ class ParquetSink:
             use_dictionary=_value_columns(schema, _DICTIONARY) or False,
             use_byte_stream_split=_value_columns(schema, _SPLIT) or False,
             # Minimum and maximum of single floats help no reader, and cost a pass over all values.
-            write_statistics=["task", "task_id"],
+            write_statistics=[name for name in _WITH_STATISTICS if name in schema.arrow.names],
         )
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -124,7 +125,7 @@ class HfDatasetSink:
     """
 
     def __init__(
-        self, directory: Path, max_shard_bytes: int, schema: DatasetSchema = CLASSIC_SCHEMA
+        self, directory: Path, max_shard_bytes: int, schema: FileSchema = CLASSIC_SCHEMA
     ) -> None:
         self._directory = directory
         self._schema = schema
@@ -188,7 +189,7 @@ class HfDatasetSink:
         output.close()
 
 
-def _value_columns(schema: DatasetSchema, formats: Sequence[NumberFormat]) -> list[str]:
+def _value_columns(schema: FileSchema, formats: Sequence[NumberFormat]) -> list[str]:
     """Name the columns of values, as Parquet does, of the matrices in some number formats."""
     matrices = (matrix for matrix in schema.matrices if matrix.storage.dtype in formats)
     return [f"{matrix.name}{_VALUES}" for matrix in matrices]
@@ -202,11 +203,11 @@ def _add_to_digest(digest: hashlib._Hash, batch: pa.RecordBatch) -> None:
                 digest.update(zlib.crc32(buffer).to_bytes(4, "little"))
 
 
-def _dataset_info(schema: DatasetSchema) -> dict[str, Any]:
+def _dataset_info(schema: FileSchema) -> dict[str, Any]:
     return {
         "citation": "",
         "description": "",
-        "features": {column.name: column.feature for column in schema.columns},
+        "features": schema.features,
         "homepage": "",
         "license": "",
     }

@@ -8,16 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
-from latentwire.errors import NumberFormatError
 from latentwire_batch.dispatch.store import Store
-from latentwire_batch.tasks.results import FailedRow, FinishedRow, Suspicion
+from latentwire_batch.tasks.results import FailedRow, FinishedRow, NotStorableError, Suspicion
 
 RowT = TypeVar("RowT")
-# Fills in a row's matrices, on a worker thread. Raises NumberFormatError for a row that cannot be
-# stored.
+# Fills in a row's matrices, on a worker thread. Raises NotStorableError.
 Prepare = Callable[[FinishedRow], FinishedRow]
-# Code of a row with a value that its number format cannot hold.
-NUMBER_FORMAT = "number-format"
 
 # A power loss costs at most the rows of this time, and those in flight.
 SYNC_INTERVAL_S = 1.0
@@ -81,11 +77,9 @@ class RowSink:
         if self._prepare is not None:
             try:
                 row = await asyncio.to_thread(self._prepare, row)
-            except NumberFormatError as error:
+            except NotStorableError as error:
                 given = row.row
-                await self.failed(
-                    FailedRow(given.index, given.task_id, NUMBER_FORMAT, f"hidden_state: {error}")
-                )
+                await self.failed(FailedRow(given.index, given.task_id, error.code, str(error)))
                 return
         await self._append(self._store.add_finished, row)
         self._progress.row_finished(row.completion_tokens, row.row.index)

@@ -9,8 +9,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+from latentwire_batch.compression.fit import check_served
+from latentwire_batch.compression.stored_form import LatentEncoder
 from latentwire_batch.dataset.manifest import read_manifest
-from latentwire_batch.dataset.prepare import row_preparation
 from latentwire_batch.dispatch.session import RowRequest, SessionPlan, run_session
 from latentwire_batch.journal.open_store import open_store, set_unusable_aside
 from latentwire_batch.journal.row_store import RowStore
@@ -20,7 +21,7 @@ from latentwire_batch.replicas.identity import ModelIdentity
 from latentwire_batch.replicas.select import select_source
 from latentwire_batch.run import Run
 from latentwire_batch.run_settings import RunSettings
-from latentwire_batch.tasks.results import RowState
+from latentwire_batch.tasks.results import FinishedRow, RowState
 
 # Receives the settings with the served model, before the first row is sent. Raises UsageError when
 # the output was made with other settings.
@@ -49,6 +50,7 @@ class Share:
         self._agree = agree
         self._watch = watch
         self._store: RowStore | None = None
+        self._encoder: LatentEncoder | None = None
 
     def __enter__(self) -> Self:
         """Return the share itself."""
@@ -82,13 +84,13 @@ class Share:
         assert seeds is not None
         plan = SessionPlan(
             rows=run.source.rows,
-            request=RowRequest(settings.k, self._wanted.options, seeds),
+            request=RowRequest(self._wanted.k, self._wanted.options, seeds),
             source=select_source(settings, os.environ, run.rank, run.console.say),
             open_store=self._store_for,
             concurrency=settings.concurrency,
             max_retries=settings.max_retries,
             watch=self._watch,
-            prepare=row_preparation(self._wanted),
+            prepare=None if run.form.is_plain else self._prepare,
         )
         return await run_session(plan, run.console)
 
@@ -103,9 +105,17 @@ class Share:
         return self._store
 
     async def _store_for(self, identity: ModelIdentity) -> RowStore:
+        check_served(self._run.form, identity)
+        self._encoder = self._run.form.encoder(identity.hidden_size)
         await self._agree(replace(self._wanted, model=identity))
         # Reading a large journal takes seconds: the loop must still see signals and dead replicas.
         return await asyncio.to_thread(lambda: self.store)
+
+    def _prepare(self, finished: FinishedRow) -> FinishedRow:
+        """Fill in what is stored of a latent; raises NotStorableError. Runs on worker threads."""
+        assert self._encoder is not None
+        matrices = self._encoder.encode(finished.hidden_state)
+        return replace(finished, matrices=tuple(matrices.values()))
 
     def _open(self, rank: Rank, reopens_failed: bool) -> RowStore:
         layout = self._run.layout

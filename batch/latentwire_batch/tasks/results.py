@@ -91,3 +91,15 @@ class FailedRow:
     task_id: str
     code: str
     message: str
+
+
+class NotStorableError(Exception):
+    """One latent cannot be stored in the wanted form; the text is meant for `failures.jsonl`.
+
+    Attributes:
+        code: for `failures.jsonl`.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code

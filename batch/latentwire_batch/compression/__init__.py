@@ -1,0 +1,1 @@
+"""Compressed latents: while rows are collected, and for datasets that exist."""
