@@ -19,16 +19,18 @@ from latentwire.compressors.base import (
     checked_result,
     checked_rows,
 )
-from latentwire.compressors.layers import Array
+from latentwire.compressors.layers import POSITION_WIDTH, Array
 from latentwire.compressors.learned_config import (
     AutoencoderConfig,
     BridgeConfig,
     MixerConfig,
+    ResamplerConfig,
     RowConfig,
     SelectorConfig,
 )
 from latentwire.compressors.manifest import MANIFEST_NAME, TENSORS_NAME, CompressorManifest
 from latentwire.compressors.message_map import MessageMap
+from latentwire.compressors.resampling import ResamplerMap
 from latentwire.compressors.row_codes import Autoencoder, Pca, RowMap
 from latentwire.compressors.training_free import training_free
 from latentwire.validation import describe
@@ -122,6 +124,8 @@ def _map(manifest: CompressorManifest, tensors: Mapping[str, Rows], k: int | Non
         return _row_map(manifest, _config(manifest, RowConfig), tensors)
     if manifest.kind == "autoencoder":
         return _row_map(manifest, _config(manifest, AutoencoderConfig), tensors)
+    if manifest.kind == "resampler" and "bridge" not in manifest.config:
+        return _resampler_map(manifest, _config(manifest, ResamplerConfig), tensors)
     kind = SelectorConfig if manifest.kind == "selector" else MixerConfig
     return _message_map(manifest, _config(manifest, kind), tensors, k)
 
@@ -138,6 +142,29 @@ def _row_map(
         return RowMap(Autoencoder(tensors), reduction, dim)
     check_shapes(tensors, {"mean": (width,), "components": (dim, width)})
     return RowMap(Pca(tensors), reduction, dim)
+
+
+def _resampler_map(
+    manifest: CompressorManifest, config: ResamplerConfig, tensors: Mapping[str, Rows]
+) -> ResamplerMap:
+    width, dim, read = manifest.source.hidden_size, manifest.dim, config.attention_size
+    if read % config.num_heads or config.slots != manifest.k:
+        raise _wrong("config: num_heads must divide attention_size, and slots must be k")
+    inner = config.intermediate_size
+    shapes: Shapes = {"mean": (width,), "deviation": (width,), "query": (config.slots, read)}
+    shapes |= {"encode.weight": (dim, width), "decode.weight": (width, dim)}
+    for name, size in (("norm", read), ("norm2", dim), ("back_norm", read)):
+        shapes |= {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+    sizes = {
+        **{"read": (read, width), "place": (read, POSITION_WIDTH), "k": (read, read)},
+        **{"v": (read, read), "o": (dim, read), "up": (inner, dim), "down": (dim, inner)},
+        **{"asked": (read, POSITION_WIDTH), "back_k": (read, dim), "back_v": (read, dim)},
+        **{"back_up": (inner, read), "back_down": (width, inner)},
+    }
+    for name, shape in sizes.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    check_shapes(tensors, shapes)
+    return ResamplerMap(tensors, config, dim)
 
 
 def _message_map(

@@ -79,3 +79,19 @@ class MixerConfig(SelectorConfig):
     slots: int = Field(ge=1, le=MAX_K)
     num_heads: int = Field(ge=1, le=1024)
     intermediate_size: Width
+
+
+class ResamplerConfig(_Config):
+    """resampler, trained by reconstruction.
+
+    Attributes:
+        slots: most rows of a compressed latent.
+        attention_size: width of queries, keys and values.
+        num_heads: of each attention; divides attention_size.
+        intermediate_size: width of the hidden layers.
+    """
+
+    slots: int = Field(ge=1, le=MAX_K)
+    attention_size: Width
+    num_heads: int = Field(ge=1, le=1024)
+    intermediate_size: Width

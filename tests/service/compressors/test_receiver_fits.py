@@ -260,8 +260,8 @@ def test_ks_are_halves_down_to_8() -> None:
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (("--kind", "selector"), "--kind: selector needs --bridge and --k"),
-        (("--kind", "pca"), "--bridge: only for the kinds selector and resampler"),
+        (("--kind", "selector"), "--kind: selector needs --k"),
+        (("--kind", "pca"), "--bridge: only for the kinds resampler and selector"),
         (("--kind", "selector", "--k", "2", "--rows", "first"), "--rows: kind selector has"),
     ],
 )

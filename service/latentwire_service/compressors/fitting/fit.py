@@ -17,6 +17,7 @@ from latentwire.compressors.training_free import training_free
 from latentwire_service.compressors.fitting.card import HELD_OUT, build_card
 from latentwire_service.compressors.fitting.output import check_output, rounded, save_compressor
 from latentwire_service.compressors.fitting.recipe import Fitted, Recipe, Scores, Work
+from latentwire_service.compressors.fitting.reconstruction import ReconstructionRecipe
 from latentwire_service.compressors.fitting.row_recipes import PcaRecipe
 from latentwire_service.compressors.fitting.scores import reconstruction_scores
 from latentwire_service.compressors.fitting.settings import CompressorSettings
@@ -103,20 +104,24 @@ def _name(settings: CompressorSettings) -> str:
 def _recipe(settings: CompressorSettings, width: int, say: Say) -> Recipe:
     if settings.rows is not None and settings.k is None:
         raise BridgeError("--rows: needs --k")
-    if settings.kind != "pca":
-        if settings.rows is not None:
-            raise BridgeError(f"--rows: kind {settings.kind} has its own choice of rows")
-        if settings.bridge is None or settings.k is None:
-            raise BridgeError(f"--kind: {settings.kind} needs --bridge and --k")
+    if settings.kind in ("resampler", "selector") and settings.rows is not None:
+        raise BridgeError(f"--rows: kind {settings.kind} has its own choice of rows")
+    if settings.kind in ("resampler", "selector") and settings.k is None:
+        raise BridgeError(f"--kind: {settings.kind} needs --k")
+    if settings.kind == "selector" and settings.bridge is None:
+        raise BridgeError("--kind: selector needs --bridge")
+    if settings.bridge is not None:
+        if settings.kind not in ("resampler", "selector"):
+            raise BridgeError("--bridge: only for the kinds resampler and selector")
         # transformers takes seconds to import.
         from latentwire_service.compressors.fitting.receiver_recipes import message_recipe
 
         return message_recipe(settings, width, say)
-    if settings.bridge is not None:
-        raise BridgeError("--bridge: only for the kinds selector and resampler")
     name = settings.rows or "mean-pool"
     reduction = None if settings.k is None else training_free(name, settings.k)
-    return PcaRecipe(settings.dim, reduction)
+    if settings.kind == "pca":
+        return PcaRecipe(settings.dim, reduction)
+    return ReconstructionRecipe(settings, reduction)
 
 
 def _manifest(

@@ -20,11 +20,12 @@ class CompressorSettings(ReceiverSettings, DatasetSettings):
 
     model_config = fit_config("LATENTWIRE_FIT_COMPRESSOR_")
 
-    kind: Literal["pca", "selector", "resampler"] = Field(
+    kind: Literal["pca", "autoencoder", "resampler", "selector"] = Field(
         default="pca",
-        description="pca: the directions in which rows vary most, in closed form. selector: the "
-        "rows from which the receiver of --bridge gains most. resampler: these rows, and what "
-        "attention adds to them, trained through the receiver.",
+        description="pca: the directions in which rows vary most, in closed form. autoencoder: an "
+        "MLP per row, trained. resampler: k rows that attend to all rows, trained by "
+        "reconstruction; with --bridge, trained through the receiver. selector: the rows from "
+        "which the receiver of --bridge gains most.",
     )
     bridge: Path | None = Field(
         default=None,
@@ -44,34 +45,44 @@ class CompressorSettings(ReceiverSettings, DatasetSettings):
     )
     rows: Reduction | None = Field(
         default=None,
-        description="pca: how a latent is reduced to --k rows before each is coded; absent: "
-        "mean-pool.",
+        description="pca, autoencoder: how a latent is reduced to --k rows before each is coded; "
+        "absent: mean-pool.",
     )
     steps: int | None = Field(
-        default=None, ge=0, description="resampler: maximum optimizer steps; absent: 160."
+        default=None,
+        ge=0,
+        description="autoencoder, resampler: maximum optimizer steps; absent: 400, with "
+        "--bridge 160.",
     )
     batch_size: int = Field(default=8, ge=2, description="Plans computed together.")
     learning_rate: float | None = Field(
-        default=None, gt=0, description="resampler: learning rate of AdamW; absent: 0.0001."
+        default=None,
+        gt=0,
+        description="autoencoder, resampler: learning rate of AdamW; absent: 0.001, with "
+        "--bridge 0.0001.",
     )
     margin: float = Field(
         default=2.0,
         ge=0,
-        description="resampler: nats per token by which a plan shall be likelier after its own "
-        "message than after another task's.",
+        description="resampler with --bridge: nats per token by which a plan shall be likelier "
+        "after its own message than after another task's.",
     )
     check_every: int = Field(
-        default=20, ge=1, description="resampler: steps between checks on held-out tasks."
+        default=20,
+        ge=1,
+        description="autoencoder, resampler: steps between checks on held-out tasks.",
     )
     patience: int = Field(
         default=4,
         ge=1,
-        description="resampler: checks without improvement after which training stops.",
+        description="autoencoder, resampler: checks without improvement after which training "
+        "stops.",
     )
     intermediate_size: int | None = Field(
         default=None,
         ge=1,
-        description="resampler: width of the hidden layer; absent: twice the receiver's width.",
+        description="autoencoder, resampler: width of the hidden layers; absent: twice the "
+        "width of the rows; with --bridge, of the receiver's embeddings.",
     )
     store_dtype: Literal["fp16", "fp32"] = Field(
         default="fp32", description="Dtype of the stored tensors."
