@@ -22,6 +22,7 @@ from latentwire_service.engine.hf.cpu.cpu_tuning import (
     keep_freed_memory,
     thread_environment,
 )
+from latentwire_service.engine_factory import engine_refusal
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.logs import configure_logging
 
@@ -62,6 +63,9 @@ def main(args: Sequence[str]) -> int:
         policy = policy_of(settings)
     except PolicyError as error:
         return _refuse(name_variables(str(error), Settings, args))
+    refusal = engine_refusal(settings)
+    if refusal is not None:
+        return _refuse(name_variables(refusal, Settings, args))
     if is_open_to_all(settings):
         logger.warning(
             "--host %s lets other machines call, and there is no API key: everybody who reaches "

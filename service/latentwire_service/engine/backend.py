@@ -135,6 +135,8 @@ class BackendInfo:
         capabilities: which of `LATENTS_IN`, `LATENT_STEPS` and `SCORING` it has.
         refusals: for capabilities that it lacks, the reason.
         bridges: the bridges that `/info` lists.
+        engine: name of the engine: `latentwire` or `vllm`.
+        engine_version: its version; None for that of this package.
     """
 
     model_id: str
@@ -150,6 +152,8 @@ class BackendInfo:
     capabilities: frozenset[str] = frozenset()
     refusals: Mapping[str, str] = field(default_factory=dict)
     bridges: Sequence[Bridge] = ()
+    engine: str = "latentwire"
+    engine_version: str | None = None
 
     def require(self, capability: str, request_field: str) -> None:
         """Do nothing when the engine has a capability.

@@ -29,7 +29,6 @@ from latentwire_service.engine.backend import (
     OnStep,
     StepStats,
 )
-from latentwire_service.engine.engine import Engine
 from latentwire_service.engine.errors import (
     EngineError,
     EngineFailedError,
@@ -37,6 +36,7 @@ from latentwire_service.engine.errors import (
     QueueFullError,
 )
 from latentwire_service.engine.request import Request
+from latentwire_service.engine.seams.stepped import SteppedEngine
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class SubmittedRequest:
 
 
 class EngineThread:
-    """Runs `Engine.step` while there is work.
+    """Runs `SteppedEngine.step` while there is work.
 
     Args:
         engine: owned by this thread from `start` on.
@@ -72,7 +72,7 @@ class EngineThread:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: SteppedEngine,
         max_slots: int,
         max_queue: int,
         on_step: Callable[[StepStats], None],
@@ -95,6 +95,7 @@ class EngineThread:
         self._num_in_engine = 0
         self._waiting: Counter[str] = Counter()
         self._abort_error: EngineError | None = None
+        self._lost: Exception | None = None
         self._is_stopping = False
         self._is_open = True
         # Written by the thread alone: when its current step began; None while it waits for work.
@@ -164,6 +165,12 @@ class EngineThread:
             self._abort_error = error
             self._condition.notify()
 
+    def lose(self, error: Exception) -> None:
+        """Fail as if the next step raised: what computes the steps is gone."""
+        with self._condition:
+            self._lost = error
+            self._condition.notify()
+
     def stop(self, timeout_s: float | None = None) -> bool:
         """Refuse new requests, finish the accepted ones, end the loop.
 
@@ -198,10 +205,12 @@ class EngineThread:
         """Hand queued commands to the engine, sleeping while there is no work; False at the end."""
         with self._condition:
             self._note_engine()
-            while not (self._inbox or self._cancelled or self._abort_error or self._num_in_engine):
+            while not self._has_work:
                 if self._is_stopping:
                     return False
                 self._condition.wait()
+            if self._lost is not None:
+                raise self._lost
             while self._inbox:
                 self._engine.add(self._inbox.popleft())
             while self._cancelled:
@@ -212,6 +221,11 @@ class EngineThread:
             self._note_engine()
             self._drop_displaced()
         return True
+
+    @property
+    def _has_work(self) -> bool:
+        commands = self._inbox or self._cancelled or self._abort_error or self._lost
+        return bool(commands or self._num_in_engine)
 
     def _drop_displaced(self) -> None:
         """Keep the queue to its limit.

@@ -301,6 +301,22 @@ class HfProcessors:
         return changed
 
 
+def checked_settings(config: GenerationConfig) -> Mapping[str, object]:
+    """Return the settings of a configuration that change the choice of tokens, as JSON values.
+
+    Raises:
+        UnsupportedModelError: it sets what this service does not do.
+    """
+    _refuse_other_searches(config)
+    _refuse_unknown(config)
+    _stop_strings(config)
+    return {
+        name: _plain(getattr(config, name))
+        for name in sorted(_APPLIED)
+        if _is_set(config, name, _APPLIED[name])
+    }
+
+
 def _check_file(model: Any) -> None:
     """Refuse a `generation_config.json` that transformers ignores because it cannot be read.
 

@@ -46,6 +46,63 @@ class LoadedModel:
     max_positions: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What a model's files say about it, for an engine that loads the weights itself.
+
+    Attributes:
+        location: hub id or local directory.
+        model_id: hub id, or the last part of a path.
+        revision: the hub's commit hash; None for local models.
+        generation_config: its `generation_config.json`, or what its config says in its place.
+        eos_token_ids: the tokens that end generation, as in `generate`.
+        max_positions: the longest sequence of the model; None if its config does not state it.
+    """
+
+    location: str
+    model_id: str
+    revision: str | None
+    config: PreTrainedConfig
+    tokenizer: Any
+    generation_config: GenerationConfig
+    eos_token_ids: frozenset[int]
+    max_positions: int | None
+
+
+def read_files(
+    name: str, *, cache_dir: Path, revision: str | None = None, trust_remote_code: bool = False
+) -> ModelFiles:
+    """Read everything of a model but its weights.
+
+    Args:
+        name: as `load_model`.
+        cache_dir: the folder for converted GGUF files.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    source = resolve(name, cache_dir)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = _load_config(source, options)
+    tokenizer = _load_tokenizer(source, options)
+    try:
+        generation = GenerationConfig.from_pretrained(source.location, revision=revision or "main")
+    except OSError:
+        generation = GenerationConfig.from_model_config(config)
+    return ModelFiles(
+        location=source.location,
+        model_id=source.model_id,
+        revision=getattr(config, "_commit_hash", None),
+        config=config,
+        tokenizer=tokenizer,
+        generation_config=generation,
+        eos_token_ids=_eos_token_ids(generation, tokenizer),
+        max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
+    )
+
+
 def pick_device(name: str) -> torch.device:
     """Return the device of a `--device` value; `auto` prefers cuda, then mps, then cpu.
 

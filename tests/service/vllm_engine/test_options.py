@@ -1,0 +1,110 @@
+"""From flags to vLLM's arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from latentwire_service.engine.errors import ModelError
+from latentwire_service.engine_factory import engine_refusal
+from latentwire_service.settings import Settings
+from latentwire_service.vllm_engine.options import engine_args, parse_engine_args
+
+KNOWN = {"enforce_eager", "block_size", "kv_cache_dtype", "compilation_config", "load_format"}
+
+
+def args(device: str = "cuda", model_max_len: int | None = 8192, **settings: Any) -> dict[str, Any]:
+    given = Settings(engine="vllm", **settings)
+    return engine_args(
+        given,
+        KNOWN,
+        location="some/model",
+        revision=None,
+        device=device,
+        model_max_len=model_max_len,
+    )
+
+
+def test_what_is_not_set_is_left_to_vllm() -> None:
+    assert args() == {
+        "model": "some/model",
+        "trust_remote_code": False,
+        "skip_tokenizer_init": True,
+        "dtype": "auto",
+        "max_model_len": 4096,
+        "disable_log_stats": True,
+    }
+
+
+def test_flags_have_vllms_names() -> None:
+    found = args(
+        dtype="bf16",
+        max_slots=32,
+        max_model_len=9000,
+        tensor_parallel_size=4,
+        pipeline_parallel_size=2,
+        gpu_memory_utilization=0.7,
+        quantization="fp8",
+        prefill_chunk=16,
+        engine_arg=("enforce-eager=true", "kv_cache_dtype=fp8"),
+    )
+    assert found["dtype"] == "bfloat16"
+    assert (found["max_num_seqs"], found["max_model_len"]) == (32, 9000)
+    assert (found["tensor_parallel_size"], found["pipeline_parallel_size"]) == (4, 2)
+    assert (found["gpu_memory_utilization"], found["quantization"]) == (0.7, "fp8")
+    # No less than one token for each request that decodes.
+    assert found["max_num_batched_tokens"] == 32
+    assert (found["enforce_eager"], found["kv_cache_dtype"]) == (True, "fp8")
+
+
+def test_a_cpu_computes_in_float32_with_a_cache_of_fixed_size() -> None:
+    found = args("cpu", 512)
+    assert (found["dtype"], found["max_model_len"]) == ("float32", 512)
+    assert found["kv_cache_memory_bytes"] == 4 * 2**30
+    assert "kv_cache_memory_bytes" not in args("cpu", gpu_memory_utilization=0.5)
+
+
+def test_values_are_json_or_else_text() -> None:
+    given = ["block_size=32", 'compilation_config={"mode": 0, "x": "a,b"}', "load_format=dummy=1"]
+    assert parse_engine_args(given, KNOWN) == {
+        "block_size": 32,
+        "compilation_config": {"mode": 0, "x": "a,b"},
+        "load_format": "dummy=1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("enforce_eager", "KEY=VALUE"),
+        ("=3", "KEY=VALUE"),
+        ("max_num_seqs=4", "use --max-slots"),
+        ("--tensor-parallel-size=2", "use --tensor-parallel-size"),
+        ("worker_extension_cls=x", "hidden rows need it"),
+        ('speculative_config={"method": "ngram"}', "speculative decoding"),
+        ("spec_model=x", "speculative decoding"),
+        ("data_parallel_size_local=2", "one service per replica"),
+        ("nonsense=1", "no argument of that name"),
+    ],
+)
+def test_other_arguments_are_refused_by_name(text: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        parse_engine_args([text], KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("settings", "refusal"),
+    [
+        ({}, None),
+        ({"tensor_parallel_size": 1}, "--tensor-parallel-size: needs --engine vllm"),
+        ({"engine_arg": ("a=1",)}, "--engine-arg: needs --engine vllm"),
+        ({"engine": "vllm", "compile": True}, "--compile: needs --engine latentwire"),
+        ({"engine": "vllm", "threads": 2}, "--threads: needs --engine latentwire"),
+        ({"engine": "vllm", "bridge": ("x",)}, "--bridge: needs --engine latentwire"),
+    ],
+)
+def test_flags_of_the_other_engine_are_refused(
+    settings: dict[str, Any], refusal: str | None
+) -> None:
+    assert engine_refusal(Settings(**settings)) == refusal
