@@ -126,11 +126,44 @@ class OwnReplicaFields(BaseModel):
     max_model_len: AutoInt | None = Field(
         default=None, description="Own replicas: maximum tokens of one sequence."
     )
+    engine: Literal["latentwire", "vllm"] | None = Field(
+        default=None, description="Own replicas: engine that runs the model."
+    )
+    tensor_parallel_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Own replicas, --engine vllm: GPUs that share each layer of the model.",
+    )
+    pipeline_parallel_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Own replicas, --engine vllm: groups of GPUs that share the layers.",
+    )
+    gpu_memory_utilization: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Own replicas, --engine vllm: fraction of each GPU's memory to use.",
+    )
+    quantization: str | None = Field(
+        default=None, description="Own replicas, --engine vllm: method of a quantized model."
+    )
+    engine_arg: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Own replicas, --engine vllm: another argument of vLLM's engine, as KEY=VALUE. "
+        "Repeat the flag for several.",
+    )
     trust_remote_code: bool = Field(
         default=False,
         description="Own replicas: run code that is part of a hub model. Only for models that "
         "you trust.",
     )
+
+    @field_validator("engine_arg", mode="before")
+    @classmethod
+    def _keep_whole(cls, value: object) -> object:
+        """Take a variable's text as one value: JSON has commas of its own."""
+        return (value,) if isinstance(value, str) else value
 
 
 class ShardFields(BaseModel):

@@ -152,6 +152,9 @@ class RunSettings:
                 **dict.fromkeys(self.model.generation_defaults),
                 **wanted.model.generation_defaults,
             }
+        compared.get("model", {}).pop("engine_version", None)
+        if self.model is None or self.model.engine is None:
+            compared.get("model", {}).pop("engine", None)
         # The digest of the rows is compared instead: the same rows may stand elsewhere.
         compared.pop("input", None)
         if self.requested_model is None:

@@ -93,6 +93,11 @@ class LatentInfo(ResponseModel):
     )
     model: str
     revision: str | None = None
+    engine: str | None = Field(
+        default=None,
+        description="Engine that computed the rows, and its version; null in answers of a service "
+        "that does not say.",
+    )
 
     @property
     def meaning(self) -> str:
@@ -133,13 +138,16 @@ class LatentDeclaration(BaseModel):
     revision: _Name | None = None
 
 
-def latent_info(model: str, revision: str | None, *, latent_steps: int = 0) -> LatentInfo:
+def latent_info(
+    model: str, revision: str | None, *, latent_steps: int = 0, engine: str | None = None
+) -> LatentInfo:
     """Declare what the latents of a model are, for every wire and file format.
 
     Args:
         model: id of the model.
         revision: branch, tag or commit of a hub model; None when it has none.
         latent_steps: latent steps before the first token.
+        engine: name and version of the engine; None when they are not known.
     """
     alignment: Alignment = "steps-then-predicts" if latent_steps else "predicts"
-    return LatentInfo(model=model, revision=revision, alignment=alignment)
+    return LatentInfo(model=model, revision=revision, alignment=alignment, engine=engine)

@@ -338,6 +338,12 @@ class InfoResponse(ResponseModel):
     device: str = Field(description="Kind of device: cuda, mps or cpu.")
     limits: Limits
     version: str
+    engine: str = Field(
+        default="latentwire", description="Engine that runs the model: latentwire or vllm."
+    )
+    engine_version: str | None = Field(
+        default=None, description="Version of the engine; null in answers of an older service."
+    )
     compressors: list[str] = Field(description="Names of the latent compressors.")
     compressor_info: list[CompressorInfo] = []
     capabilities: list[str] = Field(

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
@@ -203,6 +204,7 @@ class LocalBackend:
             capabilities=capabilities,
             refusals=refusals,
             bridges=tuple(bridges),
+            engine_version=version("latentwire"),
         )
         if defaults.applied:
             logger.info("generation_config.json sets %s", dict(defaults.applied))

@@ -52,6 +52,8 @@ def service_info(
             request_timeout_s=settings.request_timeout,
         ),
         version=version,
+        engine=backend.engine,
+        engine_version=backend.engine_version,
         compressors=compressors.names,
         compressor_info=list(compressors.infos),
         capabilities=sorted(backend.capabilities),

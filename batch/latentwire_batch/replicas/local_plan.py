@@ -1,4 +1,4 @@
-"""Which child processes serve the model on this machine: one per visible GPU, or one on the CPU."""
+"""Which child processes serve the model on this machine: by GPU, group of GPUs, or on the CPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class LocalReplicaSpec:
 
     Attributes:
         index: its position, also in notices.
-        gpu: the one GPU that it sees; None leaves the environment as it is.
+        gpu: the GPUs that it sees, one or several with commas; None leaves the environment as it
+            is.
         command: module to run and its arguments, all but the socket to listen on.
     """
 
@@ -54,7 +55,28 @@ def plan_local_replicas(
         num_threads = max(1, _num_cores() // rank.local_count)
         settings = settings.model_copy(update={"threads": num_threads})
     command = (*serve_command(settings), *flags)
-    return [LocalReplicaSpec(index, gpu, command) for index, gpu in enumerate(gpus or [None])]
+    shares: list[str] | list[None] = _shares(gpus, gpus_per_replica(settings)) if gpus else [None]
+    return [LocalReplicaSpec(index, gpu, command) for index, gpu in enumerate(shares)]
+
+
+def gpus_per_replica(settings: OwnReplicaFields) -> int:
+    """Return how many GPUs share one model."""
+    return (settings.tensor_parallel_size or 1) * (settings.pipeline_parallel_size or 1)
+
+
+def _shares(gpus: Sequence[str], size: int) -> list[str]:
+    """Divide GPUs among replicas that need `size` each; a rest stays unused.
+
+    Raises:
+        UsageError: when they are too few for one replica.
+    """
+    if len(gpus) < size:
+        raise UsageError(
+            f"one replica needs {size} GPUs, and {len(gpus)} can be used: lower "
+            "--tensor-parallel-size or --pipeline-parallel-size"
+        )
+    starts = range(0, len(gpus) - size + 1, size)
+    return [",".join(gpus[start : start + size]) for start in starts]
 
 
 def _gpus_of_rank(gpus: list[str], environ: Mapping[str, str], rank: Rank) -> list[str]:
@@ -86,9 +108,16 @@ def serve_command(settings: OwnReplicaFields) -> tuple[str, ...]:
         "--threads": settings.threads,
         "--max-slots": settings.max_slots,
         "--max-model-len": settings.max_model_len,
+        "--engine": settings.engine,
+        "--tensor-parallel-size": settings.tensor_parallel_size,
+        "--pipeline-parallel-size": settings.pipeline_parallel_size,
+        "--gpu-memory-utilization": settings.gpu_memory_utilization,
+        "--quantization": settings.quantization,
     }
     given = [(flag, str(value)) for flag, value in values.items() if value is not None]
     flags = [part for pair in given for part in pair]
+    for argument in settings.engine_arg:
+        flags += ["--engine-arg", argument]
     if settings.trust_remote_code:
         flags.append("--trust-remote-code")
     # JSON, because this process reads the log.

@@ -50,6 +50,7 @@ class AnswerContext:
         k: rows that the request keeps; None: all.
         model: id of the model.
         revision: revision of the model.
+        engine: name and version of the engine.
         has_hidden_state: whether the answer holds the full latent.
         dtype: number format of the answer's latents.
     """
@@ -58,6 +59,7 @@ class AnswerContext:
     k: int | None
     model: str
     revision: str | None
+    engine: str
     has_hidden_state: bool = True
     dtype: NumberFormat = "float32"
 
@@ -224,7 +226,10 @@ def _answer_fields(plan: Plan, context: AnswerContext) -> dict[str, Any]:
         "task_id": context.body.task_id,
         "k": context.k,
         "latent": latent_info(
-            context.model, context.revision, latent_steps=completion.num_latent_steps
+            context.model,
+            context.revision,
+            latent_steps=completion.num_latent_steps,
+            engine=context.engine,
         ),
         "finish_reason": completion.finish_reason.value,
         "seed": plan.seed,

@@ -112,6 +112,7 @@ class _PlanAnswers:
             params.k,
             info.model_id,
             info.revision,
+            info.engine_name,
             has_hidden_state=params.return_hidden_state,
             dtype=params.dtype,
         )

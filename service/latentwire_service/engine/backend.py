@@ -136,7 +136,7 @@ class BackendInfo:
         refusals: for capabilities that it lacks, the reason.
         bridges: the bridges that `/info` lists.
         engine: name of the engine: `latentwire` or `vllm`.
-        engine_version: its version; None for that of this package.
+        engine_version: its version; None when it has none of its own.
     """
 
     model_id: str
@@ -154,6 +154,11 @@ class BackendInfo:
     bridges: Sequence[Bridge] = ()
     engine: str = "latentwire"
     engine_version: str | None = None
+
+    @property
+    def engine_name(self) -> str:
+        """The engine with its version, for declarations."""
+        return " ".join(filter(None, (self.engine, self.engine_version)))
 
     def require(self, capability: str, request_field: str) -> None:
         """Do nothing when the engine has a capability.

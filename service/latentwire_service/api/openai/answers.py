@@ -29,6 +29,7 @@ class ChatContext:
         answer_id: id of the answer.
         model: id of the model.
         revision: revision of the model.
+        engine: name and version of the engine.
         fingerprint: changes with whatever changes answers.
         has_latent: whether the answer holds the latent.
         has_usage: whether a stream states its usage.
@@ -38,6 +39,7 @@ class ChatContext:
     answer_id: str
     model: str
     revision: str | None
+    engine: str
     fingerprint: str
     has_latent: bool
     has_usage: bool
@@ -160,7 +162,10 @@ def _form_of(completion: Completion) -> dict[str, Any]:
 
 def _declaration(plan: Plan, context: ChatContext) -> dict[str, Any]:
     num_steps = plan.completion.num_latent_steps
-    return latent_info(context.model, context.revision, latent_steps=num_steps).model_dump()
+    info = latent_info(
+        context.model, context.revision, latent_steps=num_steps, engine=context.engine
+    )
+    return info.model_dump()
 
 
 def _usage(completion: Completion) -> dict[str, int]:

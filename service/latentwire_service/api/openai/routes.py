@@ -116,6 +116,7 @@ class _Chat:
             answer_id=f"chatcmpl-{secrets.token_hex(12)}",
             model=info.model_id,
             revision=info.revision,
+            engine=info.engine_name,
             fingerprint=_fingerprint(info, self._version),
             has_latent=plan.has_latent,
             has_usage=plan.has_usage,
