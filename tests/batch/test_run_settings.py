@@ -52,6 +52,19 @@ def test_the_place_of_the_task_is_recorded_and_not_compared(fields: RowFields) -
     assert replace(settings, fields=None).differences(settings) == []
 
 
+def test_engines_are_compared_and_their_versions_are_not() -> None:
+    own = replace(SETTINGS, model=replace(MODEL, engine="latentwire", engine_version="1"))
+    assert RunSettings.from_json(own.to_json()).to_json() == own.to_json()
+    newer = replace(SETTINGS, model=replace(MODEL, engine="latentwire", engine_version="2"))
+    assert own.differences(newer) == []
+    other = replace(SETTINGS, model=replace(MODEL, engine="vllm", engine_version="0.32.0"))
+    assert own.differences(other) == ["model.engine was 'latentwire', now 'vllm'"]
+    assert own.model != other.model
+    assert own.model == newer.model
+    # A run of an earlier version did not record it.
+    assert SETTINGS.differences(other) == []
+
+
 def test_settings_of_an_earlier_version_have_the_classic_columns() -> None:
     value = SETTINGS.to_json()
     del value["columns"]

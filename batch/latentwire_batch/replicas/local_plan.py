@@ -51,7 +51,7 @@ def plan_local_replicas(
     gpus = visible_gpus(environ) if wants_gpus else []
     if rank.count > 1 and gpus:
         gpus = _gpus_of_rank(gpus, environ, rank)
-    elif rank.count > 1 and settings.threads is None:
+    elif rank.count > 1 and settings.threads is None and settings.engine != "vllm":
         num_threads = max(1, _num_cores() // rank.local_count)
         settings = settings.model_copy(update={"threads": num_threads})
     command = (*serve_command(settings), *flags)

@@ -101,7 +101,7 @@ class MemoryStore:
 
 def run(source: FakeSource, store: MemoryStore, rows: list[Row] = ROWS) -> FleetSummary:
     async def open_store(identity: ModelIdentity) -> MemoryStore:
-        assert identity == ModelIdentity("stub", None, 8, "float32", {})
+        assert identity == ModelIdentity("stub", None, 8, "float32", {}, "latentwire")
         return store
 
     def read() -> Iterator[Row]:

@@ -15,6 +15,7 @@ import pytest
 
 from latentwire import ProtocolError
 from latentwire_batch.config import CollectSettings
+from latentwire_batch.errors import UsageError
 from latentwire_batch.ranks.gpus import visible_gpus
 from latentwire_batch.replicas.child_environment import child_environment
 from latentwire_batch.replicas.health_watch import until_hung
@@ -140,6 +141,35 @@ def test_each_gpu_gets_a_replica() -> None:
     assert [spec.gpu for spec in plan_local_replicas(on_cpu, {"CUDA_VISIBLE_DEVICES": "2"})] == [
         None
     ]
+
+
+def test_gpus_that_share_a_model_are_seen_by_one_replica() -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4"}
+    settings = SETTINGS.model_copy(update={"engine": "vllm", "tensor_parallel_size": 2})
+    assert [spec.gpu for spec in plan_local_replicas(settings, environ)] == ["0,1", "2,3"]
+    (spec,) = plan_local_replicas(
+        settings.model_copy(update={"pipeline_parallel_size": 2}), environ
+    )
+    assert child_environment(environ, spec.gpu)["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+    wide = settings.model_copy(update={"tensor_parallel_size": 8})
+    with pytest.raises(UsageError, match="one replica needs 8 GPUs, and 5 can be used"):
+        plan_local_replicas(wide, environ)
+
+
+def test_settings_of_the_engine_are_passed_on() -> None:
+    changes = {
+        "engine": "vllm",
+        "tensor_parallel_size": 4,
+        "gpu_memory_utilization": 0.7,
+        "quantization": "fp8",
+        "engine_arg": ("enforce_eager=true", 'x={"a": 1, "b": 2}'),
+    }
+    command = serve_command(SETTINGS.model_copy(update=changes))
+    assert command[command.index("--engine") :] == (
+        *("--engine", "vllm", "--tensor-parallel-size", "4"),
+        *("--gpu-memory-utilization", "0.7", "--quantization", "fp8"),
+        *("--engine-arg", "enforce_eager=true", "--engine-arg", 'x={"a": 1, "b": 2}'),
+    )
 
 
 def test_flags_for_own_replicas_are_passed_on() -> None:

@@ -1,0 +1,110 @@
+"""The process with vLLM behind it: how it ends, and what becomes of its children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from support.engine import vllm_models
+from support.requests import assert_problem
+
+pytestmark = [pytest.mark.vllm, vllm_models.NEEDS_VLLM, pytest.mark.timeout(2400)]
+
+PATIENCE_S = 1800.0
+
+
+class Service:
+    """`latentwire serve --engine vllm` with a tiny model, in a process of its own."""
+
+    def __init__(self, model: Path, log: Path) -> None:
+        flags = ["--port", "0", "--max-slots", "2", "--max-model-len", "500", "--log-level", "info"]
+        for argument in vllm_models.ENGINE_ARGS[:2]:
+            flags += ["--engine-arg", argument]
+        flags += ["--engine-arg", "kv_cache_memory_bytes=16777216"]
+        self.log = log
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "latentwire_service", "--engine", "vllm", "--model", str(model)]
+            + flags,
+            stderr=log.open("w"),
+        )
+
+    def wait_ready(self) -> str:
+        give_up_at = time.monotonic() + PATIENCE_S
+        while time.monotonic() < give_up_at:
+            assert self.process.poll() is None, self.log.read_text()
+            urls = [line for line in self.log.read_text().splitlines() if "listening on" in line]
+            if urls:
+                url = urls[0].split()[-1]
+                if httpx.get(f"{url}/ready", timeout=60).status_code == 200:
+                    return url
+            time.sleep(0.5)
+        raise AssertionError(self.log.read_text())
+
+    def children(self) -> list[Any]:
+        import psutil
+
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in found if "VLLM" in " ".join(child.cmdline())]
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Service]]:
+    """Two that start at the same time, because a start takes long."""
+    folder = tmp_path_factory.mktemp("models")
+    model = vllm_models.save("llama", folder / "tiny")
+    started = [Service(model, folder / f"log-{index}") for index in range(2)]
+    yield started
+    for service in started:
+        service.process.kill()
+        service.process.wait()
+
+
+def plan(url: str, max_new_tokens: int) -> httpx.Response:
+    body = {"task": "x", "max_new_tokens": max_new_tokens, "temperature": 0}
+    return httpx.post(f"{url}/plan_latent", json=body, timeout=PATIENCE_S)
+
+
+def wait_until_gone(processes: list[Any]) -> None:
+    give_up_at = time.monotonic() + 120
+    while any(each.is_running() and each.status() != "zombie" for each in processes):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.1)
+
+
+def test_a_killed_engine_process_fails_what_runs_and_ends_the_service(
+    services: list[Service],
+) -> None:
+    service = services[0]
+    url = service.wait_ready()
+    children = service.children()
+    core = next(child for child in children if "EngineCore" in " ".join(child.cmdline()))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(plan, url, 440)
+        while "running 1.0" not in httpx.get(f"{url}/metrics", timeout=60).text:
+            time.sleep(0.02)
+        core.kill()
+        answer = running.result()
+    assert assert_problem(answer, 503, "not-ready").engine_failed
+    assert service.process.wait(120) == 1
+    wait_until_gone(children)
+
+
+def test_children_end_with_a_service_that_is_killed(services: list[Service]) -> None:
+    service = services[1]
+    url = service.wait_ready()
+    assert plan(url, 3).status_code == 200
+    children = service.children()
+    assert len(children) >= 2
+    os.kill(service.process.pid, signal.SIGKILL)
+    service.process.wait(60)
+    wait_until_gone(children)
