@@ -36,7 +36,7 @@ def main() -> None:
         "A plan. " * 200, list(range(SHAPE[0])), hidden_state, FinishReason.STOP, 40, 0.0, 0.0, 0.0
     )
     plan = Plan("plan-0", 1, completion)
-    context = AnswerContext(PlanLatentRequest(task="A task"), None, "model", None)
+    context = AnswerContext(PlanLatentRequest(task="A task"), None, "model", None, "latentwire")
 
     def nested() -> bytes:
         body = plan_response(plan, context, answer_tensors(plan, context)).model_dump()

@@ -161,9 +161,9 @@ class OwnReplicaFields(BaseModel):
 
     @field_validator("engine_arg", mode="before")
     @classmethod
-    def _keep_whole(cls, value: object) -> object:
-        """Take a variable's text as one value: JSON has commas of its own."""
-        return (value,) if isinstance(value, str) else value
+    def _split_variable(cls, value: object) -> object:
+        """Split a variable's text at commas; flags arrive as a list."""
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
 class ShardFields(BaseModel):

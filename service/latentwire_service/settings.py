@@ -97,7 +97,8 @@ class Settings(BaseSettings):
     engine_arg: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="--engine vllm: another argument of vLLM's engine, as KEY=VALUE; a VALUE that "
-        "is JSON is read as such. Repeat the flag for several; LATENTWIRE_ENGINE_ARG holds one.",
+        "is JSON is read as such. Repeat the flag for several; "
+        "LATENTWIRE_ENGINE_ARG separates them by commas.",
     )
     prefill_chunk: int = Field(
         default=512,
@@ -227,14 +228,14 @@ class Settings(BaseSettings):
             ) from error
         return value
 
-    @field_validator("engine_arg", mode="before")
-    @classmethod
-    def _keep_whole(cls, value: object) -> object:
-        """Take a variable's text as one value: JSON has commas of its own."""
-        return (value,) if isinstance(value, str) else value
-
     @field_validator(
-        "api_key", "allowed_host", "cors_origin", "bridge", "compressor", mode="before"
+        "api_key",
+        "allowed_host",
+        "cors_origin",
+        "bridge",
+        "compressor",
+        "engine_arg",
+        mode="before",
     )
     @classmethod
     def _split_variable(cls, value: object) -> object:

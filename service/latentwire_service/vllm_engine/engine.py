@@ -214,7 +214,7 @@ class VllmEngine:
         return [number for number in changed if number in self._running]
 
     def _read_rows(self, batch: RowBatch) -> Iterable[int]:
-        is_finite: list[bool] = np.isfinite(batch.rows).all(axis=1).tolist()
+        is_finite = [bool(np.isfinite(row).all()) for row in batch.rows]
         for position, (number, index) in enumerate(zip(batch.requests, batch.indices, strict=True)):
             running = self._running.get(number)
             # Cancelled, or ended by a stop string before vLLM knew.

@@ -123,18 +123,6 @@ _NO_PENALTIES = TokenPenalties()
 _APPLIED = {**PROCESSOR_FIELDS, **LATE_FIELDS, **SAMPLER_FIELDS, **STOPPING_FIELDS}
 
 
-def checked_eos_token_ids(value: object) -> frozenset[int]:
-    """Return the token ids of an `eos_token_id`: a number, several, or None.
-
-    Raises:
-        DamagedModelError: it is something else.
-    """
-    token_ids = value if isinstance(value, list | tuple) else () if value is None else (value,)
-    if not all(isinstance(each, int) and not isinstance(each, bool) for each in token_ids):
-        raise DamagedModelError(f"eos_token_id {value!r} is neither a token id nor a list of them")
-    return frozenset(token_ids)
-
-
 class GenerationDefaults:
     """A model's generation defaults, checked once.
 

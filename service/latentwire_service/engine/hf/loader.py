@@ -11,7 +11,6 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from latentwire_service.engine.errors import DamagedModelError, ModelError, ModelNotFoundError
-from latentwire_service.engine.hf.generation import checked_eos_token_ids
 from latentwire_service.engine.hf.loading.explained import explained, is_unreachable
 from latentwire_service.engine.hf.loading.kinds import (
     check_config,
@@ -24,6 +23,7 @@ from latentwire_service.engine.hf.loading.kinds import (
 from latentwire_service.engine.hf.loading.sources import ModelSource, resolve
 from latentwire_service.engine.hf.loading.weight_files import check_weights, find_weights
 from latentwire_service.engine.hf.loading.weights import load_complete
+from latentwire_service.engine.hf.vocabulary import checked_eos_token_ids
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

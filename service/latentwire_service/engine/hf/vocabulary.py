@@ -7,7 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from latentwire_service.engine.errors import InvalidParamsError, UnsupportedModelError
+from latentwire_service.engine.errors import (
+    DamagedModelError,
+    InvalidParamsError,
+    UnsupportedModelError,
+)
 from latentwire_service.engine.prompt import Prompt
 
 logger = logging.getLogger(__name__)
@@ -75,6 +79,18 @@ class Vocabulary:
                     f"{self.size} rows",
                 )
         return prompt
+
+
+def checked_eos_token_ids(value: object) -> frozenset[int]:
+    """Return the token ids of an `eos_token_id`: a number, several, or None.
+
+    Raises:
+        DamagedModelError: it is something else.
+    """
+    token_ids = value if isinstance(value, list | tuple) else () if value is None else (value,)
+    if not all(isinstance(each, int) and not isinstance(each, bool) for each in token_ids):
+        raise DamagedModelError(f"eos_token_id {value!r} is neither a token id nor a list of them")
+    return frozenset(token_ids)
 
 
 def _num_rows(layer: Any) -> int | None:

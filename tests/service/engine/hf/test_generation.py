@@ -24,8 +24,9 @@ from latentwire_service.engine.errors import (
     UnsupportedModelError,
 )
 from latentwire_service.engine.hf import generation
-from latentwire_service.engine.hf.generation import GenerationDefaults, checked_eos_token_ids
+from latentwire_service.engine.hf.generation import GenerationDefaults
 from latentwire_service.engine.hf.loader import load_model
+from latentwire_service.engine.hf.vocabulary import checked_eos_token_ids
 from latentwire_service.engine.sampler import SamplingBatch, sample
 from support.engine.harness import EngineHarness
 from support.engine.requests import make_spec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import numpy as np
 import pytest
 
@@ -24,15 +25,21 @@ def test_plans_and_rows_are_those_of_generate(served: LiveServer, kind: str) -> 
     reference = Reference(kind)
     tasks = [f"task {index}: " + "words " * index for index in range(8)]
 
-    def run(task: str) -> object:
-        body = {"task": task, "prompt_template": "{task}", "chat_template": "none"}
-        body |= {"max_new_tokens": 40, "temperature": 0}
+    def run(task: str) -> httpx.Response:
+        body = {
+            "task": task,
+            "prompt_template": "{task}",
+            "chat_template": "none",
+            "max_new_tokens": 40,
+            "temperature": 0,
+        }
         return served.http.post("/plan_latent", json=body)
 
     with ThreadPoolExecutor(len(tasks)) as pool:
         answers = list(pool.map(run, tasks))
     for task, answer in zip(tasks, answers, strict=True):
-        plan, expected = plan_of(answer), reference.generate(task, 40)  # type: ignore[arg-type]
+        plan, expected = plan_of(answer), reference.generate(task, 40)
         assert plan.token_ids == expected.token_ids
+        assert plan.hidden_state is not None
         rows = decode_hidden_state(plan.hidden_state)
         np.testing.assert_allclose(rows, expected.hidden_state, atol=2e-3)
