@@ -164,7 +164,7 @@ class CompressionEvaluation:
 
     async def _measure(self) -> None:
         steps = measure(self.tasks, self.measured)
-        with EvaluationProgress(self.console, num_steps(self.tasks), "steps") as progress:
+        with EvaluationProgress(self.console, num_steps(self.tasks), "measurements") as progress:
             while await asyncio.to_thread(_advances, steps):
                 progress.advance()
 

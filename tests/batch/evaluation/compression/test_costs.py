@@ -152,15 +152,18 @@ def test_a_latent_that_says_nothing_finds_its_own_by_chance() -> None:
     assert (rank.recall, rank.reciprocal) == (1 / 4, 1 / 2.5)
 
 
-def test_sketches_keep_scalar_products_of_long_latents() -> None:
+@pytest.mark.parametrize("offset", [0.0, 2.0])
+def test_sketches_keep_scalar_products_of_long_latents(offset: float) -> None:
     rng = np.random.default_rng(3)
     # More values than are hashed at a time.
-    left = rng.standard_normal((700, 100)).astype(np.float32)
-    right = 0.5 * left + rng.standard_normal((700, 100)).astype(np.float32)
+    common, *own = rng.standard_normal((3, 700, 100)).astype(np.float32)
+    left, right = 0.5 * common + own[0] + np.float32(offset), common + own[1]
     exact = float((left * right).sum() / (np.linalg.norm(left) * np.linalg.norm(right)))
-    a, b = sketch_of(left), sketch_of(right)
-    assert a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) == pytest.approx(exact, abs=0.05)
-    assert np.allclose(sketch_of(left[:300]) + sketch_of(_below(left, 300)), a, atol=1e-2)
+    first, second = sketch_of(left), sketch_of(right)
+    found = first @ second / (np.linalg.norm(first) * np.linalg.norm(second))
+    assert found == pytest.approx(exact, abs=0.05)
+    assert np.linalg.norm(first) == pytest.approx(np.linalg.norm(left), rel=0.05)
+    assert np.allclose(sketch_of(left[:300]) + sketch_of(_below(left, 300)), first, atol=1e-2)
 
 
 def _below(rows: Rows, start: int) -> Rows:
