@@ -231,3 +231,13 @@ def test_failed_rows_of_a_finished_output_are_retried(
     assert manifest["counts"]["prompt_tokens"] == 200
     assert manifest["elapsed_s"] > 3.25
     assert list(manifest) == list(json.loads(MANIFEST % ("", 0, 0)))
+
+
+def test_an_unfinished_output_has_no_compressors(
+    left_behind: OutputLayout, collect: Collect, stub: StubReplica
+) -> None:
+    before = {path: path.read_bytes() for path in left_behind.partial.iterdir()}
+    ended = collect("--compressor", "first:2", replicas=[stub])
+    assert ended.status == 2
+    assert "hidden_state_comp was absent, now first (k 2, sha256 " in ended.stderr
+    assert {path: path.read_bytes() for path in left_behind.partial.iterdir()} == before

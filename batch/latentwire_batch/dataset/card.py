@@ -77,7 +77,6 @@ def build_card(manifest: Mapping[str, Any], schema: FileSchema) -> str:
     model, settings, counts = manifest["model"], manifest["settings"], manifest["counts"]
     name = str(model["model"])
     title = f"Latents of {name}"
-    k = settings["k"]
     columns = schema.columns
     body = _BODY.format(
         mark=CARD_MARK,
@@ -88,7 +87,7 @@ def build_card(manifest: Mapping[str, Any], schema: FileSchema) -> str:
         columns=_columns(columns, model["hidden_size"]),
         cut=_cut(counts, settings),
         meaning=_latent(manifest).meaning,
-        kept="All rows are kept." if k is None else f"At most the first {k} rows are kept.",
+        kept=_kept(settings),
         compressed=compressed_section(manifest),
         reading=reading_text(schema.matrices),
         data_name=DATA_NAME,
@@ -167,6 +166,13 @@ def _columns(columns: Iterable[Column], width: int) -> str:
         f"| `{column.name}` | {column.meaning.replace('{width}', str(width))} |"
         for column in columns
     )
+
+
+def _kept(settings: Mapping[str, Any]) -> str:
+    if settings.get("replace"):
+        return "The dataset holds only what compressors made of the latents."
+    k = settings["k"]
+    return "All rows are kept." if k is None else f"At most the first {k} rows are kept."
 
 
 def _cut(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

@@ -122,6 +122,9 @@ def test_with_replace_the_log_does_not_hold_the_full_latents(
     stub.behaviour.die_after, stub.behaviour.is_dead = None, False
     assert collect(*flags, replicas=[stub]).status == 0
     assert "hidden_state" not in read_both(output).column_names
+    card = (output / "README.md").read_text("utf-8")
+    assert "only what compressors made" in card
+    assert "All rows are kept" not in card
 
 
 def test_failed_rows_are_retried_and_merged(
