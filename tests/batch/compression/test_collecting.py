@@ -267,3 +267,28 @@ def test_a_row_that_cannot_be_compressed_fails_and_the_others_are_stored(
     table = read_both(output)
     assert len(table) == 40 - len(failures)
     assert not {5, 12} & {len(latent) for latent in matrices(table, "hidden_state", WIDTH)}
+
+
+def test_a_compressed_output_can_be_completed_by_collecting(
+    collect: Collect,
+    stub: StubReplica,
+    output: Path,
+    tmp_path: Path,
+    compress: Compress,
+    tasks: Path,
+) -> None:
+    texts = [json.loads(line)["task"] for line in tasks.read_text("utf-8").splitlines()]
+    stub.behaviour.task_faults = {texts[index]: [422] for index in (0, 17)}
+    assert collect(replicas=[stub]).status == 3
+    flags = (*FLAGS, "--storage-dtype", "float16")
+    target = tmp_path / "target"
+    assert compress(*flags, source=output, output=target).status == 0
+    assert len((target / "failures.jsonl").read_text("utf-8").splitlines()) == 2
+    stub.received.clear()
+    retried = ("--retry-failed", "--output-dir", str(target), *flags)
+    ended = collect(*retried, replicas=[stub])
+    assert ended.status == 0, ended.stderr
+    assert sorted(map(str, stub.received_ids())) == ["t0", "t17"]
+    table = read_both(target)
+    assert table["task_id"].to_pylist() == [f"t{index}" for index in range(40)]
+    assert not (target / "failures.jsonl").exists()
