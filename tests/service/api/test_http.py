@@ -117,7 +117,9 @@ def test_health_ready_and_info_answer(server: LiveServer) -> None:
     assert "latents-in" in info.capabilities
     assert [each.name for each in info.compressor_info] == info.compressors
     assert "mean-pool" in info.compressors
+    assert info.engine == "latentwire"
     described = {"bridges", "capabilities", "compressors", "compressor_info"}
+    described |= {"engine", "engine_version"}
     assert info.model_dump(exclude=described) == {
         "model": "tiny",
         "revision": None,
