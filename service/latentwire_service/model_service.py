@@ -19,7 +19,12 @@ from functools import partial
 
 from latentwire.compressors import Compressor
 from latentwire_service.compression.catalog import CompressorCatalog
-from latentwire_service.compression.pool import Compressed, CompressionPool, compress
+from latentwire_service.compression.pool import (
+    Compressed,
+    CompressionPool,
+    CompressionPools,
+    compress,
+)
 from latentwire_service.deadline import Deadline
 from latentwire_service.engine.backend import (
     Backend,
@@ -111,7 +116,7 @@ class ModelService:
         self._max_new_tokens_limit = max_new_tokens_limit
         self._step_timeout_s = step_timeout_s
         self.compressors = compressors or CompressorCatalog()
-        self._compressions = CompressionPool()
+        self._compressions = CompressionPools()
         self._is_hang_logged = False
         self._backend: Backend | None = None
         self._state = State.LOADING
@@ -240,15 +245,19 @@ class ModelService:
         """Return the compressor that a request names, before anything is generated for it."""
         if submission.compressor is None:
             return None
-        self._compressions.check_room()
         name, k, width = submission.compressor, submission.k, backend.info.hidden_size
-        return await self._compressions.run(partial(self.compressors.get, name, k, width))
+        pool = self._pool(name)
+        pool.check_room()
+        return await pool.run(partial(self.compressors.get, name, k, width))
 
     async def _compressed(self, plan: Plan, compressor: Compressor | None) -> Plan:
         if compressor is None:
             return plan
         work = partial(compress, compressor, plan.completion.hidden_state)
-        return replace(plan, compressed=await self._compressions.run(work))
+        return replace(plan, compressed=await self._pool(compressor.name).run(work))
+
+    def _pool(self, name: str) -> CompressionPool:
+        return self._compressions.of(self.compressors.package_of(name))
 
     async def _build(self, backend: Backend, submission: Submission) -> GenerationSpec:
         limit = self._max_new_tokens_limit

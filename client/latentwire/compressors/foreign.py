@@ -43,7 +43,8 @@ class _Foreign:
     def compress(self, rows: Rows) -> dict[str, Rows]:
         checked = checked_rows(rows, self.source_width)
         try:
-            arrays = dict(self.made.compress(_read_only(checked)))
+            # A copy: a flag that forbids writing is cleared as easily as it is set.
+            arrays = dict(self.made.compress(_read_only(checked.copy())))
         except CompressorError:
             raise
         except Exception as error:

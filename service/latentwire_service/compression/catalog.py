@@ -17,7 +17,7 @@ from latentwire.compressors import (
     compressor_names,
     named_compressor,
 )
-from latentwire.compressors.base import Rows
+from latentwire.compressors.base import Rows, checked_k
 from latentwire.compressors.directory import read_compressor
 from latentwire.compressors.learned import learned_compressor
 from latentwire.compressors.manifest import CompressorManifest
@@ -52,8 +52,11 @@ class LearnedCompressor:
         """Return the compressor for a number of rows; None: its own.
 
         Raises:
-            CompressorError: it was made for fewer rows, or its parts do not fit each other.
+            CompressorError: k is out of range or above that of the directory, or its parts do not
+                fit each other.
         """
+        if k is not None:
+            checked_k(k, self.name)
         own = self.manifest.k
         if k is not None and own is not None and k > own:
             raise CompressorError(
@@ -86,6 +89,10 @@ class CompressorCatalog:
     def names(self) -> list[str]:
         """All names: built-in ones, those of packages, then the loaded ones."""
         return [*self._named, *self._learned]
+
+    def package_of(self, name: str) -> str | None:
+        """Return the name if the compressor is of another package, else None."""
+        return name if name in self._named and name not in TRAINING_FREE else None
 
     def get(self, name: str, k: int | None, hidden_size: int) -> Compressor:
         """Return a compressor.

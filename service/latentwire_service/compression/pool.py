@@ -55,6 +55,29 @@ class Compressed:
     arrays: Mapping[str, Rows] = field(default_factory=dict)
 
 
+class CompressionPools:
+    """Pools of threads: one for each compressor of another package, and one for all others.
+
+    A compressor that never returns keeps its thread, and would in time keep those of the others.
+    """
+
+    def __init__(self) -> None:
+        self._pools: dict[str | None, CompressionPool] = {}
+
+    def of(self, package: str | None) -> CompressionPool:
+        """Return a pool; call it on the event loop.
+
+        Args:
+            package: name of the compressor, if it is of another package; None for the others.
+        """
+        return self._pools.setdefault(package, CompressionPool())
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread runs a compressor, perhaps one that never returns."""
+        return any(pool.is_busy for pool in list(self._pools.values()))
+
+
 class CompressionPool:
     """Runs compressors.
 

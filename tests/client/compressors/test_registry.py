@@ -206,6 +206,18 @@ def test_rows_of_another_width_never_reach_the_package(site: Site) -> None:
         make_compressor("half", 3).compress(latent())
 
 
+def test_a_package_that_unlocks_the_rows_changes_its_own_copy(site: Site) -> None:
+    body = (
+        "rows = rows if rows.base is None else rows.base\n            rows.flags.writeable = True"
+    )
+    code = HALF + f"\n        def compress(self, rows):\n            {body}\n"
+    code += "            rows[:] = 7\n            return {'hidden_state_comp': rows[:1]}\n"
+    site.install("theirs", code)
+    rows = latent()
+    assert (make_compressor("half", 3).compress(rows)["hidden_state_comp"] == 7).all()
+    np.testing.assert_array_equal(rows, latent())
+
+
 def test_its_own_error_passes(site: Site) -> None:
     body = "raise CompressorError('is odd', 'rows')"
     code = HALF + f"\n        def compress(self, rows):\n            {body}\n"

@@ -105,11 +105,14 @@ def test_compressors_run_on_their_own_threads(
 def test_a_compressor_that_never_returns_holds_up_only_requests_that_name_it(
     start: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch, gate: Gate
 ) -> None:
+    ended = threading.Event()
+
     def hang(rows: Any) -> Any:
         gate.may_pass.wait(TIMEOUT_S)
+        ended.set()
         return {"hidden_state_comp": rows[:1]}
 
-    install(monkeypatch, {"hangs": hang})
+    install(monkeypatch, {"hangs": hang, "good": lambda rows: {"hidden_state_comp": rows[:1]}})
     live = start().wait_ready()
     hanging = BODY | {"compressor": "hangs", "k": 1}
     headers = {"X-Request-Timeout": "0.3"}
@@ -121,8 +124,11 @@ def test_a_compressor_that_never_returns_holds_up_only_requests_that_name_it(
             assert "deadline-exceeded" in answer.text
         else:
             assert_problem(answer, 504, "deadline-exceeded")
+    for name in ("first", "good"):
+        assert plan_of(post(live, BODY | {"compressor": name, "k": 1}))
     assert plan_of(post(live, BODY))
     assert live.service.is_working
+    assert not ended.is_set()
     gate.may_pass.set()
 
 
@@ -205,6 +211,8 @@ def catalog(monkeypatch: pytest.MonkeyPatch) -> CompressorCatalog:
             "wide reads rows of width 5, and the model's have 4; there are: ",
         ),
         ("narrow", 9, "k", "must be at most 8, for which the compressor narrow was made, not 9"),
+        ("narrow", 0, "k", "must be from 1 to 1048576, not 0"),
+        ("wide", 1 << 21, "k", "must be from 1 to 1048576, not 2097152"),
         ("none", 1, "compressor", "there is no compressor 'none'; there are: first, "),
     ],
 )
