@@ -137,9 +137,10 @@ def decode_rows(encoded: EncodedRows) -> Rows:
     # Codes are rotated before they are scaled, so that no sum overflows.
     with np.errstate(over="ignore", invalid="ignore"):
         codes *= encoded.scales[:, None]
-    if len(codes) and encoded.scales.max() > _MAX_FLOAT32 / MAX_ROTATED_WIDTH:
-        # Rounding may carry a value beyond the largest one.
-        np.clip(codes, -_MAX_FLOAT32, _MAX_FLOAT32, out=codes)
+    # Rounding may carry a value beyond the largest one. An infinite scale is no rounding.
+    is_large = np.isfinite(encoded.scales) & (encoded.scales > _MAX_FLOAT32 / MAX_ROTATED_WIDTH)
+    if is_large.any():
+        codes[is_large] = np.clip(codes[is_large], -_MAX_FLOAT32, _MAX_FLOAT32)
     return codes
 
 

@@ -140,6 +140,14 @@ def test_the_largest_float32_values_stay_finite(format: NumberFormat) -> None:
     np.testing.assert_allclose(decoded[0] / largest, [1, -1, 0], atol=0.3)
 
 
+@pytest.mark.parametrize("scale", [np.inf, -np.inf, np.nan])
+def test_a_scale_that_is_not_finite_never_gives_finite_rows(scale: float) -> None:
+    scales = np.array([1.0, scale, np.finfo(np.float32).max], dtype=np.float32)
+    codes = np.full((3, 4), 100, dtype=np.int8)
+    decoded = decode_rows(EncodedRows("int8", codes, scales, 4))
+    assert np.isfinite(decoded).all(axis=1).tolist() == [True, False, True]
+
+
 def test_a_row_whose_scale_is_beyond_float32_is_refused_by_name() -> None:
     direction = rotation_of(0, 40_000).inverse(np.eye(1, 40_000, dtype=np.float32))
     rows = np.sign(direction) * np.finfo(np.float32).max

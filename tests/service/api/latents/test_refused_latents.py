@@ -97,6 +97,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         latent(hidden_state=int8(scales=encode_base64(np.full(3, np.nan)).decode())),
         "messages.0.content.0.hidden_state",
     ),
+    "an infinite scale": (
+        latent(hidden_state=int8(scales=encode_base64(np.full(3, np.inf)).decode())),
+        "messages.0.content.0.hidden_state",
+    ),
     "int8 values named int4": (
         latent(hidden_state=int8(dtype="int4")),
         "messages.0.content.0.hidden_state.data",
