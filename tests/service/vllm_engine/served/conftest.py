@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,8 @@ START_TIMEOUT_S = 1800.0
 
 
 def start_vllm(model: str, **changes: Any) -> LiveServer:
-    from latentwire import Client
     from latentwire_service.engine_factory import backend_factory
+    from latentwire_service.model_service import State
     from latentwire_service.settings import Settings
     from support.live_server import LiveServer
 
@@ -25,8 +26,10 @@ def start_vllm(model: str, **changes: Any) -> LiveServer:
         lambda settings, _faults: backend_factory(settings),
     )
     live.http.timeout = 300.0
-    with Client(live.url) as client:
-        client.wait_ready(START_TIMEOUT_S)
+    give_up_at = time.monotonic() + START_TIMEOUT_S
+    while live.service.state is State.LOADING and time.monotonic() < give_up_at:
+        time.sleep(0.1)
+    assert live.service.state is State.READY, live.service.failure
     return live
 
 
