@@ -183,7 +183,6 @@ def test_info_and_the_declaration_name_the_engine(served: LiveServer) -> None:
         ({"latent_steps": 2}, "latent_steps"),
         ({"plan": "given"}, "plan"),
         ({"temperature": 3.0}, "temperature"),
-        ({"presence_penalty": 3.0}, "presence_penalty"),
     ],
 )
 def test_what_the_engine_cannot_do_is_refused_by_name(
