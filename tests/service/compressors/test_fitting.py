@@ -233,20 +233,28 @@ print(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 """
 
 
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A small dataset, and one of 56 MiB."""
+    folder = tmp_path_factory.mktemp("sizes")
     draw = np.random.default_rng(0)
-    peaks = []
     for count in (60, 900):
         wide = [draw.standard_normal((64, 256)).astype(np.float32) for _ in range(count)]
-        write_latents(tmp_path / str(count) / "data.parquet", wide)
-        # 64 KiB each: 56 MiB in the larger dataset.
-        args = command(tmp_path / str(count), tmp_path / f"mine{count}", "--max-scored", "8")
+        write_latents(folder / str(count) / "data.parquet", wide)
+    return [folder / "60", folder / "900"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pca", "autoencoder", "resampler"])
+def test_memory_does_not_grow_with_the_dataset(
+    sizes: list[Path], tmp_path: Path, kind: str
+) -> None:
+    more = ("--kind", kind, "--k", "8", "--dim", "32", "--max-scored", "8", "--steps", "4")
+    peaks = []
+    for dataset in sizes:
+        args = command(dataset, tmp_path / dataset.name, *more, "--name", "mine")
         run = subprocess.run(
-            [sys.executable, "-c", PEAK, *args, "--k", "8", "--dim", "32"],
-            capture_output=True,
-            text=True,
-            check=True,
+            [sys.executable, "-c", PEAK, *args], capture_output=True, text=True, check=True
         )
         peaks.append(int(run.stdout))
     assert peaks[1] - peaks[0] < 20 * 1024
