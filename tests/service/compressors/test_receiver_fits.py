@@ -125,6 +125,26 @@ def test_a_resampler_starts_as_the_selector_and_learns(place: Path, tmp_path: Pa
     assert f"| this compressor, 4 rows | {scores['message_4']['matched']:.2f} |" in card
 
 
+def test_the_cosine_term_draws_messages_to_the_full_latent(place: Path, tmp_path: Path) -> None:
+    bridge = load_bridge(place / "mlp", Receiver(loaded_model().model, "tiny"))
+
+    def mean_cosine(output: Path) -> float:
+        compressor = make_compressor(str(output))
+        cosines = []
+        for rows in latents(place):
+            message = compressor.compress(rows)[COMPRESSED].mean(0)
+            full = bridge.apply(rows).mean(0)
+            norms = np.linalg.norm(message) * np.linalg.norm(full)
+            cosines.append(float(message @ full / norms))
+        return float(np.mean(cosines))
+
+    trained = ("--kind", "resampler", "--k", "2", "--steps", "20", "--learning-rate", "0.01")
+    for weight in ("0", "100"):
+        more = (*trained, "--check-every", "20", "--cosine", weight)
+        assert main(command(place, tmp_path / weight, *more)) == 0
+    assert mean_cosine(tmp_path / "100") > mean_cosine(tmp_path / "0") + 0.02
+
+
 @pytest.mark.parametrize("width", [HIDDEN_SIZE])
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 9])
 def test_numpy_mixes_as_the_torch_module_does(

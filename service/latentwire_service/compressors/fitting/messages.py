@@ -88,6 +88,9 @@ class MessageObjective:
         receiver: reads the messages.
         ks: numbers of rows.
         margin: nats per token by which a plan shall be likelier after its own message.
+        full: returns the message of a full latent, `[L, width]`.
+        cosine: weight of 1 less the cosine between the mean row of a message and that of the full
+            latent's.
     """
 
     def __init__(
@@ -97,12 +100,16 @@ class MessageObjective:
         receiver: FrozenReceiver,
         ks: Sequence[int],
         margin: float,
+        full: Messages,
+        cosine: float,
     ) -> None:
         self._mixer = mixer
         self._choice = choice
         self._receiver = receiver
         self._ks = ks
         self._margin = margin
+        self._full = full
+        self._cosine = cosine
 
     def losses(self, batch: Sequence[Sample], step: int | None) -> torch.Tensor:
         """Return the loss of each sample, as `Objective.losses`."""
@@ -118,7 +125,16 @@ class MessageObjective:
             for sample in batch
         ]
         matched, other = matched_and_other(self._receiver, messages, batch)
-        return matched + hinge(matched, other, self._margin)
+        loss = matched + hinge(matched, other, self._margin)
+        if not self._cosine:
+            return loss
+        return loss + self._cosine * self._distances(batch, messages)
+
+    def _distances(self, batch: Sequence[Sample], messages: Sequence[torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            full = torch.stack([self._full(sample).mean(0) for sample in batch])
+        means = torch.stack([message.mean(0) for message in messages])
+        return 1 - torch.nn.functional.cosine_similarity(means, full)
 
 
 @torch.no_grad()

@@ -139,12 +139,11 @@ class MessageRecipe:
         self, make: Make, samples: Sequence[Sample], progress: FitProgress
     ) -> dict[str, Scores]:
         """As `Recipe.scores`."""
+        return message_scores(make, self.ks, self._full_message, self.receiver, samples, progress)
 
-        def full(sample: Sample) -> torch.Tensor:
-            rows = torch.tensor(sample.rows, device=self.receiver.device)
-            return self.bridge.apply_torch(rows)
-
-        return message_scores(make, self.ks, full, self.receiver, samples, progress)
+    def _full_message(self, sample: Sample) -> torch.Tensor:
+        rows = torch.tensor(sample.rows, device=self.receiver.device)
+        return self.bridge.apply_torch(rows)
 
     @property
     def _mixer_config(self) -> dict[str, Any]:
@@ -187,7 +186,13 @@ class MessageRecipe:
             max_norm=_MAX_NORM,
         )
         objective = MessageObjective(
-            mixer, selected.choice, self.receiver, self.ks, settings.margin
+            mixer,
+            selected.choice,
+            self.receiver,
+            self.ks,
+            settings.margin,
+            self._full_message,
+            settings.cosine,
         )
         trainer = Trainer(mixer, objective, options, work.checked[:_NUM_CHECKED], _SLOWER)
         saved = work.checkpoint.load(self.receiver.device)

@@ -67,6 +67,12 @@ class CompressorSettings(ReceiverSettings, DatasetSettings):
         description="resampler with --bridge: nats per token by which a plan shall be likelier "
         "after its own message than after another task's.",
     )
+    cosine: float = Field(
+        default=0.0,
+        ge=0,
+        description="resampler with --bridge: weight of the cosine between the mean row of a "
+        "message and that of the full latent through the bridge.",
+    )
     check_every: int = Field(
         default=20,
         ge=1,
