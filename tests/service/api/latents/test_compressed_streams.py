@@ -21,8 +21,12 @@ from latentwire.call import Wire
 from latentwire.compressors import named_compressor
 from latentwire.number_formats import NUMBER_FORMATS, NumberFormat
 from latentwire.plan_latent import NO_ROWS
+from latentwire.protocol import PlanLatentRequest
 from latentwire.sse import EventDecoder
 from latentwire_service.api.event_stream import LatentEvents
+from latentwire_service.api.rendering import AnswerContext, render_steps
+from latentwire_service.engine.backend import Step
+from latentwire_service.engine.errors import InvalidParamsError
 from support.live_server import LiveServer
 from support.requests import post
 from support.tiny_shape import HIDDEN_SIZE
@@ -161,6 +165,15 @@ def test_a_value_beyond_the_format_ends_the_stream_with_the_field(
         assert f"float16 cannot hold {place} holds 70000" in error["detail"]
         with Client(live.url) as client, pytest.raises(InvalidRequestError, match="row"):
             list(client.stream_plan_latent("Wash", **OPTIONS, **options))
+
+
+def test_an_error_names_the_row_of_the_latent_however_its_steps_are_sent() -> None:
+    context = AnswerContext(PlanLatentRequest(task="t"), None, "m", None, dtype="float16")
+    rows = np.ones((2, 3), np.float32)
+    rows[1, 2] = 1e6
+    steps = [Step(7, 1, "a", rows[0]), Step(8, 1, "b", rows[1])]
+    with pytest.raises(InvalidParamsError, match="hidden_state: row 8 holds 1e"):
+        render_steps(steps, context)
 
 
 @pytest.mark.parametrize("name", ["steps", "done"])
