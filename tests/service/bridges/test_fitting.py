@@ -17,7 +17,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from latentwire.number_formats import NUMBER_FORMATS, NumberFormat, decode_rows, encode_rows
 from latentwire_service.bridges.builtin import Receiver
 from latentwire_service.bridges.directory import load_bridge
 from latentwire_service.bridges.fitting.command import main
@@ -26,7 +25,6 @@ from latentwire_service.bridges.manifest import read_manifest
 from latentwire_service.bridges.modules import Ridge
 from latentwire_service.fitting.receiver import FrozenReceiver, Scored
 from latentwire_service.fitting.samples import Dataset, Sample, Split
-from support.batch.encoded_tables import encode_file
 from support.bridge_folders import loaded_model, write_dataset
 from support.tiny_models import save_model
 from support.tiny_shape import HIDDEN_SIZE
@@ -306,41 +304,6 @@ def test_rows_without_a_latent_are_left_out(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "data.parquet")
     samples = list(Dataset.from_path(tmp_path).samples())
     assert [(s.task_id, s.rows.tolist(), s.token_ids) for s in samples] == [("a", good, None)]
-
-
-@pytest.mark.parametrize("dtype", NUMBER_FORMATS)
-def test_latents_are_read_in_every_number_format(
-    place: Path, tmp_path: Path, dtype: NumberFormat
-) -> None:
-    plain = list(Dataset.from_path(place / "out").samples())
-    path = encode_file(place / "out" / "data.parquet", dtype, tmp_path / "data.parquet")
-    found = list(Dataset.from_path(path).samples())
-    assert [sample.task_id for sample in found] == [sample.task_id for sample in plain]
-    for sample, before in zip(found, plain, strict=True):
-        expected = decode_rows(encode_rows(before.rows, dtype))
-        np.testing.assert_array_equal(sample.rows, expected)
-        assert sample.token_ids == before.token_ids
-
-
-def test_a_bridge_is_fitted_to_int8_latents(place: Path, tmp_path: Path) -> None:
-    args = command(place, tmp_path / "b", "--kind", "ridge")
-    args[0] = str(encode_file(place / "out" / "data.parquet", "int8", tmp_path / "data.parquet"))
-    assert main(args) == 0
-    scores = read_manifest(tmp_path / "b").scores["held_out"]
-    main(command(place, tmp_path / "plain", "--kind", "ridge"))
-    plain = read_manifest(tmp_path / "plain").scores["held_out"]
-    assert scores["matched"] == pytest.approx(plain["matched"], abs=0.02)
-
-
-def test_codes_that_nothing_explains_are_refused(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = encode_file(place / "out" / "data.parquet", "int8", tmp_path / "data.parquet")
-    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
-    args = command(place, tmp_path / "b")
-    args[0] = str(path)
-    assert main(args) == 2
-    assert "holds int8, and the file does not say what" in capsys.readouterr().err
 
 
 def test_held_out_tasks_are_never_trained_on(place: Path) -> None:
