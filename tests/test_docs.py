@@ -239,7 +239,8 @@ def test_named_variables_exist(page: Page) -> None:
     models: list[tuple[str, Any]] = [
         *[("", Settings), ("", PlanSettings), ("COLLECT_", CollectSettings)],
         *[("COMPRESS_", CompressSettings), ("INSPECT_", InspectSettings)],
-        *[("FIT_BRIDGE_", FitSettings), ("FIT_COMPRESSOR_", CompressorSettings)],
+        ("FIT_BRIDGE_", FitSettings),
+        ("FIT_COMPRESSOR_", CompressorSettings),
         ("EVALUATE_", EvaluateSettings),
     ]
     names = {f"{prefix}{name}" for prefix, model in models for name in model.model_fields}

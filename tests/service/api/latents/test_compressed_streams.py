@@ -168,7 +168,7 @@ def test_a_value_beyond_the_format_ends_the_stream_with_the_field(
 
 
 def test_an_error_names_the_row_of_the_latent_however_its_steps_are_sent() -> None:
-    context = AnswerContext(PlanLatentRequest(task="t"), None, "m", None, dtype="float16")
+    context = AnswerContext(PlanLatentRequest(task="t"), None, "m", None, "local", dtype="float16")
     rows = np.ones((2, 3), np.float32)
     rows[1, 2] = 1e6
     steps = [Step(7, 1, "a", rows[0]), Step(8, 1, "b", rows[1])]
