@@ -7,7 +7,7 @@ from typing import Any
 
 from latentwire_batch.dataset.card import (
     build_card,
-    code,
+    column_lines,
     compressed_section,
     front_matter,
     table,
@@ -38,30 +38,29 @@ _PLAIN_BODY = """
 """
 
 
-def build_rewritten_card(manifest: Mapping[str, Any], schema: FileSchema) -> str:
+def build_rewritten_card(manifest: Mapping[str, Any], schema: FileSchema, width: int) -> str:
     """Build the card of a dataset that `latentwire compress` wrote.
 
     Args:
         manifest: of the new dataset.
         schema: of its files.
+        width: of the full latents.
     """
     try:
         return build_card(manifest, schema)
     except (LookupError, TypeError, ValueError, AttributeError):
         # Another program wrote the dataset that was read, or nothing says how it was made.
-        return _plain_card(manifest, schema)
+        return _plain_card(manifest, schema, width)
 
 
-def _plain_card(manifest: Mapping[str, Any], schema: FileSchema) -> str:
+def _plain_card(manifest: Mapping[str, Any], schema: FileSchema, width: int) -> str:
     title = "Compressed latents"
     body = _PLAIN_BODY.format(
         mark=CARD_MARK,
         title=title,
         num_rows=manifest["counts"]["finished"],
         version=manifest["compression"]["versions"]["latentwire"],
-        columns="\n".join(
-            f"| {code(column.name)} | {column.meaning} |" for column in schema.columns
-        ),
+        columns=column_lines(schema.columns, width),
         compressed=compressed_section(manifest),
         reading=reading_text(schema.matrices),
         data_name=DATA_NAME,

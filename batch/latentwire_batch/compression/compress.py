@@ -126,7 +126,9 @@ class _Work:
                 write_failures(staging / FAILURES_NAME, outcome.source, rows.lost())
             losses = Counter(row.code for row in rows.lost())
         manifest = outcome.manifest(written)
-        write_text(staging / CARD_NAME, build_rewritten_card(manifest, schema))
+        write_text(
+            staging / CARD_NAME, build_rewritten_card(manifest, schema, outcome.source.width)
+        )
         write_json(staging / MANIFEST_NAME, manifest)
         install(layout)
         return report_rewritten(self._console, written, losses, self._settings.output_dir)

@@ -57,7 +57,8 @@ class Step:
         """Name what is different in a wanted step, with both values."""
         found = self.facts.differences(wanted.facts)
         if self.storage_dtype != wanted.storage_dtype:
-            found.append(f"storage_dtype was {self.storage_dtype}, now {wanted.storage_dtype}")
+            before, now = (step.storage_dtype or "absent" for step in (self, wanted))
+            found.append(f"storage_dtype was {before}, now {now}")
         if self.num_rows != wanted.num_rows:
             found.insert(0, f"DATASET had {self.num_rows} rows, now {wanted.num_rows}")
         elif self.sha256 != wanted.sha256:

@@ -53,7 +53,8 @@ def chosen_compressors(
     try:
         return named_columns([_made(given, k) for given in fields.compressor], taken)
     except CompressorError as error:
-        raise UsageError(f"--compressor: {error}") from error
+        reason = error.reason if error.field == "compressor" else error
+        raise UsageError(f"--compressor: {reason}") from error
 
 
 def _made(given: str, k: int | None) -> Compressor:

@@ -141,7 +141,9 @@ class StoredForm:
         for entry in self.compressors:
             for name, column_width in entry.widths(width).items():
                 dtype: NumberFormat = self.dtype if name == entry.column else "float32"
-                what = "the latent" if name == entry.column else "what decompressing needs"
+                what = (
+                    "the compressed latent" if name == entry.column else "what decompressing needs"
+                )
                 meaning = f"{what}, made by `{entry.compressor.name}`: `[rows, {column_width}]`"
                 columns.append(MatrixColumn(name, _storage(dtype, column_width), meaning))
         return LatentEncoder(self.compressors, width, tuple(columns))

@@ -84,7 +84,7 @@ def build_card(manifest: Mapping[str, Any], schema: FileSchema) -> str:
         num_rows=counts["finished"],
         version=manifest["versions"]["latentwire"],
         model=code(name),
-        columns=_columns(columns, model["hidden_size"]),
+        columns=column_lines(columns, model["hidden_size"]),
         cut=_cut(counts, settings),
         meaning=_latent(manifest).meaning,
         kept=_kept(settings),
@@ -161,9 +161,15 @@ def _feature_lines(feature: Mapping[str, Any], indent: str) -> list[str]:
     return [f"{indent}sequence:", *_feature_lines(element, indent + "  ")]
 
 
-def _columns(columns: Iterable[Column], width: int) -> str:
+def column_lines(columns: Iterable[Column], width: int) -> str:
+    """Write the rows of a table of columns.
+
+    Args:
+        columns: of the files.
+        width: of the full latents.
+    """
     return "\n".join(
-        f"| `{column.name}` | {column.meaning.replace('{width}', str(width))} |"
+        f"| {code(column.name)} | {column.meaning.replace('{width}', str(width))} |"
         for column in columns
     )
 

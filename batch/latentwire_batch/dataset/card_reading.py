@@ -56,7 +56,8 @@ def decode_int8(codes, scales, width, rotation):
     "int4": """\
 def decode_int4(packed, scales, width, rotation):
     packed = np.asarray(packed, np.uint8).reshape(-1, (width + 1) // 2)
-    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :width] - 8.0
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :width]
+    codes = codes.astype(np.float32) - 8
     return rotate_back(codes, rotation) * np.asarray(scales, np.float32)[:, None]
 """,
 }
@@ -85,7 +86,7 @@ def rotate_back(rows, seed):
         restored[:, order] = rows
         packed = np.frombuffer(stream[:num_sign_bytes], np.uint8)
         bits = np.unpackbits(packed, count=width, bitorder="little")
-        rows = restored * np.where(bits == 1, -1, 1)
+        rows = restored * np.where(bits == 1, -1, 1).astype(np.float32)
     return rows
 """
 

@@ -107,6 +107,22 @@ def test_a_number_format_is_for_the_latent_and_the_new_column(
     assert "hidden_state_comp_first" in read_both(again).column_names
 
 
+def test_the_card_of_a_plain_file_states_widths_and_formats(
+    compress: Compress, target: Path, rows: list[Rows], tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain.parquet"
+    texts = [f"task {index}" for index in range(len(rows))]
+    kind = pa.list_(pa.list_(pa.float32()))
+    latents = pa.array([latent.tolist() for latent in rows], kind)
+    pq.write_table(pa.table({"task": texts, "a|b": texts, "hidden_state": latents}), plain)
+    assert compress("--compressor", "first:2", "--storage-dtype", "int8", source=plain).status == 0
+    card = (target / "README.md").read_text()
+    assert f"| `hidden_state` | the latent: `[rows, {WIDTH}]` int8 codes |" in card
+    assert f"the compressed latent, made by `first`: `[rows, {WIDTH}]` int8 codes" in card
+    assert "`a\\|b`" in card
+    assert "{width}" not in card
+
+
 def test_a_number_format_alone_rewrites_a_dataset(compress: Compress, target: Path) -> None:
     assert compress("--storage-dtype", "float16").status == 0
     assert str(read_both(target).schema.field("hidden_state").type) == (

@@ -26,7 +26,10 @@ def files_of(directory: Path) -> dict[str, bytes]:
 
 USAGE = {
     "no compressor": ((), "--compressor: is required, unless --storage-dtype is given"),
-    "an unknown one": (("--compressor", "mean", "--k", "4"), "mean-pool"),
+    "an unknown one": (
+        ("--compressor", "mean", "--k", "4"),
+        "--compressor: 'mean' is neither a directory of a compressor nor one of first, last",
+    ),
     "no k": (("--compressor", "mean-pool"), "--k: is required by compressor mean-pool"),
     "replace alone": (("--replace", "--storage-dtype", "int8"), "--replace: needs --compressor"),
     "the same twice": (
@@ -93,6 +96,8 @@ def test_another_dataset_is_replaced_only_on_request(
     changed = write_dataset(tmp_path / "changed.parquet", [latent + 1 for latent in rows])
     ended = compress("--compressor", "first:2", source=changed)
     assert (ended.status, "DATASET had other content" in ended.stderr) == (2, True)
+    ended = compress("--compressor", "first:2", "--storage-dtype", "int8")
+    assert "storage_dtype was absent, now int8" in ended.stderr
     assert files_of(target) == before
     assert compress("--compressor", "mean-pool:3", "--replace", "--overwrite").status == 0
     assert "hidden_state" not in read_both(target).column_names

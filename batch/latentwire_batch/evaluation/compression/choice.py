@@ -117,4 +117,4 @@ def _choice(spec: CompressorSpec, default_k: int | None) -> Choice:
 
 
 def _reason(error: CompressorError, text: str) -> str:
-    return error.reason if error.field == text else str(error)
+    return error.reason if error.field in (text, "compressor") else str(error)

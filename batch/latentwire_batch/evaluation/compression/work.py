@@ -94,7 +94,7 @@ class CompressionEvaluation:
         if bridge is not None:
             fitted = [*fitted_bridge(bridge), *fitted]
         split = choose_split(
-            fitted, settings.held_out, settings.seed, console.say, "nothing of it was"
+            fitted, settings.held_out, settings.seed, console.say, "these compressors were"
         )
         try:
             tasks = EvaluationSet.from_path(settings.dataset, split, settings.limit)

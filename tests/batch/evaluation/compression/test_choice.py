@@ -47,7 +47,7 @@ def test_learned_compressors_of_one_name_get_that_of_their_directory(tmp_path: P
     ("given", "text"),
     [
         ("first", "--compressor: first: k: is required by compressor first"),
-        ("nonsense:8", "--compressor: nonsense:8: compressor: 'nonsense' is neither a directory"),
+        ("nonsense:8", "--compressor: nonsense:8: 'nonsense' is neither a directory"),
         ("first:0", "--compressor: first:0: k after the colon must be from 1 to"),
         ("first:8@int3", "--compressor: first:8@int3: the number format after @ must be one of"),
         ("full:8", "--compressor: full:8: the full latent has all of its rows"),
