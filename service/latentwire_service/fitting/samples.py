@@ -182,9 +182,11 @@ class Split:
         for sample in self.dataset.samples(self.limit):
             width = width or sample.rows.shape[1]
             if sample.rows.shape[1] != width:
+                hint = "All of its latents must have one width."
+                if self.width is not None:
+                    hint = "--sender-width states the width of the sender's rows."
                 raise BridgeError(
-                    f"DATASET: a latent is {sample.rows.shape[1]} wide, not {width}",
-                    "--sender-width states the width of the sender's rows.",
+                    f"DATASET: a latent is {sample.rows.shape[1]} wide, not {width}", hint
                 )
             token_ids = None if sample.token_ids is None else sample.token_ids[: self.max_rows]
             yield Sample(sample.task_id, sample.plan, sample.rows[: self.max_rows], token_ids)
