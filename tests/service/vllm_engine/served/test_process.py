@@ -70,7 +70,13 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Service]
 
 
 def plan(url: str, max_new_tokens: int) -> httpx.Response:
-    body = {"task": "x", "max_new_tokens": max_new_tokens, "temperature": 0}
+    body = {
+        "task": "x",
+        "prompt_template": "{task}",
+        "chat_template": "none",
+        "max_new_tokens": max_new_tokens,
+        "temperature": 0,
+    }
     return httpx.post(f"{url}/plan_latent", json=body, timeout=PATIENCE_S)
 
 
@@ -89,8 +95,9 @@ def test_a_killed_engine_process_fails_what_runs_and_ends_the_service(
     children = service.children()
     core = next(child for child in children if "EngineCore" in " ".join(child.cmdline()))
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(plan, url, 440)
+        running = pool.submit(plan, url, 480)
         while "running 1.0" not in httpx.get(f"{url}/metrics", timeout=60).text:
+            assert not running.done()
             time.sleep(0.02)
         core.kill()
         answer = running.result()
