@@ -157,8 +157,9 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], type[BaseSettings], list[s
 def variables_that_are_no_text() -> Iterator[tuple[str, str]]:
     for command, (_, settings, _) in COMMANDS.items():
         for name, field in settings.model_fields.items():
-            # A path is any text, and `serve` looks at bridges after it has opened its log.
-            if re.search(r"\b(int|float|bool|tuple)\b", str(field.annotation)) and name != "bridge":
+            # A path is any text, and `serve` looks at what it names after it has opened its log.
+            is_text = re.search(r"\b(int|float|bool|tuple)\b", str(field.annotation)) is None
+            if not is_text and name not in {"bridge", "compressor"}:
                 yield command, name
 
 

@@ -165,6 +165,15 @@ class OwnReplicaFields(BaseModel):
         """Split a variable's text at commas; flags arrive as a list."""
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
+    @field_validator("engine_arg")
+    @classmethod
+    def _refuse_without_value(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse what is no KEY=VALUE, before a replica is started with it."""
+        for part in value:
+            if not part.partition("=")[0].strip() or "=" not in part:
+                raise ValueError("must be KEY=VALUE")
+        return value
+
 
 class ShardFields(BaseModel):
     """How large the files of a dataset may be."""

@@ -69,6 +69,7 @@ def test_the_manifest_describes_the_output(
         "revision": None,
         "hidden_size": 8,
         "dtype": "float32",
+        "engine": "latentwire",
         "generation_defaults": {},
     }
     assert manifest["settings"]["seed"] == 7

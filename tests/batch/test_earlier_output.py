@@ -190,7 +190,7 @@ def test_the_settings_file_has_the_earlier_fields_and_the_newer_ones(
     written = (output / ".partial" / "settings.json").read_text()
     expected = json.loads(SETTINGS % digest_of(tasks_of(tasks)))
     expected |= {"columns": [], "input": {"task_field": "task", "id_field": "id"}}
-    expected["model"]["generation_defaults"] = {}
+    expected["model"] |= {"engine": "latentwire", "generation_defaults": {}}
     expected["prompt"]["date"] = "2031-12-09"
     assert json.loads(written) == expected | {"row_seed_bits": 53}
 

@@ -14,6 +14,8 @@ from latentwire_service.settings import Settings
 # Settings of a service for its callers and its log: an own replica's are the collection's.
 KEPT_AWAY = {
     *("MODEL", "REVISION", "TRUST_REMOTE_CODE", "BRIDGE", "LATENT_GENERATOR"),
+    *("COMPRESSOR", "ENGINE", "ENGINE_ARG", "QUANTIZATION", "GPU_MEMORY_UTILIZATION"),
+    *("TENSOR_PARALLEL_SIZE", "PIPELINE_PARALLEL_SIZE"),
     *("HOST", "PORT", "LISTEN_FD", "API_KEY", "API_KEY_FILE", "ALLOWED_HOST", "CORS_ORIGIN"),
     *("METRICS_PUBLIC", "REQUEST_TIMEOUT", "MAX_NEW_TOKENS_LIMIT", "MAX_QUEUE", "DRAIN_TIMEOUT"),
     *(

@@ -84,8 +84,8 @@ def test_a_replica_of_another_model_is_refused_by_name(
     ended = collect(replicas=[stub, other_stub])
     assert ended.status == 2
     assert (
-        "replica 1 serves 'stub' (hidden size 16, float32), "
-        "but replica 0 serves 'stub' (hidden size 8, float32)"
+        "replica 1 serves 'stub' (hidden size 16, float32, engine latentwire), "
+        "but replica 0 serves 'stub' (hidden size 8, float32, engine latentwire)"
     ) in ended.stderr
     assert not output.exists()
 
