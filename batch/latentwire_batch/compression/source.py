@@ -158,7 +158,7 @@ def _width(place: Path, said: Mapping[str, Any]) -> int:
 def _digest(place: Path, schema: pa.Schema, num_rows: int) -> str:
     """Return a digest of what describes the data.
 
-    Reading all of the data once more would take as long as compressing it.
+    A second pass over all of the data would take as long as compressing it.
     """
     digest = hashlib.sha256(schema.serialize())
     digest.update(num_rows.to_bytes(8, "little"))

@@ -194,10 +194,6 @@ def checked_places(places: Rows, num_kept: int, num_rows: int) -> Places:
     return column.astype(np.intp)
 
 
-def _first(num_kept: int, num_rows: int) -> Places:  # noqa: ARG001
-    return np.arange(num_kept)
-
-
 def _last(num_kept: int, num_rows: int) -> Places:
     return np.arange(num_rows - num_kept, num_rows)
 
@@ -207,7 +203,7 @@ def _stride(num_kept: int, num_rows: int) -> Places:
 
 
 _MAKERS: Mapping[str, Callable[[int], _Selection | _MeanPool | _Svd | _Dct | _Novel]] = {
-    "first": lambda k: _Selection("first", k, "rows", _first),
+    "first": lambda k: _Selection("first", k, "rows", lambda num_kept, _: np.arange(num_kept)),
     "last": lambda k: _Selection("last", k, "rows", _last),
     "stride": lambda k: _Selection("stride", k, "rows", _stride, interpolates=True),
     "mean-pool": lambda k: _MeanPool("mean-pool", k, "rows"),

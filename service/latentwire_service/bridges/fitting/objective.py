@@ -30,6 +30,7 @@ class BridgeObjective:
         self._receiver = receiver
         self._margin = margin
 
+    # The loss is the same at every step; `Objective` names the argument.
     def losses(self, batch: Sequence[Sample], step: int | None) -> torch.Tensor:  # noqa: ARG002
         """Return the loss of each sample, as `Objective.losses`."""
         messages = [

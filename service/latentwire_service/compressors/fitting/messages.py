@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -68,15 +69,16 @@ def tuned_windows(
         gaps = []
         for factor in FACTORS:
             tried = RowChoice(choice.tensors, {str(k): factor})
-            matched, other = message_nll(
-                receiver,
-                samples,
-                lambda each: embeddings[id(each)][_places(tried, each, k)],  # noqa: B023
-            )
+            messages = {id(each): embeddings[id(each)][_places(tried, each, k)] for each in samples}
+            matched, other = message_nll(receiver, samples, partial(_message_of, messages))
             gaps.append(float((other - matched).mean()))
             progress.advance(f"k {k}: gap {gaps[-1]:.3f}")
         windows[str(k)] = FACTORS[gaps.index(max(gaps))]
     return windows
+
+
+def _message_of(messages: Mapping[int, torch.Tensor], sample: Sample) -> torch.Tensor:
+    return messages[id(sample)]
 
 
 class MessageObjective:

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,38 +23,14 @@ from latentwire_batch.evaluation.compression import choice, receive
 from latentwire_batch.evaluation.compression.receive import CompressionScorer
 from latentwire_batch.evaluation.session import TaskResult
 from latentwire_batch.evaluation.statistics import sign_test
-from latentwire_service.settings import Settings
 from support.batch.evaluating import Compare, Compared, latents, learned, plans, write_dataset
 from support.batch.scoring_oracle import Oracle
 from support.bridge_folders import SENDER_WIDTH, manifest, save
 from support.live_server import LiveServer
-from support.tiny_models import save_chat_model
 from support.tiny_shape import HIDDEN_SIZE
 
 Rows = npt.NDArray[np.float32]
 NUM_TASKS = 5
-
-
-@pytest.fixture(scope="module")
-def bridge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("bridges") / "mine", manifest("ridge"))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_chat_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def server(model: Path, bridge: Path) -> Iterator[LiveServer]:
-    live = LiveServer(Settings(model=str(model), max_slots=4, bridge=(bridge,)))
-    yield live.wait_ready()
-    live.close()
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    return write_dataset(tmp_path / "data.parquet", latents(NUM_TASKS))
 
 
 Receive = Callable[..., Compared]
