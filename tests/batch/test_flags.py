@@ -72,7 +72,9 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_the_value_of_a_list_flag_is_never_split(name: str) -> None:
     flag = "--" + name.replace("_", "-")
-    for values in (["a,b"], ["a,b", "c"]):
+    # An engine argument must be KEY=VALUE; the values of the other flags are free.
+    first, second = ("a=b,c", "d=e") if name == "engine_arg" else ("a,b", "c")
+    for values in ([first], [first, second]):
         args = [part for value in values for part in (flag, value)]
         assert list(getattr(parse(*args), name)) == values
 
