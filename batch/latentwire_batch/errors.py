@@ -9,6 +9,7 @@ BatchError
 └── RankLostError         another process of the run is gone: exit status 1
 
 RunInterrupted            a signal ended the run: exit status 130
+LocationError             an OSError of a place behind a URL, which becomes one of the above
 """
 
 from __future__ import annotations
@@ -48,6 +49,28 @@ class RunInterrupted(Exception):
     """A signal ended the run before all rows were settled; finished rows are kept."""
 
 
+class LocationError(OSError):
+    """A place behind a URL refuses, or cannot be reached.
+
+    Args:
+        reason: in words, without an address, a path or a key.
+        is_users: whether the user has to correct something before another try makes sense.
+    """
+
+    def __init__(self, reason: str, is_users: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.is_users = is_users
+
+
+def reason_of(error: OSError) -> str:
+    """Word the reason of an operating system's error, or of a place behind a URL."""
+    if isinstance(error, LocationError):
+        return error.reason
+    # Not `strerror`: libraries put the path into it.
+    return os.strerror(error.errno) if error.errno else type(error).__name__
+
+
 def storage_error(what: str, error: OSError) -> StorageError:
     """Word an operating system's error without the path in it.
 
@@ -55,6 +78,4 @@ def storage_error(what: str, error: OSError) -> StorageError:
         what: the predicate of "the output", for example "cannot be written".
         error: its number gives the reason.
     """
-    # Not `strerror`: libraries put the path into it.
-    reason = os.strerror(error.errno) if error.errno else type(error).__name__
-    return StorageError(f"the output {what}: {reason}")
+    return StorageError(f"the output {what}: {reason_of(error)}")

@@ -16,7 +16,7 @@ from latentwire.errors import MissingDependencyError
 from latentwire.number_formats import EncodedRows, Rows, decode_rows
 
 _READER = "latentwire_batch.loading"
-_DEPENDENCIES = frozenset({"datasets", "pyarrow", "rich"})
+_DEPENDENCIES = frozenset({"datasets", "fsspec", "pyarrow", "rich"})
 _LATENT = "hidden_state"
 
 

@@ -1,0 +1,18 @@
+"""Places outside this machine: URLs, the file systems behind them, and the wording of their errors.
+
+Knows nothing of datasets. `fsspec` opens the URLs and is imported when the first one is used.
+"""
+
+from latentwire_batch.locations.errors import LocationError, location_errors
+from latentwire_batch.locations.folder import Folder
+from latentwire_batch.locations.urls import is_url, local_path, shown, shown_place
+
+__all__ = [
+    "Folder",
+    "LocationError",
+    "is_url",
+    "local_path",
+    "location_errors",
+    "shown",
+    "shown_place",
+]

@@ -1,0 +1,109 @@
+"""Errors of places outside this machine, in words that hold no address, path or key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from latentwire_batch.errors import BatchError, LocationError, StorageError, UsageError
+
+__all__ = ["LocationError", "location_errors", "place_error"]
+
+# Names of classes, because the libraries that define them may not be installed. The first match of
+# an error's classes, from the most special one on, decides.
+_DENIED = "access is denied"
+_NO_CREDENTIALS = (
+    "no credentials are found; set those of the store (for S3: AWS_PROFILE, or AWS_ACCESS_KEY_ID "
+    "and AWS_SECRET_ACCESS_KEY)"
+)
+_UNREACHABLE = "the store cannot be reached"
+_TIMED_OUT = "the store does not answer in time"
+_REASONS = {
+    "NoCredentialsError": _NO_CREDENTIALS,
+    "PartialCredentialsError": _NO_CREDENTIALS,
+    "DefaultCredentialsError": "no credentials are found; set those of the store (for Google "
+    "Cloud: GOOGLE_APPLICATION_CREDENTIALS)",
+    "ProfileNotFound": "the profile of AWS_PROFILE does not exist",
+    "ParamValidationError": "the URL is not valid for this store",
+    "GatedRepoError": f"{_DENIED}: the repository is gated",
+    "RepositoryNotFoundError": "no such repository, or it needs a token in HF_TOKEN",
+    "RevisionNotFoundError": "no such branch, tag or commit",
+    "PermissionError": _DENIED,
+    "IsADirectoryError": "is a folder",
+    "NotADirectoryError": "is not a folder",
+    "FSTimeoutError": _TIMED_OUT,
+    "ConnectTimeoutError": _UNREACHABLE,
+    "ReadTimeoutError": _TIMED_OUT,
+    "TimeoutError": _TIMED_OUT,
+    "ConnectionError": _UNREACHABLE,
+    "ConnectError": _UNREACHABLE,
+    "ClientConnectorError": _UNREACHABLE,
+    "ServerDisconnectedError": _UNREACHABLE,
+    "HTTPClientError": _UNREACHABLE,
+    "FileNotFoundError": "no such file or folder",
+    "NotImplementedError": "this kind of place cannot do that",
+}
+# What the user can correct. Everything else may pass by itself.
+_USER_REASONS = frozenset(
+    reason for reason in _REASONS.values() if reason not in (_UNREACHABLE, _TIMED_OUT)
+)
+_NO_BUCKET = "NoSuchBucket"
+_MAX_CAUSES = 5
+
+
+@contextmanager
+def location_errors() -> Iterator[None]:
+    """Turn whatever a file system raises into a LocationError; our own errors pass through."""
+    try:
+        yield
+    except (LocationError, BatchError, AssertionError):
+        raise
+    except Exception as error:
+        # The libraries behind the URLs have no common class of errors.
+        raise place_error(error) from error
+
+
+def place_error(error: Exception) -> LocationError:
+    """Word an error of a library behind a URL."""
+    code = _store_code(error)
+    if code == _NO_BUCKET:
+        return LocationError("the bucket does not exist", is_users=True)
+    known = (_REASONS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _REASONS)
+    reason = next(known, None)
+    if reason is None:
+        number = error.errno if isinstance(error, OSError) else None
+        reason = os.strerror(number) if number else type(error).__name__
+    is_users = reason in _USER_REASONS
+    return LocationError(f"{reason} ({code})" if code else reason, is_users)
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether an error says that a file is missing in a place that exists."""
+    return isinstance(error, FileNotFoundError) and _store_code(error) != _NO_BUCKET
+
+
+def output_error(what: str, error: LocationError) -> BatchError:
+    """Word an error of the place that `--output-dir` names.
+
+    Args:
+        what: the predicate, for example "cannot be written".
+        error: of the place.
+    """
+    kind = UsageError if error.is_users else StorageError
+    return kind(f"--output-dir: {what}: {error.reason}")
+
+
+def _store_code(error: BaseException) -> str | None:
+    """Return the code in a store's own answer, which says more than the translated error."""
+    cause: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        if cause is None:
+            return None
+        response: Any = getattr(cause, "response", None)
+        code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+        if isinstance(code, str) and code.isalpha():
+            return code
+        cause = cause.__cause__
+    return None

@@ -1,0 +1,61 @@
+"""From a URL to the file system that serves it, with a hint where a package is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latentwire_batch.errors import LocationError
+from latentwire_batch.locations.errors import location_errors
+from latentwire_batch.locations.urls import scheme_of
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
+# Their URLs hold a bucket where others hold a host, and no user in front of it.
+_BUCKETS = frozenset(_EXTRAS) - {"hf"}
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """Open the file system of a URL, with the settings of its library's own environment.
+
+    Args:
+        url: like `s3://bucket/folder`; a path stands for a local folder.
+
+    Returns:
+        An `fsspec.AbstractFileSystem`, and the URL's path in it.
+
+    Raises:
+        LocationError: when the scheme is unknown, or its package is not installed.
+    """
+    import fsspec
+
+    scheme = scheme_of(url) or "file"
+    if scheme in _BUCKETS and "@" in url.partition("://")[2].partition("/")[0]:
+        raise LocationError(
+            "must not hold a user or a key; the environment gives them to the library", True
+        )
+    try:
+        with location_errors():
+            filesystem, path = _opened(fsspec, url)
+    except LocationError as error:
+        if isinstance(error.__cause__, ImportError):
+            raise LocationError(_missing(scheme, error.__cause__), True) from error
+        if isinstance(error.__cause__, ValueError):
+            raise LocationError(f"no package for URLs that begin with {scheme}://", True) from error
+        raise
+    if not path.strip("/"):
+        raise LocationError(f"must name more than {scheme}://", True)
+    return filesystem, path.rstrip("/")
+
+
+def _opened(fsspec: Any, url: str) -> tuple[Any, str]:
+    filesystem, path = fsspec.core.url_to_fs(url)
+    return filesystem, str(path)
+
+
+def _missing(scheme: str, error: ImportError) -> str:
+    if scheme in _EXTRAS:
+        return (
+            f"{scheme}:// needs the {_EXTRAS[scheme]} extra: "
+            f'pip install "latentwire[{_EXTRAS[scheme]}]"'
+        )
+    # Written by fsspec: it names the package.
+    return f"{scheme}:// needs another package: {error}"

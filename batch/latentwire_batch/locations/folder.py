@@ -1,0 +1,210 @@
+"""A folder at a URL or a path: files that appear whole or not at all.
+
+The one way in which datasets, their parts and their records reach another place.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from latentwire_batch.locations.errors import is_missing, location_errors, place_error
+from latentwire_batch.locations.filesystem import open_filesystem
+from latentwire_batch.locations.urls import shown, shown_name
+
+# A file of one of these appears when its last byte has arrived. Elsewhere it is renamed.
+_WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "hf"})
+_S3 = frozenset({"s3", "s3a"})
+# Of one file, so many parts of so many bytes are in memory.
+_PART_BYTES = 16 << 20
+_MAX_PARTS = 10_000
+_PARTS_AT_A_TIME = 4
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder at a URL or a path. It need not exist: the first file makes it.
+
+    A value that can be sent to another process. Every method raises LocationError when the place
+    refuses or cannot be reached.
+
+    Attributes:
+        url: of the folder; a path stands for a local one.
+    """
+
+    url: str = field(repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the file system again in another process."""
+        return Folder, (self.url,)
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        return open_filesystem(self.url)
+
+    @property
+    def filesystem(self) -> Any:
+        """The `fsspec.AbstractFileSystem` of the folder."""
+        return self._opened[0]
+
+    @property
+    def root(self) -> str:
+        """The path of the folder in its file system."""
+        return self._opened[1]
+
+    @property
+    def shown(self) -> str:
+        """The URL for messages, without keys."""
+        return shown(self.url)
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL, for messages."""
+        return shown_name(self.url)
+
+    def path(self, name: str) -> str:
+        """Return the path of a file in the file system.
+
+        Args:
+            name: relative to the folder, with `/` between its parts.
+        """
+        return f"{self.root}/{name}"
+
+    def sizes(self) -> dict[str, int]:
+        """List all files below the folder: bytes by name, in order; empty when there is none."""
+        filesystem, root = self._opened
+        prefix = filesystem._strip_protocol(root).rstrip("/") + "/"
+        try:
+            filesystem.invalidate_cache()
+            found = filesystem.find(root, detail=True)
+        except Exception as error:
+            if is_missing(error):
+                return {}
+            raise place_error(error) from error
+        files = {path.removeprefix(prefix): info["size"] for path, info in found.items()}
+        # Some tools mark an empty folder by an object.
+        return {name: files[name] for name in sorted(files) if name and not name.endswith("/")}
+
+    def exists(self, name: str) -> bool:
+        """Whether a file exists."""
+        return self.size(name) is not None
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file; None when it does not exist."""
+        try:
+            self.filesystem.invalidate_cache()
+            info = self.filesystem.info(self.path(name))
+        except Exception as error:
+            if is_missing(error):
+                return None
+            raise place_error(error) from error
+        return info["size"] if info["type"] == "file" else None
+
+    def checksum(self, name: str) -> str:
+        """Return what changes whenever the content of a file changes; see `fsspec`."""
+        with location_errors():
+            self.filesystem.invalidate_cache()
+            return f"{self.filesystem.checksum(self.path(name)):x}"
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a small file; None when it does not exist."""
+        try:
+            return bytes(self.filesystem.cat_file(self.path(name)))
+        except Exception as error:
+            if is_missing(error):
+                return None
+            raise place_error(error) from error
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file for reading; reading raises the errors of its library."""
+        with location_errors():
+            file: IO[bytes] = self.filesystem.open(self.path(name), "rb")
+            return file
+
+    def fetch(self, name: str, local: Path) -> None:
+        """Copy a file to this machine; its folder is made."""
+        with location_errors():
+            local.parent.mkdir(parents=True, exist_ok=True)
+            self.filesystem.get_file(self.path(name), str(local), **self._get_options())
+
+    def put(self, name: str, local: Path) -> None:
+        """Copy a local file to the folder, whole or not at all; a file of that name is replaced.
+
+        Large files go in parts, a few of them at a time.
+        """
+        size = local.stat().st_size
+        with location_errors():
+            self._place(
+                name,
+                lambda path: self.filesystem.put_file(str(local), path, **self._put_options(size)),
+            )
+            if self.size(name) != size:
+                raise OSError("a file has another size after it was sent")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file, whole or not at all; a file of that name is replaced."""
+        with location_errors():
+            self._place(name, lambda path: self.filesystem.pipe_file(path, data))
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files; one that does not exist is left out."""
+        for name in names:
+            try:
+                self.filesystem.rm_file(self.path(name))
+            except Exception as error:
+                if not is_missing(error):
+                    raise place_error(error) from error
+        self.filesystem.invalidate_cache()
+
+    def _place(self, name: str, send: Any) -> None:
+        filesystem, target = self.filesystem, self.path(name)
+        if self._protocols & _WHOLE:
+            send(target)
+            return
+        parent, _, base = target.rpartition("/")
+        filesystem.makedirs(parent, exist_ok=True)
+        # Hidden, so that no reader takes it for a file of the dataset.
+        temporary = f"{parent}/.{base}.{secrets.token_hex(4)}.tmp"
+        try:
+            send(temporary)
+            if "file" in self._protocols:
+                _sync(temporary)
+                os.replace(temporary, target)
+                _sync(parent)
+            else:
+                if filesystem.exists(target):
+                    filesystem.rm_file(target)
+                filesystem.mv(temporary, target)
+        except BaseException:
+            if filesystem.exists(temporary):
+                filesystem.rm_file(temporary)
+            raise
+
+    @property
+    def _protocols(self) -> set[str]:
+        protocol = self.filesystem.protocol
+        return {protocol} if isinstance(protocol, str) else set(protocol)
+
+    def _put_options(self, size: int) -> dict[str, int]:
+        if not self._protocols & _S3:
+            return {}
+        part_bytes = max(_PART_BYTES, -(-size // _MAX_PARTS))
+        return {"chunksize": part_bytes, "max_concurrency": _PARTS_AT_A_TIME}
+
+    def _get_options(self) -> dict[str, int]:
+        if not self._protocols & _S3:
+            return {}
+        return {"chunksize": _PART_BYTES, "max_concurrency": _PARTS_AT_A_TIME}
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,54 @@
+"""URLs as text: what is one, and how one is shown. Opens nothing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+# At least two characters: `C://` begins with a drive.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_LOCAL_SCHEMES = frozenset({"file", "local"})
+_USER = re.compile(r"(://)[^/@]*@")
+_QUERY = re.compile(r"[?#].*")
+
+
+def scheme_of(text: str) -> str | None:
+    """Return the scheme of a URL in small letters; None for a path."""
+    match = _SCHEME.match(text)
+    return None if match is None else match[1].lower()
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL of another place than this machine's own file system."""
+    scheme = scheme_of(text)
+    return scheme is not None and scheme not in _LOCAL_SCHEMES
+
+
+def local_path(text: str) -> Path | None:
+    """Return the path that a text stands for, also as `file:///path`; None for another URL."""
+    if is_url(text):
+        return None
+    scheme = scheme_of(text)
+    if scheme is None:
+        return Path(text)
+    rest = text[len(scheme) + len("://") :]
+    return Path(unquote(rest.removeprefix("localhost")))
+
+
+def shown(url: str) -> str:
+    """Return a URL for a message: without a user, a password and a query, which may hold keys."""
+    return _QUERY.sub("", _USER.sub(r"\1", url)).rstrip("/")
+
+
+def shown_name(url: str) -> str:
+    """Return the last part of a URL's path for a message."""
+    return PurePosixPath(shown(url)).name
+
+
+def shown_place(text: str) -> str:
+    """Return a path or URL for a notice, which holds no absolute path."""
+    path = local_path(text)
+    if path is None:
+        return shown(text)
+    return f".../{path.name}" if path.is_absolute() else str(path)

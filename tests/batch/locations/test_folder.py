@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from latentwire_batch.locations import Folder, LocationError
+from support.batch.s3_server import BUCKET, S3Server, running_s3
+
+PLACES = ("file", "path", "memory", "s3")
+# More than two parts of a file that goes in parts.
+LARGE_BYTES = 40 << 20
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    with running_s3(monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    match request.param:
+        case "s3":
+            request.getfixturevalue("s3")
+            return Folder(f"s3://{BUCKET}/a folder/out")
+        case "memory":
+            fsspec.filesystem("memory").store.clear()
+            return Folder("memory://out/plans")
+        case "file":
+            return Folder(f"file://{tmp_path}/far/out")
+        case _:
+            return Folder(str(tmp_path / "far" / "out"))
+
+
+def _local(tmp_path: Path, data: bytes) -> Path:
+    path = tmp_path / "local"
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("folder", PLACES, indirect=True)
+def test_a_folder_holds_what_was_put_into_it(folder: Folder, tmp_path: Path) -> None:
+    assert folder.sizes() == {}
+    assert folder.read("x") is None
+    assert folder.size("x") is None
+    folder.put("b/x.bin", _local(tmp_path, b"one"))
+    folder.write("a.json", b"{}")
+    before = folder.checksum("b/x.bin")
+    assert folder.sizes() == {"a.json": 2, "b/x.bin": 3}
+    folder.put("b/x.bin", _local(tmp_path, b"two"))
+    assert folder.read("b/x.bin") == b"two"
+    assert folder.checksum("b/x.bin") != before
+    folder.fetch("b/x.bin", tmp_path / "back" / "x")
+    assert (tmp_path / "back" / "x").read_bytes() == b"two"
+    other = pickle.loads(pickle.dumps(folder))
+    assert other.exists("a.json")
+    folder.remove(["a.json", "never.json"])
+    assert folder.sizes() == {"b/x.bin": 3}
+    assert not other.exists("a.json")
+
+
+def test_a_large_file_goes_to_s3_in_parts(s3: S3Server, tmp_path: Path) -> None:
+    folder = Folder(f"s3://{BUCKET}/out")
+    data = bytes(range(256)) * (LARGE_BYTES // 256)
+    folder.put("large", _local(tmp_path, data))
+    # The mark of an object that was put together of parts.
+    assert s3.filesystem().info(f"{BUCKET}/out/large")["ETag"].endswith('-3"')
+    folder.fetch("large", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+
+
+@pytest.mark.parametrize("folder", ["path", "memory"], indirect=True)
+def test_a_reader_never_sees_a_part_of_a_file(folder: Folder, tmp_path: Path) -> None:
+    """Where a file grows as it is written, it gets its name at the end."""
+    sizes: set[int | None] = set()
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            sizes.add(folder.sizes().get("x"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    folder.put("x", _local(tmp_path, bytes(LARGE_BYTES)))
+    done.set()
+    watcher.join()
+    assert sizes <= {None, LARGE_BYTES}
+    assert list(folder.sizes()) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("gs://b/x", 'gs:// needs the gcs extra: pip install "latentwire[gcs]"'),
+        ("gcs://b/x", 'gcs:// needs the gcs extra: pip install "latentwire[gcs]"'),
+        ("abfs://b/x", "abfs:// needs another package: Install adlfs"),
+        ("s4://b/x", "no package for URLs that begin with s4://"),
+        ("s3://", "must name more than s3://"),
+        ("s3://id:secret@b/x", "must not hold a user or a key"),
+    ],
+)
+def test_a_place_that_cannot_be_opened_says_what_to_do(url: str, reason: str) -> None:
+    with pytest.raises(LocationError, match="^" + reason.replace("[", r"\[")) as caught:
+        Folder(url).sizes()
+    assert caught.value.is_users
+    assert "secret" not in caught.value.reason
+
+
+@pytest.mark.usefixtures("s3")
+def test_errors_of_a_store_have_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LocationError, match="the bucket does not exist") as caught:
+        Folder("s3://nowhere/out").read("manifest.json")
+    assert caught.value.is_users
+    with pytest.raises(LocationError, match="the bucket does not exist"):
+        Folder("s3://nowhere/out").sizes()
+    with pytest.raises(LocationError, match="the bucket does not exist"):
+        Folder("s3://nowhere/out").write("x", b"")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    type(Folder("s3://x/y").filesystem).clear_instance_cache()
+    with pytest.raises(LocationError, match="no credentials are found"):
+        Folder(f"s3://{BUCKET}/out").write("x", b"")
+
+
+def test_a_url_is_shown_without_keys() -> None:
+    assert Folder("sftp://me:word@host/a/out/").shown == "sftp://host/a/out"
+    assert Folder("https://host/x.jsonl?X-Amz-Signature=abc").name == "x.jsonl"
+    assert "word" not in repr(Folder("sftp://me:word@host/a/out/"))

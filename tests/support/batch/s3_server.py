@@ -1,0 +1,68 @@
+"""A server on loopback that answers as S3 does, and the environment that leads clients to it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+BUCKET = "plans"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """One server.
+
+    Attributes:
+        endpoint: its address.
+        environment: variables with which any S3 client reaches it.
+    """
+
+    endpoint: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": "a-key-id",
+            "AWS_SECRET_ACCESS_KEY": "a-secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def filesystem(self) -> s3fs.S3FileSystem:
+        """Return a client that keeps no lists, apart from those of the code under test."""
+        return s3fs.S3FileSystem(
+            endpoint_url=self.endpoint,
+            key="a-key-id",
+            secret="a-secret",
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+
+
+@contextmanager
+def running_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """Run a server with one bucket, to which this process's S3 clients lead."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    running = S3Server(f"http://{host}:{port}")
+    for name, value in running.environment.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    # All servers of a process share what they hold.
+    httpx.post(f"{running.endpoint}/moto-api/reset", trust_env=False).raise_for_status()
+    running.filesystem().mkdir(BUCKET)
+    try:
+        yield running
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.stop()
