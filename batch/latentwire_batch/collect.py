@@ -39,7 +39,7 @@ from latentwire_batch.ranks.share import Share
 from latentwire_batch.replicas.fleet import FleetSummary
 from latentwire_batch.run import Run
 from latentwire_batch.run_settings import RunSettings, read_settings
-from latentwire_batch.tasks.opening import hub_dataset, opened_tasks
+from latentwire_batch.tasks.opening import opened_tasks
 from latentwire_batch.tasks.results import RowState
 
 
@@ -56,10 +56,9 @@ def collect(settings: CollectSettings, console: Console, rank: Rank = ALONE) -> 
         BatchError: when the dataset could not be finished; finished rows are kept.
     """
     try:
-        hub = hub_dataset(settings)
         notify = console.say if rank.index == 0 else _ignore
-        with opened_tasks(settings, hub, notify) as path:
-            return _collect(Run.of(settings, console, rank, path, hub))
+        with opened_tasks(settings, notify) as tasks:
+            return _collect(Run.of(settings, console, rank, tasks))
     except RunInterrupted:
         return report_interrupted(console)
 

@@ -69,7 +69,7 @@ def _add_dataset(parser: ClassicParser) -> None:
 
 def _translate(given: argparse.Namespace, opened: ExitStack) -> dict[str, Any]:
     check_task_place(given)
-    return {"dataset": _dataset(given, opened)}
+    return {"dataset": (str(_dataset(given, opened)),)}
 
 
 def _dataset(given: argparse.Namespace, opened: ExitStack) -> Path:

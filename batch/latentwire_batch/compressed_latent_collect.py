@@ -48,7 +48,7 @@ def _parser() -> ClassicParser:
 def _translate(given: argparse.Namespace, _opened: ExitStack) -> dict[str, Any]:
     check_task_place(given)
     return {
-        "dataset": split_directory(given.dataset_path, given.dataset_split),
+        "dataset": (str(split_directory(given.dataset_path, given.dataset_split)),),
         "chat_template": "none",
     }
 

@@ -15,6 +15,7 @@ from latentwire.number_formats import NumberFormat
 from latentwire.sampling import PromptFields, SamplingFields, Seed
 from latentwire_batch.compression.settings import CompressorFields
 from latentwire_batch.dataset.schema import EXTRA_COLUMNS, SCHEMA
+from latentwire_batch.flags import listed
 from latentwire_batch.tasks.rows import RowFields
 
 # A collection fills all slots of a replica, and rows share its speed: 64 slots of 2048 tokens at
@@ -31,9 +32,12 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 class InputFields(BaseModel):
     """The tasks to plan, and the directory to write to."""
 
-    dataset: Path = Field(
+    dataset: Annotated[tuple[str, ...], NoDecode] = Field(
+        min_length=1,
         description="Tasks: JSON (a list), JSON Lines, Parquet, or a save_to_disk directory; also "
-        "compressed. Or a dataset of the Hugging Face hub, like owner/name."
+        "compressed. Or a dataset of the Hugging Face hub, like owner/name. Repeat the flag for "
+        "several, whose rows follow one another; LATENTWIRE_COLLECT_DATASET is one of them, or a "
+        "JSON list.",
     )
     split: str | None = Field(
         default=None, description="Split of a hub dataset, or of a directory with several splits."
@@ -151,7 +155,8 @@ class OwnReplicaFields(BaseModel):
     engine_arg: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Own replicas, --engine vllm: another argument of vLLM's engine, as KEY=VALUE. "
-        "Repeat the flag for several.",
+        "Repeat the flag for several; LATENTWIRE_COLLECT_ENGINE_ARG is a JSON list, or separates "
+        "them by commas.",
     )
     trust_remote_code: bool = Field(
         default=False,
@@ -162,8 +167,10 @@ class OwnReplicaFields(BaseModel):
     @field_validator("engine_arg", mode="before")
     @classmethod
     def _split_variable(cls, value: object) -> object:
-        """Split a variable's text at commas; flags arrive as a list."""
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        """Read a variable's JSON list, or split it at commas; flags arrive as a list."""
+        if not isinstance(value, str):
+            return value
+        return listed(value) or tuple(filter(None, map(str.strip, value.split(","))))
 
     @field_validator("engine_arg")
     @classmethod
@@ -254,11 +261,17 @@ class CollectSettings(
             raise ValueError(f"{unknown[0]!r} is not one of {', '.join(_EXTRA_NAMES)}")
         return tuple(name for name in _EXTRA_NAMES if name in names)
 
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _read_variable(cls, value: object) -> object:
+        """Take a variable's text as one input, commas included, unless it is a JSON list."""
+        return listed(value) or (value,) if isinstance(value, str) else value
+
     @field_validator("dataset", "output_dir", mode="before")
     @classmethod
     def _refuse_empty(cls, value: object) -> object:
         """Refuse what a script passes when its own variable is not set: it is no folder."""
-        if value == "":
+        if value == "" or (isinstance(value, list | tuple) and "" in value):
             raise ValueError("must not be empty")
         return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -48,3 +49,19 @@ class Parser(FlagParser):
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
         raise UsageError(message)
+
+
+def listed(text: str) -> tuple[str, ...] | None:
+    """Read the value of a variable that is a JSON list of texts; None when it is not one.
+
+    Args:
+        text: the variable's value.
+    """
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    is_list = isinstance(values, list) and all(isinstance(value, str) for value in values)
+    return tuple(values) if is_list else None

@@ -16,6 +16,8 @@ from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.ranks.rank import Rank
 from latentwire_batch.run_settings import RunSettings
 from latentwire_batch.tasks.hub_dataset import HubDataset
+from latentwire_batch.tasks.inputs import NumberedRow, TaskInputs
+from latentwire_batch.tasks.opening import OpenedTasks
 from latentwire_batch.tasks.reader import TaskSource
 from latentwire_batch.tasks.rows import DataIdentity, Row, UnusableRow, identify
 
@@ -31,18 +33,18 @@ class Run:
         layout: of the output.
         console: for notices and progress.
         rank: of this process.
-        hub: the dataset of the hub that is the input; None for a file or folder.
+        hub_datasets: those of the hub that are the input; empty for files and folders.
         num_unusable: rows of the input that are set aside.
         form: in which latents are stored.
     """
 
     settings: CollectSettings
-    source: TaskSource
+    source: TaskInputs
     data: DataIdentity
     layout: OutputLayout
     console: Console
     rank: Rank
-    hub: HubDataset | None = None
+    hub_datasets: tuple[HubDataset, ...] = ()
     num_unusable: int = 0
     form: StoredForm = field(default_factory=StoredForm)
 
@@ -52,8 +54,7 @@ class Run:
         settings: CollectSettings,
         console: Console,
         rank: Rank,
-        path: Path | None = None,
-        hub: HubDataset | None = None,
+        tasks: OpenedTasks,
     ) -> Run:
         """Read the input once, so that a bad row shows before anything is sent or written.
 
@@ -61,8 +62,7 @@ class Run:
             settings: given by the user.
             console: for notices and progress.
             rank: of this process.
-            path: of the input; None: the settings' own.
-            hub: the dataset of the hub of which `path` is a copy; None for another input.
+            tasks: the input that the settings name.
 
         Raises:
             UsageError: when a compressor cannot be made.
@@ -70,12 +70,14 @@ class Run:
         """
         compressors = chosen_compressors(settings, settings.k)
         form = StoredForm(compressors, settings.replace, settings.storage_dtype)
-        source = TaskSource(
-            path or settings.dataset, settings.row_fields, settings.limit, settings.skip_invalid
+        sources = tuple(
+            TaskSource(part.path, settings.row_fields, settings.limit, settings.skip_invalid)
+            for part in tasks.parts
         )
+        source = TaskInputs(tasks.parts, sources, settings.limit)
         set_aside = _SetAside()
         try:
-            data = identify(set_aside.watch(source.all_rows()))
+            data = identify(set_aside.watch(source.numbered_rows()))
         except InputError as error:
             raise InputError(f"--dataset: {error}") from error
         if data.num_rows == set_aside.count:
@@ -83,7 +85,8 @@ class Run:
         if set_aside.count and rank.index == 0:
             console.say(f"--skip-invalid: {set_aside}")
         layout = OutputLayout(settings.output_dir)
-        return cls(settings, source, data, layout, console, rank, hub, set_aside.count, form)
+        hubs, num_unusable = tasks.hub_datasets, set_aside.count
+        return cls(settings, source, data, layout, console, rank, hubs, num_unusable, form)
 
     def wanted_settings(self, seed: int | None) -> RunSettings:
         """Return the settings that are known before a replica has answered.
@@ -101,7 +104,7 @@ class Run:
             storage_dtype=settings.storage_dtype,
             compression=CompressorFacts.of(self.form),
             fields=settings.row_fields,
-            hub_dataset=self.hub,
+            hub_datasets=self.hub_datasets,
             seed=seed,
             requested_model=None if settings.replica else _model_name(settings.model),
         )
@@ -114,9 +117,10 @@ class _SetAside:
         self.count = 0
         self._first: UnusableRow | None = None
 
-    def watch(self, rows: Iterable[Row | UnusableRow]) -> Iterator[Row | UnusableRow]:
+    def watch(self, rows: Iterable[NumberedRow]) -> Iterator[Row | UnusableRow]:
         """Pass all rows on."""
-        for row in rows:
+        for numbered in rows:
+            row = numbered.row
             if isinstance(row, UnusableRow):
                 self.count += 1
                 self._first = self._first or row

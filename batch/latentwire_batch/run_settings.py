@@ -18,7 +18,11 @@ from latentwire_batch.dispatch.seeds import EARLIER_ROW_SEED_BITS, Seeds
 from latentwire_batch.errors import StorageError
 from latentwire_batch.output.durable import read_json
 from latentwire_batch.replicas.identity import ModelIdentity
-from latentwire_batch.tasks.hub_dataset import HubDataset
+from latentwire_batch.tasks.hub_dataset import (
+    HubDataset,
+    hub_datasets_from_json,
+    hub_datasets_to_json,
+)
 from latentwire_batch.tasks.rows import DataIdentity, RowFields
 
 _MAX_SHOWN_CHARS = 40
@@ -37,7 +41,7 @@ class RunSettings:
         storage_dtype: number format in which the latents are stored.
         compression: which compressors made columns of the dataset.
         fields: which fields of the input make a row; None: not recorded.
-        hub_dataset: of which the rows are; None: not of the hub, or not recorded.
+        hub_datasets: of which the rows are; empty: not of the hub, or not recorded.
         seed: of the dataset; None while any seed would do.
         row_seed_bits: see `Seeds`; None while any would do.
         requested_model: name of the model that own replicas serve; None with given replicas.
@@ -51,7 +55,7 @@ class RunSettings:
     storage_dtype: NumberFormat = "float32"
     compression: CompressorFacts = field(default_factory=CompressorFacts)
     fields: RowFields | None = None
-    hub_dataset: HubDataset | None = None
+    hub_datasets: tuple[HubDataset, ...] = ()
     seed: int | None = None
     row_seed_bits: int | None = None
     requested_model: str | None = None
@@ -74,7 +78,7 @@ class RunSettings:
                 storage_dtype=value.get(_STORAGE_DTYPE, "float32"),
                 compression=CompressorFacts.from_json(value),
                 fields=None if fields is None else RowFields.from_json(fields),
-                hub_dataset=HubDataset.from_json(fields or {}),
+                hub_datasets=hub_datasets_from_json(fields or {}),
                 seed=value.get("seed"),
                 row_seed_bits=value.get(
                     "row_seed_bits", EARLIER_ROW_SEED_BITS if "seed" in value else None
@@ -105,7 +109,7 @@ class RunSettings:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values, without those that are not known."""
         options: dict[str, Any] = {**self.options}
-        hub = {} if self.hub_dataset is None else self.hub_dataset.to_json()
+        hub = hub_datasets_to_json(self.hub_datasets)
         known = {
             # Only where it differs from that of earlier versions, which do not know it.
             _STORAGE_DTYPE: None if self.storage_dtype == "float32" else self.storage_dtype,

@@ -33,7 +33,8 @@ def collect(tasks: Path, output: Path, stderr: WatchedStream) -> Collect:
 
     def run(*flags: str, replicas: list[StubReplica] | None = None) -> Ended:
         before = len(stderr.getvalue())
-        args = ["--dataset", str(tasks), "--output-dir", str(output), "--max-new-tokens", "12"]
+        args = ["--output-dir", str(output), "--max-new-tokens", "12"]
+        args += [] if "--dataset" in flags else ["--dataset", str(tasks)]
         args += [part for stub in replicas or [] for part in ("--replica", stub.base_url)]
         args += [] if "--seed" in flags else ["--seed", "7"]
         with redirect_stderr(stderr):

@@ -188,7 +188,7 @@ def test_a_dataset_that_cannot_be_loaded_is_named_without_a_path(
 
 def test_trust_and_dtype_reach_an_own_replica() -> None:
     settings = CollectSettings(
-        dataset=Path("in"), output_dir=Path("out"), dtype="bf16", trust_remote_code=True
+        dataset=("in",), output_dir=Path("out"), dtype="bf16", trust_remote_code=True
     )
     assert serve_command(settings)[-3:] == ("--dtype", "bf16", "--trust-remote-code")
 

@@ -15,12 +15,13 @@ REQUIRED = ["--dataset", "in.jsonl", "--output-dir", "out"]
 
 
 def parse(*args: str) -> CollectSettings:
-    return parse_settings(CollectSettings, [*REQUIRED, *args], "collect", "about")
+    required = REQUIRED[2:] if "--dataset" in args else REQUIRED
+    return parse_settings(CollectSettings, [*required, *args], "collect", "about")
 
 
 def test_every_field_has_a_flag_and_a_default_from_the_contract() -> None:
     settings = parse()
-    assert settings.dataset == Path("in.jsonl")
+    assert settings.dataset == ("in.jsonl",)
     assert settings.plan_options == {
         "prompt_template": "Please provide a general plan to solve this task.\nThe task is: {task}",
         "chat_template": "auto",
@@ -84,12 +85,33 @@ def test_variables_of_lists_are_read_as_the_help_says(
 ) -> None:
     monkeypatch.setenv("LATENTWIRE_COLLECT_REPLICA", "http://a,http://b")
     monkeypatch.setenv("LATENTWIRE_COLLECT_STOP", '["a,b", "c"]')
+    monkeypatch.setenv("LATENTWIRE_COLLECT_ENGINE_ARG", '["x={\\"a\\": 1, \\"b\\": 2}", "c=d"]')
     assert parse().replica == ("http://a", "http://b")
     assert list(parse().stop) == ["a,b", "c"]
+    assert parse().engine_arg == ('x={"a": 1, "b": 2}', "c=d")
+    monkeypatch.setenv("LATENTWIRE_COLLECT_ENGINE_ARG", "a=1, b=[2],")
+    assert parse().engine_arg == ("a=1", "b=[2]")
     assert main(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "LATENTWIRE_COLLECT_REPLICA separates them by commas" in text
     assert "In a variable, a list is JSON unless" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "inputs"),
+    [
+        ("a,b.jsonl", ("a,b.jsonl",)),
+        ("[2] tasks.jsonl", ("[2] tasks.jsonl",)),
+        ("[1, 2]", ("[1, 2]",)),
+        ('["a,b", "test=c"]', ("a,b", "test=c")),
+    ],
+)
+def test_the_variable_of_the_dataset_is_one_input_or_a_json_list(
+    value: str, inputs: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTWIRE_COLLECT_DATASET", value)
+    assert parse_settings(CollectSettings, REQUIRED[2:], "c", "about").dataset == inputs
+    assert parse("--dataset", "x").dataset == ("x",)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +184,7 @@ def test_an_empty_path_is_refused(flag: str, collect: Collect) -> None:
 
 def test_addresses_in_a_variable_may_have_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTWIRE_COLLECT_REPLICA", "http://a:1, http://b:2 ,")
-    settings = CollectSettings(dataset=Path("in"), output_dir=Path("out"))
+    settings = CollectSettings(dataset=("in",), output_dir=Path("out"))
     assert settings.replica == ("http://a:1", "http://b:2")
 
 

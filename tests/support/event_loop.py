@@ -22,7 +22,7 @@ ALLOWED: list[tuple[str, set[str]]] = [
     # The session is over: it waits for the one write that is under way, then closes the store.
     ("dispatch/row_sink.py", {"abandon"}),
     # The input is read row by row through a buffer, only when a replica has a free slot.
-    ("tasks/reader.py", {"rows"}),
+    ("tasks/inputs.py", {"rows"}),
     # A small file, written before the first row is sent.
     ("latentwire_batch/collect.py", {"_agree"}),
 ]

@@ -56,6 +56,19 @@ class HubDataset:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+def hub_datasets_to_json(hub_datasets: Sequence[HubDataset]) -> dict[str, Any]:
+    """Return what is recorded of the datasets of the hub that an input consists of."""
+    if len(hub_datasets) > 1:
+        return {"datasets": [one.to_json() for one in hub_datasets]}
+    return hub_datasets[0].to_json() if hub_datasets else {}
+
+
+def hub_datasets_from_json(value: Mapping[str, Any]) -> tuple[HubDataset, ...]:
+    """Read what `hub_datasets_to_json` returned; other values may stand next to it."""
+    found = map(HubDataset.from_json, value.get("datasets", [value]))
+    return tuple(one for one in found if one is not None)
+
+
 def hub_name(path: Path, is_marked: bool = False) -> str | None:
     """Return the name of the hub's dataset that a path stands for; None for a file or folder.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from latentwire_batch.config import CollectSettings
@@ -11,39 +12,69 @@ from latentwire_batch.console import Notify
 from latentwire_batch.errors import InputError, UsageError
 from latentwire_batch.tasks.arrow_files import input_errors, is_split_directory, split_names
 from latentwire_batch.tasks.hub_dataset import HubDataset, hub_name, saved_hub_dataset
+from latentwire_batch.tasks.inputs import InputPart, named_inputs
 
 _HUB_FLAGS = {"dataset_config": "--dataset-config", "dataset_revision": "--dataset-revision"}
 
 
-def hub_dataset(settings: CollectSettings) -> HubDataset | None:
-    """Return the dataset of the hub that the settings name; None when they name a path."""
-    choices = (settings.dataset_config, settings.split, settings.dataset_revision)
-    is_marked = any(choice is not None for choice in choices)
-    name = hub_name(settings.dataset, is_marked)
-    return None if name is None else HubDataset(name, *choices)
+@dataclass(frozen=True)
+class OpenedTasks:
+    """What the settings name, as files and folders here.
+
+    Attributes:
+        parts: in the order of the rows.
+        hub_datasets: those of the hub that the parts are copies of, in order.
+    """
+
+    parts: tuple[InputPart, ...]
+    hub_datasets: tuple[HubDataset, ...] = ()
 
 
 @contextmanager
-def opened_tasks(
-    settings: CollectSettings, hub: HubDataset | None, notify: Notify
-) -> Iterator[Path]:
-    """Find what the settings name, and load it when it is on the hub.
+def opened_tasks(settings: CollectSettings, notify: Notify) -> Iterator[OpenedTasks]:
+    """Find what the settings name, and load what is on the hub.
 
     Args:
         settings: of the run.
-        hub: as `hub_dataset` returns it.
         notify: told that something is loaded.
 
     Yields:
-        A file or folder for `TaskSource`, which lives as long as the context.
+        Files and folders that live as long as the context.
 
     Raises:
         InputError: when the hub's dataset cannot be loaded, or the folder has no such split.
         UsageError: when a setting does not suit the input.
     """
-    if hub is None:
-        yield _local(settings)
-        return
+    inputs = named_inputs(settings.dataset)
+    hubs = [_hub_dataset(settings, one.location) for one in inputs]
+    _refuse_unused(settings, any(hub is not None for hub in hubs))
+    parts: list[InputPart] = []
+    with ExitStack() as opened:
+        for one, hub in zip(inputs, hubs, strict=True):
+            if hub is None:
+                path = _local(settings, Path(one.location))
+            else:
+                path = opened.enter_context(_loaded(settings, hub, notify))
+            parts.append(InputPart(one.split, path))
+        yield OpenedTasks(tuple(parts), tuple(hub for hub in hubs if hub is not None))
+
+
+def _hub_dataset(settings: CollectSettings, location: str) -> HubDataset | None:
+    """Return the dataset of the hub that a location names; None when it is a path."""
+    choices = (settings.dataset_config, settings.split, settings.dataset_revision)
+    is_marked = any(choice is not None for choice in choices)
+    name = hub_name(Path(location), is_marked)
+    return None if name is None else HubDataset(name, *choices)
+
+
+def _refuse_unused(settings: CollectSettings, has_hub: bool) -> None:
+    for name, flag in _HUB_FLAGS.items():
+        if getattr(settings, name) is not None and not has_hub:
+            raise UsageError(f"{flag}: is for datasets of the hub, but --dataset is a path")
+
+
+@contextmanager
+def _loaded(settings: CollectSettings, hub: HubDataset, notify: Notify) -> Iterator[Path]:
     notify(f"loading the dataset {hub.dataset} from the Hugging Face hub, or from its cache")
     with ExitStack() as opened:
         try:
@@ -55,11 +86,8 @@ def opened_tasks(
         yield path
 
 
-def _local(settings: CollectSettings) -> Path:
-    path, split = settings.dataset, settings.split
-    for name, flag in _HUB_FLAGS.items():
-        if getattr(settings, name) is not None:
-            raise UsageError(f"{flag}: is for datasets of the hub, but --dataset is a path")
+def _local(settings: CollectSettings, path: Path) -> Path:
+    split = settings.split
     if not is_split_directory(path):
         if split is not None:
             raise UsageError(

@@ -63,8 +63,11 @@ class TaskSource:
             if isinstance(row, UnusableRow):
                 yield row
 
-    def all_rows(self) -> Iterator[Row | UnusableRow]:
+    def all_rows(self, start: int = 0) -> Iterator[Row | UnusableRow]:
         """Yield the rows in input order.
+
+        Args:
+            start: index of the first row, where other inputs precede this one.
 
         Raises:
             InputError: when the input cannot be read. Also when a row cannot be used, naming which,
@@ -72,7 +75,7 @@ class TaskSource:
         """
         with input_errors():
             records = islice(read_records(self.path, self.fields), self.limit)
-            for index, record in enumerate(records):
+            for index, record in enumerate(records, start):
                 yield self._row(record, index)
 
     def _row(self, record: Any, index: int) -> Row | UnusableRow:

@@ -18,7 +18,7 @@ from support.batch.collecting import Collect
 from support.batch.dataset_oracle import assert_complete, tasks_of
 from support.batch.stub_replica import StubReplica
 
-SETTINGS = CollectSettings(dataset=Path("in"), output_dir=Path("out"))
+SETTINGS = CollectSettings(dataset=("in",), output_dir=Path("out"))
 TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 SCRIPT = Path(__file__).parents[3] / "batch" / "collect_hidden_states.py"
 

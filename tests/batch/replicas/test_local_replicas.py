@@ -23,7 +23,7 @@ from latentwire_batch.replicas.local_plan import plan_local_replicas, serve_comm
 from support.batch.collecting import Collect, WatchedStream
 from support.batch.dataset_oracle import assert_complete, tasks_of
 
-SETTINGS = CollectSettings(dataset=Path("in"), output_dir=Path("out"))
+SETTINGS = CollectSettings(dataset=("in",), output_dir=Path("out"))
 
 
 @pytest.fixture

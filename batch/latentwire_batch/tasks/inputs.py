@@ -1,0 +1,139 @@
+"""The input of a collection: one location, or several whose rows follow one another.
+
+A row's index counts over all of them, so its seed does not depend on where one location ends.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentwire_batch.errors import InputError, UsageError
+from latentwire_batch.tasks.reader import TaskSource
+from latentwire_batch.tasks.rows import Row, UnusableRow
+
+# As the library `datasets` names splits; "all" stands for all of them there.
+_SPLIT_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
+_RESERVED = "all"
+
+
+@dataclass(frozen=True)
+class NamedInput:
+    """One value of `--dataset`.
+
+    Attributes:
+        split: name of the split that it gives; None: not named.
+        location: a path, or a dataset of the hub.
+    """
+
+    split: str | None
+    location: str
+
+    @classmethod
+    def of(cls, text: str) -> NamedInput:
+        """Read `NAME=LOCATION`, or a location alone, which may have `=` in it.
+
+        Raises:
+            UsageError: when nothing follows the name.
+        """
+        name, sign, location = text.partition("=")
+        if not sign or not is_split_name(name) or Path(text).exists():
+            return cls(None, text)
+        if not location:
+            raise UsageError(f"--dataset: nothing follows {name}=")
+        return cls(name, location)
+
+
+def named_inputs(texts: Sequence[str]) -> tuple[NamedInput, ...]:
+    """Read the values of `--dataset`.
+
+    Raises:
+        UsageError: when a name is given twice, or only some inputs have one.
+    """
+    inputs = tuple(map(NamedInput.of, texts))
+    names = Counter(one.split for one in inputs if one.split is not None)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise UsageError(f"--dataset: {twice[0]}= is given twice; a split has one input")
+    if names and names.total() < len(inputs):
+        raise UsageError("--dataset: name each input, like train=PATH, or none of them")
+    return inputs
+
+
+def is_split_name(text: str) -> bool:
+    """Whether the library `datasets` takes a text as the name of one split."""
+    return _SPLIT_NAME.fullmatch(text) is not None and text != _RESERVED
+
+
+@dataclass(frozen=True)
+class InputPart:
+    """A file or folder, all of whose rows are of one split.
+
+    Attributes:
+        split: name of the split; None: the input names none.
+        path: of the file or folder.
+    """
+
+    split: str | None
+    path: Path
+
+
+@dataclass(frozen=True)
+class NumberedRow:
+    """A row, and which part of the input it is of."""
+
+    part: int
+    row: Row | UnusableRow
+
+
+@dataclass(frozen=True)
+class TaskInputs:
+    """The rows of all parts, readable from the start any number of times.
+
+    Attributes:
+        parts: in order.
+        sources: of the parts, in the same order.
+        limit: maximum number of rows of all parts together; None: all.
+    """
+
+    parts: tuple[InputPart, ...]
+    sources: tuple[TaskSource, ...]
+    limit: int | None = None
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows that can be planned, in input order; raises like `numbered_rows`."""
+        for numbered in self.numbered_rows():
+            if isinstance(numbered.row, Row):
+                yield numbered.row
+
+    def unusable_rows(self) -> Iterator[UnusableRow]:
+        """Yield the rows that are set aside, in input order; raises like `numbered_rows`."""
+        for numbered in self.numbered_rows():
+            if isinstance(numbered.row, UnusableRow):
+                yield numbered.row
+
+    def numbered_rows(self) -> Iterator[NumberedRow]:
+        """Yield all rows in input order.
+
+        Raises:
+            InputError: as of `TaskSource`; with several parts, the text names the part.
+        """
+        start = 0
+        for number, source in enumerate(self.sources):
+            try:
+                for row in source.all_rows(start):
+                    yield NumberedRow(number, row)
+                    start = row.index + 1
+                    if start == self.limit:
+                        return
+            except InputError as error:
+                raise InputError(f"{self._place(number)}{error}") from error
+
+    def _place(self, number: int) -> str:
+        if len(self.parts) == 1:
+            return ""
+        part = self.parts[number]
+        return f"input {number + 1} ({part.split or part.path.name}): "
