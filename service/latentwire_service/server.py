@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 EXIT_OK, EXIT_FAILED, EXIT_BAD_MODEL = 0, 1, 2
 _SEND_TIMEOUT_S = 5
 _KEEP_ALIVE_S = 75
+# After a failure, callers and load balancers learn its state before the address is gone.
+_FAILED_S = 2.0
 
 
 class _DrainingServer(uvicorn.Server):
@@ -53,6 +55,12 @@ class _DrainingServer(uvicorn.Server):
         self._service = service
         self._drain_timeout_s = drain_timeout_s
         self._is_draining = False
+
+    def exit_after(self, pause_s: float) -> None:
+        """End, but keep answering for some seconds. May be called on any thread."""
+        timer = threading.Timer(pause_s, lambda: setattr(self, "should_exit", True))
+        timer.daemon = True
+        timer.start()
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         """Drain on the first signal; end at once on the second."""
@@ -176,7 +184,8 @@ def _serve(
     tracing = open_tracing(os.environ, package_version)
 
     def stop() -> None:
-        server.should_exit = True
+        # A model that never loaded has no callers to tell.
+        server.exit_after(0.0 if service.occupancy is None else _FAILED_S)
 
     observers = _observers(metrics, tracing, stop)
     service = ModelService(

@@ -1,6 +1,7 @@
-"""The two backends of the tests behind one switch, and what a test does to them.
+"""The backends of the tests behind one switch, and what a test does to them.
 
-A module or a test runs over both with ``@pytest.mark.backends("fake", "local")``.
+A module or a test runs over each that it names: ``@pytest.mark.backends("fake", "local", "vllm")``.
+The last one counts only where vLLM is installed.
 """
 
 from __future__ import annotations
@@ -103,7 +104,19 @@ def _local(settings: Settings, faults: Faults) -> BackendFactory:
     )
 
 
-BACKENDS: dict[str, MakeFactory] = {"fake": _fake, "local": _local}
+def _vllm(settings: Settings, faults: Faults) -> BackendFactory:
+    from latentwire_service.vllm_engine.backend import VllmBackend
+    from support.engine.vllm_cores import current_vllm
+
+    return partial(
+        VllmBackend,
+        settings.model_copy(update={"engine": "vllm"}),
+        make_core=current_vllm().make_core(faults),
+        wrap_tokenizer=partial(FaultyTokenizer, is_broken=faults.is_tokenizer_broken),
+    )
+
+
+BACKENDS: dict[str, MakeFactory] = {"fake": _fake, "local": _local, "vllm": _vllm}
 
 
 @dataclass

@@ -145,7 +145,9 @@ def _add_plan_routes(
         x_request_timeout: RequestTimeout = None,
     ) -> Response:
         """Plan a task. The answer holds the plan's text and its hidden states."""
-        return await answers.answer(request, body, _joined(params, body), x_request_timeout)
+        return await answers.answer(
+            request, body, _joined(request, params, body), x_request_timeout
+        )
 
     async def get_plan_latent(
         request: Request,
@@ -166,16 +168,18 @@ def _add_plan_routes(
         )
 
 
-def _joined(params: PlanLatentParams, body: PlanLatentBody) -> LatentFields:
+def _joined(request: Request, params: PlanLatentParams, body: PlanLatentBody) -> LatentFields:
     """Return the fields that may be in the query or in the body.
 
     Raises:
         InvalidParamsError: the two differ.
     """
+    # FastAPI before 0.137 sets a query's defaults as if they were given.
+    places = ((params, request.query_params.keys()), (body, body.model_fields_set))
     fields = {}
     for name in LatentFields.model_fields:
-        given = [getattr(each, name) for each in (params, body) if name in each.model_fields_set]
         # Null in the body is the same as an absent field.
+        given = [getattr(each, name) for each, names in places if name in names]
         values = [value for value in given if value is not None]
         if len(values) == 2 and values[0] != values[1]:
             raise InvalidParamsError(name, "the query and the body give different values")

@@ -25,6 +25,7 @@ from latentwire_service.engine.backend import (
     OnStep,
     StepStats,
 )
+from latentwire_service.engine.detokenizer import Tokenizer
 from latentwire_service.engine.engine_thread import EngineThread, SubmittedRequest
 from latentwire_service.engine.errors import EngineError, ModelError
 from latentwire_service.engine.hf.generation import checked_settings
@@ -34,8 +35,8 @@ from latentwire_service.engine.hf.vocabulary import Vocabulary
 from latentwire_service.engine.prompt import Conversation, Prompt
 from latentwire_service.engine.seams.bridge import Bridge, BridgeError, Rows
 from latentwire_service.settings import Settings
-from latentwire_service.vllm_engine.core import ROW_WORKER, VllmCore
-from latentwire_service.vllm_engine.engine import Core, VllmEngine
+from latentwire_service.vllm_engine.core import ROW_WORKER, LoadedCore, MakeCore, VllmCore
+from latentwire_service.vllm_engine.engine import VllmEngine
 from latentwire_service.vllm_engine.options import TESTED_VERSIONS, engine_args
 from latentwire_service.vllm_engine.sampling import VllmSampling
 from latentwire_service.vllm_engine.self_check import check_rows
@@ -79,7 +80,7 @@ class NoBridges:
 class _Started:
     """The parts of a backend whose model is loaded."""
 
-    core: VllmCore
+    core: LoadedCore
     engine: VllmEngine
     thread: EngineThread
     encoder: PromptEncoder
@@ -96,7 +97,8 @@ class VllmBackend:
         settings: of the whole service.
         on_step: called on the engine's thread after each step.
         on_failure: called on the engine's thread once the engine is lost.
-        wrap_core: replaces what the engine talks to; tests hold or break the real one with it.
+        make_core: makes what the engine talks to; tests share, hold or break a real one with it.
+        wrap_tokenizer: replaces the tokenizer that decodes.
     """
 
     def __init__(
@@ -104,12 +106,14 @@ class VllmBackend:
         settings: Settings,
         on_step: Callable[[StepStats], None],
         on_failure: Callable[[Exception], None],
-        wrap_core: Callable[[Core], Core] = lambda core: core,
+        make_core: MakeCore = VllmCore,
+        wrap_tokenizer: Callable[[Tokenizer], Tokenizer] = lambda tokenizer: tokenizer,
     ) -> None:
         self._settings = settings
         self._on_step = on_step
         self._on_failure = on_failure
-        self._wrap_core = wrap_core
+        self._make_core = make_core
+        self._wrap_tokenizer = wrap_tokenizer
         self._started: _Started | None = None
 
     @property
@@ -164,7 +168,7 @@ class VllmBackend:
             device=device,
             model_max_len=files.max_positions,
         )
-        core = VllmCore({**args, "worker_extension_cls": ROW_WORKER}, self._lose)
+        core = self._make_core({**args, "worker_extension_cls": ROW_WORKER}, self._lose)
         core.start()
         try:
             self._started = self._start(core, files, sampling, device)
@@ -214,43 +218,42 @@ class VllmBackend:
             self._started.thread.lose(error)
 
     def _start(
-        self, core: VllmCore, files: ModelFiles, sampling: VllmSampling, device: str
+        self, core: LoadedCore, files: ModelFiles, sampling: VllmSampling, device: str
     ) -> _Started:
-        config = core.llm.vllm_config
-        model, max_slots = config.model_config, config.scheduler_config.max_num_seqs
+        facts = core.facts
         encoder = PromptEncoder(
             files.tokenizer,
             files.eos_token_ids,
             ignores_template=self._settings.ignore_chat_template,
         )
-        vocabulary = Vocabulary(model.get_vocab_size())
+        vocabulary = Vocabulary(facts.vocab_size)
         vocabulary.warn_about_ends(files.eos_token_ids)
         info = BackendInfo(
             model_id=files.model_id,
             revision=files.revision,
-            hidden_size=model.get_hidden_size(),
+            hidden_size=facts.hidden_size,
             vocab_size=vocabulary.size,
-            dtype=str(model.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+            dtype=facts.dtype,
             device=device,
-            max_slots=max_slots,
-            max_model_len=model.max_model_len,
+            max_slots=facts.max_slots,
+            max_model_len=facts.max_model_len,
             generation_defaults=checked_settings(files.generation_config),
             refusals=_REFUSALS,
             engine=ENGINE,
             engine_version=vllm.__version__,
         )
-        check_rows(core, files, info, is_quantized=model.quantization is not None)
+        check_rows(core, files, info, is_quantized=facts.is_quantized)
         engine = VllmEngine(
-            self._wrap_core(core),
+            core,
             sampling.params_of,
-            files.tokenizer,
+            self._wrap_tokenizer(files.tokenizer),
             files.eos_token_ids,
             info.hidden_size,
-            max_slots,
+            info.max_slots,
             time.monotonic,
         )
         thread = EngineThread(
-            engine, max_slots, self._settings.max_queue, self._on_step, self._on_failure
+            engine, info.max_slots, self._settings.max_queue, self._on_step, self._on_failure
         )
         thread.start()
         stop = files.generation_config.stop_strings or ()

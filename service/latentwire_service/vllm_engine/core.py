@@ -14,8 +14,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol, cast
 
 import zmq
 from vllm import AsyncEngineArgs, SamplingParams
@@ -24,7 +25,9 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from latentwire_service.engine.backend import ComputeDtype
 from latentwire_service.engine.errors import EngineFailedError, ModelError
+from latentwire_service.vllm_engine.engine import Core
 from latentwire_service.vllm_engine.events import Event, NewTokens, RequestFailed
 from latentwire_service.vllm_engine.row_ledger import ROWS_ARG
 from latentwire_service.vllm_engine.row_wire import decode
@@ -38,6 +41,64 @@ _HEALTH_PERIOD_S = 0.5
 _POLL_MS = 200
 
 
+OnLost = Callable[[Exception], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What vLLM knows about the model that it has loaded.
+
+    Attributes:
+        hidden_size: width of a hidden row.
+        vocab_size: number of token ids.
+        dtype: compute dtype.
+        max_slots: requests that run together.
+        max_model_len: prompt and generated tokens of one request.
+        is_quantized: whether it computes with other weights than those in the files.
+    """
+
+    hidden_size: int
+    vocab_size: int
+    dtype: ComputeDtype
+    max_slots: int
+    max_model_len: int
+    is_quantized: bool
+
+
+class LoadedCore(Core, Protocol):
+    """What the backend needs of `VllmCore`."""
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The loaded model; only after `start`."""
+        ...
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a thread of it runs."""
+        ...
+
+    def start(self) -> None:
+        """Load the model."""
+        ...
+
+    def call_workers(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of `RowWorker` in every worker process."""
+        ...
+
+    def stop(self) -> None:
+        """End vLLM's processes and the threads."""
+        ...
+
+
+class MakeCore(Protocol):
+    """Makes a core that is not started."""
+
+    def __call__(self, engine_args: Mapping[str, Any], on_lost: OnLost, /) -> LoadedCore:
+        """Return it, with the arguments of `VllmCore`."""
+        ...
+
+
 class VllmCore:
     """One loaded vLLM engine. Any thread may call its methods.
 
@@ -46,9 +107,7 @@ class VllmCore:
         on_lost: called once, on the loop's thread, when vLLM's processes are gone.
     """
 
-    def __init__(
-        self, engine_args: Mapping[str, Any], on_lost: Callable[[Exception], None]
-    ) -> None:
+    def __init__(self, engine_args: Mapping[str, Any], on_lost: OnLost) -> None:
         self._engine_args = engine_args
         self._on_lost = on_lost
         self._events: SimpleQueue[Event] = SimpleQueue()
@@ -66,6 +125,20 @@ class VllmCore:
         """The engine; only after `start`."""
         assert self._llm is not None, "used before `start`"
         return self._llm
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The loaded model; only after `start`."""
+        config = self.llm.vllm_config
+        model = config.model_config
+        return ModelFacts(
+            hidden_size=model.get_hidden_size(),
+            vocab_size=model.get_vocab_size(),
+            dtype=cast("ComputeDtype", str(model.dtype).removeprefix("torch.")),
+            max_slots=config.scheduler_config.max_num_seqs,
+            max_model_len=model.max_model_len,
+            is_quantized=model.quantization is not None,
+        )
 
     @property
     def is_alive(self) -> bool:
@@ -143,6 +216,8 @@ class VllmCore:
                 self._call(self._shut_down(), _STOP_TIMEOUT_S)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._loop_thread.join(_STOP_TIMEOUT_S)
+        if not self._loop_thread.is_alive():
+            self._loop.close()
         if self._row_thread.is_alive():
             self._row_thread.join(_STOP_TIMEOUT_S)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -217,16 +292,16 @@ class VllmCore:
             self._events.put(RequestFailed(request, _reason(error)))
 
     def _read_rows(self) -> None:
-        socket = zmq.Context.instance().socket(zmq.PULL)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.bind(self._address)
-        try:
+        with zmq.Context() as context, context.socket(zmq.PULL) as socket:
+            socket.setsockopt(zmq.RCVHWM, 0)
+            socket.bind(self._address)
             while not self._is_stopping.is_set():
                 if socket.poll(_POLL_MS):
                     header, data = socket.recv_multipart(copy=False)
                     self._events.put(decode(header.bytes, data.buffer))
-        finally:
-            socket.close(0)
+                    # The worker is connected: nobody needs the path, and a service that is killed
+                    # leaves no folder.
+                    shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _reason(error: Exception) -> str:

@@ -31,5 +31,5 @@ class RequestFailed:
     reason: str
 
 
-# None wakes a waiting reader.
+# None: the engine process has ended.
 Event = NewTokens | RequestFailed | RowBatch | None

@@ -85,6 +85,8 @@ def _generate(core: CheckedCore, prompt: list[int], hidden_size: int) -> tuple[l
                 rows.update(zip(event.indices, event.rows, strict=True))
             elif isinstance(event, RequestFailed):
                 raise _failed(event.reason)
+            elif event is None:
+                raise ModelError("vLLM's engine process ended on its first request")
     if sorted(rows) != list(range(_NUM_TOKENS)):
         raise _failed(f"the rows are numbered {sorted(rows)}")
     stacked = np.stack([rows[index] for index in range(_NUM_TOKENS)])

@@ -20,7 +20,7 @@ from support.gate import TIMEOUT_S, Gate
 from support.live_server import LiveServer
 from support.requests import GREEDY
 
-pytestmark = pytest.mark.backends("fake", "local")
+pytestmark = pytest.mark.backends("fake", "local", "vllm")
 
 KEYS = ("first-key", "second-key")
 

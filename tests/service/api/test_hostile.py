@@ -48,7 +48,7 @@ TEXTS = [
 ]
 
 
-@pytest.mark.backends("fake", "local")
+@pytest.mark.backends("fake", "local", "vllm")
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 @pytest.mark.parametrize("chat_template", ["auto", "qwen"])
 def test_a_strange_text_is_only_text(server: LiveServer, text: str, chat_template: str) -> None:

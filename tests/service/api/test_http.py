@@ -23,7 +23,7 @@ from support.live_server import LiveServer
 from support.requests import GREEDY, MAX_BODY_BYTES, assert_problem, latent_of, plan_of, post
 from support.tiny_shape import HIDDEN_SIZE
 
-pytestmark = pytest.mark.backends("fake", "local")
+pytestmark = pytest.mark.backends("fake", "local", "vllm")
 
 # --- answers
 
@@ -109,16 +109,20 @@ def test_a_task_that_looks_like_the_answer_is_returned_as_text(server: LiveServe
     assert decode_hidden_state(latent_of(answer)).shape == (6, HIDDEN_SIZE)
 
 
-def test_health_ready_and_info_answer(server: LiveServer) -> None:
+def test_health_ready_and_info_answer(server: LiveServer, backend: str) -> None:
     assert server.http.get("/health").json() == {"status": "ok"}
     assert server.http.get("/ready").json() == {"status": "ready"}
     info = InfoResponse.model_validate_json(server.http.get("/info").content)
-    assert [bridge.name for bridge in info.bridges] == ["embeddings", "norm", "weights"]
-    assert "latents-in" in info.capabilities
+    is_vllm = backend == "vllm"
+    names = [] if is_vllm else ["embeddings", "norm", "weights"]
+    assert [bridge.name for bridge in info.bridges] == names
+    lacking = {"latents-in", "latent-steps", "scoring"}
+    assert not lacking & set(info.capabilities) if is_vllm else "latents-in" in info.capabilities
+    assert set(info.refusals) == (lacking if is_vllm else set())
     assert [each.name for each in info.compressor_info] == info.compressors
     assert "mean-pool" in info.compressors
-    assert info.engine == "latentwire"
-    described = {"bridges", "capabilities", "compressors", "compressor_info"}
+    assert info.engine == ("vllm" if is_vllm else "latentwire")
+    described = {"bridges", "capabilities", "refusals", "compressors", "compressor_info"}
     described |= {"engine", "engine_version"}
     assert info.model_dump(exclude=described) == {
         "model": "tiny",
@@ -136,7 +140,6 @@ def test_health_ready_and_info_answer(server: LiveServer) -> None:
             "request_timeout_s": None,
         },
         "version": "0.0.0",
-        "refusals": {},
         "generation_defaults": {},
     }
     assert info.device in {"cpu", "cuda", "mps"}

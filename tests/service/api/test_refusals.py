@@ -14,7 +14,7 @@ from support.gate import TIMEOUT_S, Gate
 from support.live_server import LiveServer
 from support.requests import GREEDY, MAX_BODY_BYTES, assert_problem, plan_of, post
 
-pytestmark = pytest.mark.backends("fake", "local")
+pytestmark = pytest.mark.backends("fake", "local", "vllm")
 
 TASK = '{"task": "x", "max_new_tokens": 2%s}'
 BAD_BODIES: list[tuple[bytes | str, str]] = [

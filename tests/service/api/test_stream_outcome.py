@@ -16,7 +16,7 @@ from support.gate import TIMEOUT_S, Gate
 from support.live_server import LiveServer
 from support.requests import GREEDY, assert_problem, plan_of, post
 
-pytestmark = pytest.mark.backends("fake", "local")
+pytestmark = pytest.mark.backends("fake", "local", "vllm")
 
 STREAM = GREEDY | {"stream": True}
 

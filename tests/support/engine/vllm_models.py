@@ -58,5 +58,17 @@ class Reference:
         return generate(self._model, prompt, max_new_tokens, **options)
 
 
+def body_of(task: str, max_new_tokens: int, **fields: Any) -> dict[str, Any]:
+    """A greedy request whose prompt is the task alone."""
+    return {
+        "task": task,
+        "prompt_template": "{task}",
+        "chat_template": "none",
+        "max_new_tokens": max_new_tokens,
+        "temperature": 0,
+        **fields,
+    }
+
+
 def save(kind: str, folder: Path) -> Path:
     return save_model(folder, CONFIGS[kind])

@@ -22,7 +22,7 @@ from support.live_server import LiveServer
 from support.requests import assert_problem, plan_of, post
 from support.tiny_shape import HIDDEN_SIZE
 
-pytestmark = pytest.mark.backends("fake")
+pytestmark = pytest.mark.backends("fake", "vllm")
 
 BODY: dict[str, Any] = {"task": "Wash", "max_new_tokens": 9, "seed": 4}
 NAMES = ["first", "last", "stride", "mean-pool", "svd", "dct", "novel"]
@@ -79,6 +79,7 @@ def test_an_answer_holds_all_rows_and_the_compressed_ones(
     assert (plan.k, plan.usage.latent_rows) == (k, 9)
 
 
+@pytest.mark.backends("fake")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -292,6 +293,7 @@ def test_a_binary_answer_leaves_the_full_latent_out(server: LiveServer, wire: Wi
                 assert "hidden_state" not in reader.schema.names
 
 
+@pytest.mark.backends("fake")
 def test_a_value_beyond_float16_is_refused_with_its_row(
     start: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ def rows_of(answer: PlanLatentResponse) -> Any:
     return decode_hidden_state(latent_of(answer))
 
 
+@pytest.mark.backends("fake", "local", "vllm")
 def test_one_message_is_the_task_in_its_template(server: LiveServer) -> None:
     asked = plan(server, {"task": "Go", "prompt_template": "{task}", **OPTIONS})
     for content in ("Go", [{"type": "text", "text": "G"}, {"type": "text", "text": "o"}]):
@@ -40,6 +41,7 @@ def test_one_message_is_the_task_in_its_template(server: LiveServer) -> None:
         assert answer.usage.prompt_tokens == asked.usage.prompt_tokens
 
 
+@pytest.mark.backends("fake", "local", "vllm")
 def test_a_system_message_comes_before_the_task(server: LiveServer) -> None:
     messages = [{"role": "system", "content": "Short."}, {"role": "user", "content": "Go"}]
     asked = {"task": "Go", "prompt_template": "{task}", "system": "Short.", **OPTIONS}
@@ -131,6 +133,7 @@ def test_a_latent_longer_than_the_model_reads_is_refused_with_both_numbers(
     assert (problem.prompt_tokens, problem.max_model_len) == (MAX_MODEL_LEN + 1, MAX_MODEL_LEN)
 
 
+@pytest.mark.backends("fake", "local", "vllm")
 def test_ten_thousand_parts_are_refused(server: LiveServer) -> None:
     parts = [{"type": "text", "text": "x"}] * 10_000
     answer = server.http.post("/plan_latent", json=body(*parts[:1000]))

@@ -213,6 +213,7 @@ EXCLUSIVE: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.backends("fake", "local", "vllm")
 @pytest.mark.parametrize("name", list(EXCLUSIVE))
 def test_fields_that_exclude_each_other_are_named(server: LiveServer, name: str) -> None:
     sent, field = EXCLUSIVE[name]
@@ -220,6 +221,7 @@ def test_fields_that_exclude_each_other_are_named(server: LiveServer, name: str)
     assert_problem(answer, 422, "invalid-request", field)
 
 
+@pytest.mark.backends("fake", "local", "vllm")
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_variables_of_the_template_are_finite(server: LiveServer, number: str) -> None:
     sent = f'{{"task": "Go", "chat_template_kwargs": {{"a": {number}}}}}'
@@ -266,6 +268,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.backends("fake", "local", "vllm")
 @pytest.mark.parametrize("name", list(BROKEN))
 def test_a_broken_safetensors_request_is_refused(server: LiveServer, name: str) -> None:
     answer = server.http.post("/plan_latent", content=BROKEN[name], headers=SAFETENSORS)

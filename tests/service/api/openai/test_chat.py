@@ -16,7 +16,7 @@ from support.openai_clients import MESSAGES, QWEN, async_client_of, client_of, r
 from support.requests import latent_of, plan_of
 from support.tiny_shape import HIDDEN_SIZE, MAX_MODEL_LEN
 
-pytestmark = pytest.mark.backends("fake", "local")
+pytestmark = pytest.mark.backends("fake", "local", "vllm")
 
 SAMPLED: dict[str, Any] = {
     "messages": MESSAGES,
@@ -153,6 +153,7 @@ def test_the_finish_reason_is_openais(server: LiveServer) -> None:
         assert stopped.choices[0].message.content == text[: text.index(text[1])]
 
 
+@pytest.mark.backends("fake", "local")
 def test_latent_steps_are_at_the_top_or_in_the_latent(server: LiveServer) -> None:
     steps = {"latent_steps": 3, "step_bridge": "norm"}
     expected = plan(server, temperature=0, max_new_tokens=2, **steps)
@@ -168,6 +169,7 @@ def test_latent_steps_are_at_the_top_or_in_the_latent(server: LiveServer) -> Non
     assert streamed[-1].choices[0].finish_reason == "stop"
 
 
+@pytest.mark.backends("fake", "local")
 def test_an_answers_latent_is_a_part_of_the_next_content(server: LiveServer) -> None:
     latent = complete(server, {}, temperature=0, max_tokens=3).choices[0].message.latent
     content = [{"type": "text", "text": "Repeat: "}, {**latent, "bridge": "norm"}]

@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -24,19 +26,27 @@ PATIENCE_S = 1800.0
 
 
 class Service:
-    """`latentwire serve --engine vllm` with a tiny model, in a process of its own."""
+    """`latentwire serve --engine vllm` with a tiny model, in a process of its own.
 
-    def __init__(self, model: Path, log: Path) -> None:
+    Args:
+        model: its directory.
+        folder: of its log and of its temporary files.
+    """
+
+    def __init__(self, model: Path, folder: Path) -> None:
         flags = ["--port", "0", "--max-slots", "2", "--max-model-len", "500", "--log-level", "info"]
         for argument in vllm_models.ENGINE_ARGS[:2]:
             flags += ["--engine-arg", argument]
         flags += ["--engine-arg", "kv_cache_memory_bytes=16777216"]
-        self.log = log
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "latentwire_service", "--engine", "vllm", "--model", str(model)]
-            + flags,
-            stderr=log.open("w"),
-        )
+        self.folder = folder
+        self.log = folder / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "latentwire_service", "--engine", "vllm"]
+                + ["--model", str(model), *flags],
+                stderr=log,
+                env=os.environ | {"TMPDIR": str(folder)},
+            )
 
     def wait_ready(self) -> str:
         give_up_at = time.monotonic() + PATIENCE_S
@@ -51,18 +61,41 @@ class Service:
         raise AssertionError(self.log.read_text())
 
     def children(self) -> list[Any]:
+        """All processes that the service has started, and those of theirs."""
         import psutil
 
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in found if "VLLM" in " ".join(child.cmdline())]
+        found: list[Any] = psutil.Process(self.process.pid).children(recursive=True)
+        return found
+
+    def assert_nothing_is_left(self, children: list[Any]) -> None:
+        give_up_at = time.monotonic() + 120
+        while left := [each for each in children if _runs(each)]:
+            assert time.monotonic() < give_up_at, left
+            time.sleep(0.1)
+        assert not list(self.folder.glob("latentwire-*"))
+
+
+def _runs(process: Any) -> bool:
+    import psutil
+
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Service]]:
     """Two that start at the same time, because a start takes long."""
-    folder = tmp_path_factory.mktemp("models")
-    model = vllm_models.save("llama", folder / "tiny")
-    started = [Service(model, folder / f"log-{index}") for index in range(2)]
+    model = vllm_models.save("llama", tmp_path_factory.mktemp("models") / "tiny")
+    # The path of a socket has 107 characters at most.
+    with ExitStack() as folders:
+        names = [folders.enter_context(TemporaryDirectory()) for _ in range(2)]
+        yield from _run(model, [Path(name) for name in names])
+
+
+def _run(model: Path, folders: list[Path]) -> Iterator[list[Service]]:
+    started = [Service(model, folder) for folder in folders]
     yield started
     for service in started:
         service.process.kill()
@@ -70,21 +103,19 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Service]
 
 
 def plan(url: str, max_new_tokens: int) -> httpx.Response:
-    body = {
-        "task": "x",
-        "prompt_template": "{task}",
-        "chat_template": "none",
-        "max_new_tokens": max_new_tokens,
-        "temperature": 0,
-    }
+    body = vllm_models.body_of("x", max_new_tokens)
     return httpx.post(f"{url}/plan_latent", json=body, timeout=PATIENCE_S)
 
 
-def wait_until_gone(processes: list[Any]) -> None:
-    give_up_at = time.monotonic() + 120
-    while any(each.is_running() and each.status() != "zombie" for each in processes):
-        assert time.monotonic() < give_up_at
-        time.sleep(0.1)
+def answers_until_it_ends(url: str) -> list[httpx.Response]:
+    """What `/ready` answers, until nobody listens any more."""
+    answers = []
+    while True:
+        try:
+            answers.append(httpx.get(f"{url}/ready", timeout=60))
+        except httpx.TransportError:
+            return answers
+        time.sleep(0.02)
 
 
 def test_a_killed_engine_process_fails_what_runs_and_ends_the_service(
@@ -100,10 +131,11 @@ def test_a_killed_engine_process_fails_what_runs_and_ends_the_service(
             assert not running.done()
             time.sleep(0.02)
         core.kill()
-        answer = running.result()
-    assert assert_problem(answer, 503, "not-ready").engine_failed
+        *_, last = answers_until_it_ends(url)
+        assert assert_problem(last, 503, "not-ready").detail == "the service is failed"
+        assert assert_problem(running.result(), 503, "not-ready").engine_failed
     assert service.process.wait(120) == 1
-    wait_until_gone(children)
+    service.assert_nothing_is_left(children)
 
 
 def test_children_end_with_a_service_that_is_killed(services: list[Service]) -> None:
@@ -114,4 +146,4 @@ def test_children_end_with_a_service_that_is_killed(services: list[Service]) -> 
     assert len(children) >= 2
     os.kill(service.process.pid, signal.SIGKILL)
     service.process.wait(60)
-    wait_until_gone(children)
+    service.assert_nothing_is_left(children)

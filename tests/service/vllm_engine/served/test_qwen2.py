@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from latentwire.tensors import decode_hidden_state
-from support.engine.vllm_models import NEEDS_VLLM, Reference
+from support.engine.vllm_models import NEEDS_VLLM, Reference, body_of
 from support.live_server import LiveServer
 from support.requests import plan_of
 
@@ -26,14 +26,7 @@ def test_plans_and_rows_are_those_of_generate(served: LiveServer, kind: str) -> 
     tasks = [f"task {index}: " + "words " * index for index in range(8)]
 
     def run(task: str) -> httpx.Response:
-        body = {
-            "task": task,
-            "prompt_template": "{task}",
-            "chat_template": "none",
-            "max_new_tokens": 40,
-            "temperature": 0,
-        }
-        return served.http.post("/plan_latent", json=body)
+        return served.http.post("/plan_latent", json=body_of(task, 40))
 
     with ThreadPoolExecutor(len(tasks)) as pool:
         answers = list(pool.map(run, tasks))
