@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-from latentwire.settings_flags import flag_of
+from latentwire.settings_flags import flag_of, origin_of
 from latentwire_batch.collect import collect
 from latentwire_batch.config import CollectSettings, OwnReplicaFields
 from latentwire_batch.console import Console
 from latentwire_batch.errors import UsageError
 from latentwire_batch.exit_status import run_to_exit_status
 from latentwire_batch.flags import parse_settings
+from latentwire_batch.shards.choice import choose_shard
 
 
 def main(args: list[str]) -> int:
@@ -32,8 +34,11 @@ def main(args: list[str]) -> int:
             prog="latentwire collect",
             description="Plan every task of a dataset, and store the plans with their latents.",
         )
+        choice = choose_shard(settings.shard, os.environ, origin_of("shard", CollectSettings, args))
+        if choice.notice is not None:
+            console.say(choice.notice)
         _check_together(settings, console)
-        return collect(settings, console)
+        return collect(settings, console, shard=choice.shard)
 
     return run_to_exit_status(run, console, args)
 

@@ -18,7 +18,11 @@ from latentwire_batch.errors import UsageError
 from latentwire_batch.exit_status import run_to_exit_status
 from latentwire_batch.flags import Parser, make_settings
 from latentwire_batch.ranks.rank import Rank, rank_of
+from latentwire_batch.shards.choice import choose_shard
+from latentwire_batch.shards.shard import Shard
 from latentwire_batch.tasks.arrow_files import is_split_directory
+
+_SHARD_VARIABLE = "LATENTWIRE_COLLECT_SHARD"
 
 _FIELD_DEFAULT = object()
 
@@ -155,7 +159,8 @@ def run_classic(parser: ClassicParser, args: list[str], translate: Translate) ->
         with ExitStack() as opened:
             given = parser.parse_flags(args)
             settings = _settings(parser, given, translate(given, opened))
-            return collect(settings, _console_of(rank, parser.prog, given.disable_tqdm), rank)
+            console = _console_of(rank, parser.prog, given.disable_tqdm)
+            return collect(settings, console, rank, _shard(settings, console, rank))
 
     return run_to_exit_status(run, console, args)
 
@@ -198,6 +203,16 @@ def _settings(
     values = {**parser.settings_of(given), **further}
     known = {name: value for name, value in values.items() if value is not None}
     return make_settings(CollectSettings, known, parser.flag_of)
+
+
+def _shard(settings: CollectSettings, console: Console, rank: Rank) -> Shard | None:
+    """Choose the shard. Only LATENTWIRE_COLLECT_SHARD makes one: these commands have no flag."""
+    if settings.shard is None:
+        return None
+    choice = choose_shard(settings.shard, os.environ, _SHARD_VARIABLE)
+    if choice.notice is not None and rank.index == 0:
+        console.say(choice.notice)
+    return choice.shard
 
 
 def _console_of(rank: Rank, command: str, is_quiet: bool) -> Console:

@@ -39,26 +39,37 @@ from latentwire_batch.ranks.share import Share
 from latentwire_batch.replicas.fleet import FleetSummary
 from latentwire_batch.run import Run
 from latentwire_batch.run_settings import RunSettings, read_settings
+from latentwire_batch.shards.folder import agree_on_date, refuse_mixture, seed_of
+from latentwire_batch.shards.shard import Shard
 from latentwire_batch.tasks.opening import opened_tasks
 from latentwire_batch.tasks.results import RowState
 
 
-def collect(settings: CollectSettings, console: Console, rank: Rank = ALONE) -> ExitStatus:
+def collect(
+    settings: CollectSettings,
+    console: Console,
+    rank: Rank = ALONE,
+    shard: Shard | None = None,
+) -> ExitStatus:
     """Make one dataset, or resume making it.
 
     Args:
         settings: given by the user.
         console: for notices and progress.
         rank: of this process; all but the first only collect their share of the rows.
+        shard: to collect, into a folder of its own in the output directory; None: all rows.
 
     Raises:
         UsageError: when the settings cannot be followed; nothing was written.
         BatchError: when the dataset could not be finished; finished rows are kept.
     """
+    refuse_mixture(settings.output_dir, shard)
+    if shard is not None:
+        settings = settings.model_copy(update={"output_dir": settings.output_dir / shard.folder})
     try:
         notify = console.say if rank.index == 0 else _ignore
         with opened_tasks(settings, notify) as tasks:
-            return _collect(Run.of(settings, console, rank, tasks))
+            return _collect(Run.of(settings, console, rank, tasks, shard))
     except RunInterrupted:
         return report_interrupted(console)
 
@@ -117,9 +128,7 @@ class Collection:
             refuse_differences(self._stored, wanted)
             seeds = self._stored.seeds
         else:
-            seeds = Seeds(
-                draw_seed() if wanted.seed is None else wanted.seed, date=_date_of(wanted.options)
-            )
+            seeds = _new_seeds(self._run, wanted)
         assert seeds is not None
         watch = self._rendezvous.watch if self._run.rank.count > 1 else None
         with (
@@ -170,7 +179,7 @@ class Collection:
                 store, previous_rows(self._layout, schema.matrices, schema.extras), totals
             )
         elapsed_s = earlier_s + store.elapsed_s + time.monotonic() - started_s
-        counts = totals.counts(self._run.data.num_rows)
+        counts = totals.counts(self._run.num_rows)
         manifest = Manifest(self._stored, counts, elapsed_s).to_json(fleet, matrices)
         write_text(staging / CARD_NAME, build_card(manifest, schema))
         write_json(staging / MANIFEST_NAME, manifest)
@@ -181,12 +190,23 @@ class Collection:
             num_cut=totals.finish_reasons["length"],
             max_new_tokens=self._stored.options["max_new_tokens"],
             output_dir=self._run.settings.output_dir,
+            shard=self._run.shard,
         )
         return report_written(self._run.console, written)
 
 
-def _date_of(options: PlanOptions) -> str | None:
+def _new_seeds(run: Run, wanted: RunSettings) -> Seeds:
+    """Choose what a run was not given. All shards of one collection choose the same."""
+    seed = wanted.seed
+    if seed is None:
+        seed = draw_seed() if run.shard is None else seed_of(run.data)
+    return Seeds(seed, date=_date_of(run, wanted.options))
+
+
+def _date_of(run: Run, options: PlanOptions) -> str | None:
     """Return the date that the model's own chat template is to write; None if it is not used."""
     if options["chat_template"] != "auto":
         return None
-    return options.get("date") or today()
+    if run.shard is None or "date" in options:
+        return options.get("date") or today()
+    return agree_on_date(run.layout.root.parent, run.shard, run.data, today())

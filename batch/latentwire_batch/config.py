@@ -62,6 +62,12 @@ class InputFields(BaseModel):
     limit: int | None = Field(
         default=None, ge=1, description="Maximum number of rows to read; absent: all."
     )
+    shard: str | None = Field(
+        default=None,
+        description="Shard to collect, like 3/16 for the fourth of 16, into a folder of its own in "
+        "--output-dir. /16 takes the number from SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX. "
+        "Absent: the task of a Slurm job array collects its shard. none: all rows.",
+    )
     skip_invalid: bool = Field(
         default=False,
         description="Set rows without a usable task aside, as failures, instead of refusing the "

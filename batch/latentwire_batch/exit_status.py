@@ -12,6 +12,7 @@ from latentwire.terminal import replace_unencodable
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.errors import BatchError, UsageError
+from latentwire_batch.shards.shard import Shard
 
 _ADVICE = {
     "prompt-too-long": "serve with a larger --max-model-len and rerun with --retry-failed; a "
@@ -78,7 +79,8 @@ class Written:
         failures: rows without one, by code.
         num_cut: finished rows whose plan reached `max_new_tokens`.
         max_new_tokens: of the run.
-        output_dir: as the user gave it.
+        output_dir: of the dataset, as the user gave it.
+        shard: that was written; None: all rows.
     """
 
     num_finished: int
@@ -86,6 +88,7 @@ class Written:
     num_cut: int
     max_new_tokens: int
     output_dir: Path
+    shard: Shard | None = None
 
 
 def report_written(console: Console, written: Written) -> ExitStatus:
@@ -102,14 +105,21 @@ def report_written(console: Console, written: Written) -> ExitStatus:
             f"{written.num_cut} of {written.num_finished} plans were cut at --max-new-tokens "
             f"{written.max_new_tokens}; a larger value gives whole plans"
         )
-    # Notices hold no absolute path.
-    place = (
-        f".../{written.output_dir.name}"
-        if written.output_dir.is_absolute()
-        else (str(written.output_dir))
-    )
-    console.say(f"the dataset is in {place}; look at it with: latentwire inspect {place}")
+    place, shard = _shown(written.output_dir), written.shard
+    if shard is None:
+        console.say(f"the dataset is in {place}; look at it with: latentwire inspect {place}")
+    else:
+        parent = _shown(written.output_dir.parent)
+        console.say(
+            f"shard {shard} is in {place}; when all {shard.count} are done, join them with: "
+            f"latentwire merge {parent} -o DATASET"
+        )
     return ExitStatus.SOME_ROWS_FAILED if num_failed else ExitStatus.ALL_ROWS
+
+
+def _shown(path: Path) -> str:
+    """Name a directory in a notice, which holds no absolute path."""
+    return f".../{path.name}" if path.is_absolute() else str(path)
 
 
 def _advice(code: str) -> str:

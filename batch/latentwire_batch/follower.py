@@ -42,6 +42,6 @@ def _is_nothing_left(run: Run, share: Share, wanted: RunSettings) -> bool:
     """Whether the share is complete: no model has to be loaded for it then."""
     stored = read_settings(run.layout.settings)
     if stored is None:
-        return run.rank.index >= run.data.num_rows
+        return run.rank.index >= run.num_rows
     refuse_differences(stored, wanted)
     return not share.has_pending_rows()

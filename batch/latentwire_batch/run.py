@@ -15,6 +15,7 @@ from latentwire_batch.errors import InputError
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.ranks.rank import Rank
 from latentwire_batch.run_settings import RunSettings
+from latentwire_batch.shards.shard import ALL_ROWS, Shard
 from latentwire_batch.tasks.hub_dataset import HubDataset
 from latentwire_batch.tasks.inputs import NumberedRow, TaskInputs
 from latentwire_batch.tasks.opening import OpenedTasks
@@ -34,8 +35,9 @@ class Run:
         console: for notices and progress.
         rank: of this process.
         hub_datasets: those of the hub that are the input; empty for files and folders.
-        num_unusable: rows of the input that are set aside.
+        num_unusable: rows of this run that are set aside.
         form: in which latents are stored.
+        shard: to which the rows of this run belong; None: all rows are its own.
     """
 
     settings: CollectSettings
@@ -47,6 +49,7 @@ class Run:
     hub_datasets: tuple[HubDataset, ...] = ()
     num_unusable: int = 0
     form: StoredForm = field(default_factory=StoredForm)
+    shard: Shard | None = None
 
     @classmethod
     def of(
@@ -55,6 +58,7 @@ class Run:
         console: Console,
         rank: Rank,
         tasks: OpenedTasks,
+        shard: Shard | None = None,
     ) -> Run:
         """Read the input once, so that a bad row shows before anything is sent or written.
 
@@ -63,6 +67,7 @@ class Run:
             console: for notices and progress.
             rank: of this process.
             tasks: the input that the settings name.
+            shard: to collect; None: all rows.
 
         Raises:
             UsageError: when a compressor cannot be made.
@@ -75,7 +80,7 @@ class Run:
             for part in tasks.parts
         )
         source = TaskInputs(tasks.parts, sources, settings.limit)
-        set_aside = _SetAside()
+        set_aside = _SetAside(shard or ALL_ROWS)
         try:
             data = identify(set_aside.watch(source.numbered_rows()))
         except InputError as error:
@@ -85,8 +90,13 @@ class Run:
         if set_aside.count and rank.index == 0:
             console.say(f"--skip-invalid: {set_aside}")
         layout = OutputLayout(settings.output_dir)
-        hubs, num_unusable = tasks.hub_datasets, set_aside.count
-        return cls(settings, source, data, layout, console, rank, hubs, num_unusable, form)
+        hubs, num_unusable = tasks.hub_datasets, set_aside.own_count
+        return cls(settings, source, data, layout, console, rank, hubs, num_unusable, form, shard)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of this run: those of the input, or of its shard."""
+        return (self.shard or ALL_ROWS).num_rows(self.data.num_rows)
 
     def wanted_settings(self, seed: int | None) -> RunSettings:
         """Return the settings that are known before a replica has answered.
@@ -107,14 +117,16 @@ class Run:
             hub_datasets=self.hub_datasets,
             seed=seed,
             requested_model=None if settings.replica else _model_name(settings.model),
+            shard=self.shard,
         )
 
 
 class _SetAside:
-    """Counts the rows that are set aside, and remembers the first."""
+    """Counts the rows that are set aside, in all and of one shard, and remembers the first."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, shard: Shard) -> None:
+        self.count = self.own_count = 0
+        self._shard = shard
         self._first: UnusableRow | None = None
 
     def watch(self, rows: Iterable[NumberedRow]) -> Iterator[Row | UnusableRow]:
@@ -123,6 +135,7 @@ class _SetAside:
             row = numbered.row
             if isinstance(row, UnusableRow):
                 self.count += 1
+                self.own_count += self._shard.holds(row.index)
                 self._first = self._first or row
             yield row
 

@@ -18,6 +18,7 @@ from latentwire_batch.dispatch.seeds import EARLIER_ROW_SEED_BITS, Seeds
 from latentwire_batch.errors import StorageError
 from latentwire_batch.output.durable import read_json
 from latentwire_batch.replicas.identity import ModelIdentity
+from latentwire_batch.shards.shard import Shard
 from latentwire_batch.tasks.hub_dataset import (
     HubDataset,
     hub_datasets_from_json,
@@ -27,6 +28,7 @@ from latentwire_batch.tasks.rows import DataIdentity, RowFields
 
 _MAX_SHOWN_CHARS = 40
 _STORAGE_DTYPE = "storage_dtype"
+_SHARD = "shard"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class RunSettings:
         row_seed_bits: see `Seeds`; None while any would do.
         requested_model: name of the model that own replicas serve; None with given replicas.
         model: the served model; None before a replica has answered.
+        shard: to which the rows belong; None: all rows of the input.
     """
 
     data: DataIdentity
@@ -60,6 +63,7 @@ class RunSettings:
     row_seed_bits: int | None = None
     requested_model: str | None = None
     model: ModelIdentity | None = None
+    shard: Shard | None = None
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunSettings:
@@ -70,6 +74,7 @@ class RunSettings:
         """
         try:
             data, model, fields = value["data"], value.get("model"), value.get("input")
+            shard = value.get(_SHARD)
             return cls(
                 data=DataIdentity(data["num_rows"], data["sha256"]),
                 k=value["k"],
@@ -85,6 +90,7 @@ class RunSettings:
                 ),
                 requested_model=value.get("requested_model"),
                 model=None if model is None else ModelIdentity.from_json(model),
+                shard=None if shard is None else Shard.from_json(shard),
             )
         except (LookupError, TypeError, ValueError) as error:
             raise StorageError("the output's settings are damaged") from error
@@ -114,6 +120,7 @@ class RunSettings:
             # Only where it differs from that of earlier versions, which do not know it.
             _STORAGE_DTYPE: None if self.storage_dtype == "float32" else self.storage_dtype,
             "input": None if self.fields is None else {**hub, **self.fields.to_json()},
+            _SHARD: None if self.shard is None else self.shard.to_json(),
             "seed": self.seed,
             "row_seed_bits": self.row_seed_bits,
             "requested_model": self.requested_model,
@@ -141,7 +148,7 @@ class RunSettings:
             One phrase per differing setting; empty when the runs agree.
         """
         own = self.to_json() | {_STORAGE_DTYPE: self.storage_dtype}
-        compared = wanted.to_json() | {_STORAGE_DTYPE: wanted.storage_dtype}
+        compared = {_SHARD: None, **wanted.to_json(), _STORAGE_DTYPE: wanted.storage_dtype}
         for part in ("prompt", "sampling"):
             # An option that this run sets and the other leaves to the service is a difference.
             compared[part] = {**dict.fromkeys(own[part]), **compared[part]}

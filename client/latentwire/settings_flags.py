@@ -159,6 +159,13 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def origin_of(name: str, settings_type: type[BaseSettings], args: Sequence[str]) -> str:
+    """Return the flag that sets a field, or the variable where that is set and the flag is not."""
+    flag = flag_of(name)
+    is_given = any(arg.partition("=")[0] == flag for arg in args)
+    return flag if is_given else _set_variable(settings_type, name) or flag
+
+
 def name_variables(
     message: str,
     settings_type: type[BaseSettings],

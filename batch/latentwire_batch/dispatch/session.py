@@ -138,7 +138,8 @@ class _Session:
 
     async def _send_rows(self, store: Store, fleet: Fleet) -> None:
         plan = self._plan
-        num_own = store.num_rows - store.count(RowState.ELSEWHERE)
+        num_others = store.count(RowState.ELSEWHERE) + store.count(RowState.OUTSIDE)
+        num_own = store.num_rows - num_others
         num_settled = num_own - store.count(RowState.PENDING)
         with ProgressReport(self._console, num_own, num_settled) as progress:
             sink = RowSink(store, progress, plan.prepare)

@@ -11,6 +11,7 @@ from latentwire_batch.journal.record_log import RecordLog
 from latentwire_batch.journal.row_store import RowStore
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.ranks.rank import Rank
+from latentwire_batch.shards.shard import ALL_ROWS, Shard
 from latentwire_batch.tasks.results import FailedRow
 from latentwire_batch.tasks.rows import UnusableRow
 
@@ -23,6 +24,7 @@ def open_store(
     rank: Rank,
     manifest: Manifest | None,
     reopens_failed: bool,
+    shard: Shard = ALL_ROWS,
 ) -> RowStore:
     """Open the logs of all ranks, this rank's own for writing.
 
@@ -32,6 +34,7 @@ def open_store(
         rank: its rows stay pending.
         manifest: of a complete earlier run whose finished rows are kept; None for none.
         reopens_failed: whether rows that failed become pending again.
+        shard: the rows of others are left out.
 
     Raises:
         StorageError: when a log cannot be read.
@@ -43,12 +46,13 @@ def open_store(
             logs.append(RecordLog(path, is_own=False))
             opened.callback(logs[-1].close)
         store = RowStore(logs[0], num_rows, logs[1:])
+        store.restrict(shard)
         if manifest is not None:
             store.keep(finished_indices(manifest, layout))
         store.recover()
         if reopens_failed:
             store.reopen_failed()
-        store.leave_to_others(rank)
+        store.leave_to_others(rank, shard)
         opened.pop_all()
     return store
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from latentwire.number_formats import EncodedRows
 from latentwire_batch.journal.record_log import Record, RecordLog, RecordRef
 from latentwire_batch.ranks.rank import Rank
+from latentwire_batch.shards.shard import ALL_ROWS, Shard
 from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState, RowText, Suspicion
 
 
@@ -84,7 +85,7 @@ class RowStore:
         Args:
             indices: `[num_rows]` bool, True for such rows.
         """
-        self._states[indices] = RowState.KEPT
+        self._states[indices & (self._states == RowState.PENDING)] = RowState.KEPT
 
     def recover(self) -> None:
         """Read the states of the rows from the logs. Must run before the first append."""
@@ -103,10 +104,14 @@ class RowStore:
         """Make the rows that failed pending again."""
         self._states[self._states == RowState.FAILED] = RowState.PENDING
 
-    def leave_to_others(self, rank: Rank) -> None:
+    def restrict(self, shard: Shard) -> None:
+        """Mark the rows of other shards. Must run before `keep`."""
+        self._states[~shard.mask(self._states.size)] = RowState.OUTSIDE
+
+    def leave_to_others(self, rank: Rank, shard: Shard = ALL_ROWS) -> None:
         """Mark the pending rows of other ranks, which this one must not send."""
-        indices = np.arange(self._states.size)
-        is_own = indices % rank.count == rank.index
+        places = np.arange(self._states.size) // shard.count
+        is_own = places % rank.count == rank.index
         self._states[(self._states == RowState.PENDING) & ~is_own] = RowState.ELSEWHERE
 
     def is_pending(self, index: int) -> bool:

@@ -21,6 +21,7 @@ from latentwire_batch.replicas.identity import ModelIdentity
 from latentwire_batch.replicas.select import select_source
 from latentwire_batch.run import Run
 from latentwire_batch.run_settings import RunSettings
+from latentwire_batch.shards.shard import ALL_ROWS
 from latentwire_batch.tasks.results import FinishedRow, RowState
 
 # Receives the settings with the served model, before the first row is sent. Raises UsageError when
@@ -120,16 +121,18 @@ class Share:
     def _open(self, rank: Rank, reopens_failed: bool) -> RowStore:
         layout = self._run.layout
         manifest = read_manifest(layout.manifest)
-        store = open_store(layout, self._run.data.num_rows, rank, manifest, reopens_failed)
+        num_rows, shard = self._run.data.num_rows, self._run.shard or ALL_ROWS
+        store = open_store(layout, num_rows, rank, manifest, reopens_failed, shard)
         if self._run.settings.skip_invalid:
             set_unusable_aside(store, self._run.source.unusable_rows())
         return store
 
     def _report_resumed(self, store: RowStore) -> None:
         num_open = store.count(RowState.PENDING) + store.count(RowState.ELSEWHERE)
-        if 0 < num_open < store.num_rows:
-            num_done = store.num_rows - num_open
-            self._run.console.say(f"resuming: {num_done} of {store.num_rows} rows are done")
+        num_rows = self._run.num_rows
+        if 0 < num_open < num_rows:
+            num_done = num_rows - num_open
+            self._run.console.say(f"resuming: {num_done} of {num_rows} rows are done")
 
     def _close(self) -> None:
         if self._store is not None:

@@ -22,6 +22,8 @@ class RowState(IntEnum):
     """Finished by an earlier, complete run; the new output takes it from that run's files."""
     ELSEWHERE = 4
     """Pending, and another rank plans it."""
+    OUTSIDE = 5
+    """Of another shard: never sent, stored or counted by this run."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""The folder that the shards of one collection share: a folder for each, and their common date."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from latentwire_batch.dispatch.seeds import ROW_SEED_BITS
+from latentwire_batch.errors import UsageError, storage_error
+from latentwire_batch.output.durable import read_json
+from latentwire_batch.output.layout import OutputLayout
+from latentwire_batch.shards.shard import FOLDER_PATTERN, Shard
+from latentwire_batch.tasks.rows import DataIdentity
+
+MERGED = "merged"
+"""In the manifest of a merged dataset, it says of what."""
+_AGREEMENT_NAME = "shards.json"
+_HEX_BITS = 4
+
+
+def shards_in(folder: Path) -> dict[Path, Shard]:
+    """Find the folders of shards in a folder, in the order of their numbers."""
+    found = {path: Shard.of_folder(path.name) for path in sorted(folder.glob(FOLDER_PATTERN))}
+    return {path: shard for path, shard in found.items() if shard is not None and path.is_dir()}
+
+
+def refuse_mixture(folder: Path, shard: Shard | None) -> None:
+    """Refuse to collect next to what is no part of the same collection.
+
+    Args:
+        folder: the settings' `output_dir`.
+        shard: to be collected; None: all rows.
+
+    Raises:
+        UsageError: when the folder holds shards of another number, or all rows where a shard is
+            wanted, or the other way round.
+    """
+    layout = OutputLayout(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("--output-dir: is not a directory")
+    if shard is None:
+        is_own = layout.manifest.exists() or layout.settings.exists()
+        if not is_own and shards_in(folder):
+            raise UsageError(
+                "--output-dir: holds shards, which latentwire merge joins; to collect all rows in "
+                "one run, name another directory"
+            )
+        return
+    manifest = read_json(layout.manifest)
+    if layout.settings.exists() or (manifest is not None and MERGED not in manifest):
+        raise UsageError(
+            f"--output-dir: holds a collection of all rows, not of shards; --shard none continues "
+            f"it, and another directory takes shard {shard}"
+        )
+    counts = {other.count for other in shards_in(folder).values()} - {shard.count}
+    if counts:
+        count = min(counts)
+        raise UsageError(
+            f"--output-dir: holds shards of {count}, and this is shard {shard}; --shard /{count} "
+            f"or I/{count} collects one of those, and another directory takes this one"
+        )
+
+
+def seed_of(data: DataIdentity) -> int:
+    """Return the dataset seed of shards that were given none: all of one input have the same."""
+    digits = ROW_SEED_BITS // _HEX_BITS + 1
+    return int(data.sha256[:digits], 16) & ((1 << ROW_SEED_BITS) - 1)
+
+
+def agree_on_date(folder: Path, shard: Shard, data: DataIdentity, today: str) -> str:
+    """Return the date of the shards in a folder: that of the first one to start.
+
+    Args:
+        folder: the settings' `output_dir`, which is made if it is missing.
+        shard: of this run.
+        data: of the collection; a date that was noted for other data is replaced.
+        today: as ISO 8601.
+
+    Raises:
+        StorageError: when the folder cannot be written.
+    """
+    path = folder / _AGREEMENT_NAME
+    wanted = {"shards": shard.count, "data": data.sha256, "date": today}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        noted = read_json(path)
+        if noted is None or any(noted.get(name) != wanted[name] for name in ("shards", "data")):
+            noted = _noted_first(path, wanted, replaces=noted is not None)
+    except OSError as error:
+        raise storage_error("cannot be written", error) from error
+    return str(noted.get("date", today))
+
+
+def _noted_first(path: Path, wanted: dict[str, Any], replaces: bool) -> dict[str, Any]:
+    """Write the note unless another process was faster; return the note that is there."""
+    own = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    try:
+        own.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+        if replaces:
+            own.replace(path)
+        else:
+            # A link appears whole, and only one process can make it, also on NFS.
+            try:
+                os.link(own, path)
+            except FileExistsError:
+                pass
+            except OSError:
+                # A file system without links.
+                own.replace(path)
+        return read_json(path) or wanted
+    finally:
+        with suppress(OSError):
+            own.unlink()
