@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from latentwire.number_formats import NumberFormat
+from latentwire_batch.dataset.durable_file import DurableFile
+from latentwire_batch.dataset.parquet.file_writer import VALUES_PATH, ParquetFileWriter
 from latentwire_batch.dataset.schema import CLASSIC_SCHEMA, FileSchema
 from latentwire_batch.tasks.arrow_files import STATE_NAME
 
@@ -24,7 +23,6 @@ from latentwire_batch.tasks.arrow_files import STATE_NAME
 _COMPRESSION_LEVEL = 1
 _FINGERPRINT_DIGITS = 16
 _WITH_STATISTICS = ("task", "task_id")
-_VALUES = ".list.element.list.element"
 # Bytes of one value in streams of their own. Parquet widens uint16 to 32 bits, of which the split
 # leaves nothing; a split of float16 cannot be read by DuckDB.
 _SPLIT: tuple[NumberFormat, ...] = ("float32", "bfloat16")
@@ -45,44 +43,6 @@ class BatchSink(Protocol):
         ...
 
 
-class _DurableFile:
-    """An output file whose content is on disk when `close` returns.
-
-    Each `settle` starts to write to the disk and drops the pages from the page cache. A dataset is
-    larger than that cache, and letting it fill up took as much CPU time as all the encoding.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        # Arrow's own file: writing to it releases the GIL.
-        self.file = pa.OSFile(str(path), "wb")
-        self._settler = ThreadPoolExecutor(1, thread_name_prefix="settle")
-        self._settling: Future[None] | None = None
-
-    def settle(self) -> None:
-        """Start to sync what is written so far, once the previous sync is done."""
-        if self._settling is not None:
-            self._settling.result()
-        self._settling = self._settler.submit(self._sync)
-
-    def _sync(self) -> None:
-        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(fd)
-
-    def close(self) -> None:
-        """Close the file and wait until all of it is on disk."""
-        self.file.close()
-        self.settle()
-        assert self._settling is not None
-        self._settling.result()
-        self._settler.shutdown()
-
-
 class ParquetSink:
     """`data.parquet`: each batch becomes one row group.
 
@@ -92,22 +52,18 @@ class ParquetSink:
     """
 
     def __init__(self, path: Path, schema: FileSchema = CLASSIC_SCHEMA) -> None:
-        self._output = _DurableFile(path)
-        self._writer = pq.ParquetWriter(
-            self._output.file,
-            schema.arrow,
-            compression="zstd",
-            compression_level=_COMPRESSION_LEVEL,
-            use_dictionary=_value_columns(schema, _DICTIONARY) or False,
-            use_byte_stream_split=_value_columns(schema, _SPLIT) or False,
+        self._output = DurableFile(path)
+        options = {
+            "use_dictionary": _value_columns(schema, _DICTIONARY) or False,
+            "use_byte_stream_split": _value_columns(schema, _SPLIT) or False,
             # Minimum and maximum of single floats help no reader, and cost a pass over all values.
-            write_statistics=[name for name in _WITH_STATISTICS if name in schema.arrow.names],
-        )
+            "write_statistics": [name for name in _WITH_STATISTICS if name in schema.arrow.names],
+        }
+        self._writer = ParquetFileWriter(self._output, schema, _COMPRESSION_LEVEL, options)
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Write one row group."""
-        self._writer.write_batch(batch, row_group_size=max(1, batch.num_rows))
-        self._output.settle()
+        self._writer.write(batch)
 
     def close(self) -> None:
         """Write the footer and make the file durable."""
@@ -142,7 +98,6 @@ class HfDatasetSink:
             self._close_shard()
             self._open_shard()
         self._writer.write_batch(batch)
-        self._output.settle()
         self._shard_bytes += batch.nbytes
         _add_to_digest(self._digest, batch)
 
@@ -162,8 +117,8 @@ class HfDatasetSink:
         return self._directory / f"shard-{index}.tmp"
 
     def _open_shard(self) -> None:
-        self._output = _DurableFile(self._shard_path(self._num_shards))
-        self._writer = pa.ipc.new_stream(self._output.file, self._schema.arrow)
+        self._output = DurableFile(self._shard_path(self._num_shards))
+        self._writer = pa.ipc.new_stream(self._output, self._schema.arrow)
         self._num_shards += 1
         self._shard_bytes = 0
 
@@ -184,15 +139,15 @@ class HfDatasetSink:
         }
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
-        output = _DurableFile(self._directory / name)
-        output.file.write(json.dumps(value, indent=2).encode())
+        output = DurableFile(self._directory / name)
+        output.write(json.dumps(value, indent=2).encode())
         output.close()
 
 
 def _value_columns(schema: FileSchema, formats: Sequence[NumberFormat]) -> list[str]:
     """Name the columns of values, as Parquet does, of the matrices in some number formats."""
     matrices = (matrix for matrix in schema.matrices if matrix.storage.dtype in formats)
-    return [f"{matrix.name}{_VALUES}" for matrix in matrices]
+    return [f"{matrix.name}{VALUES_PATH}" for matrix in matrices]
 
 
 def _add_to_digest(digest: hashlib._Hash, batch: pa.RecordBatch) -> None:

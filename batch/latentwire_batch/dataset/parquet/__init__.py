@@ -1,0 +1,1 @@
+"""Parquet files whose columns of matrices are encoded page by page, on several threads."""
