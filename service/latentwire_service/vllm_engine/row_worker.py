@@ -21,6 +21,7 @@ import zmq
 from latentwire_service.vllm_engine.environment import SERVICE_PID
 from latentwire_service.vllm_engine.row_ledger import RowLedger, WantedRow
 from latentwire_service.vllm_engine.row_wire import encode_header
+from latentwire_service.vllm_engine.seeded_chunks import spare_generators
 
 _WATCH_PERIOD_S = 1.0
 
@@ -171,6 +172,7 @@ class RowWorker:
         """Send rows from now on; return whether this rank is the one that has them."""
         from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 
+        spare_generators(self.model_runner)
         if not get_pp_group().is_last_rank or get_tensor_model_parallel_rank() != 0:
             return False
         RowHooks(RowSender(address)).install(self.model_runner)
