@@ -1,6 +1,7 @@
-# Two images from one file. Neither has pip's cache, a package manager's lists or the sources' tests.
+# Three images from one file. None has pip's cache, a package manager's lists or the sources' tests.
 #
 #   docker build --tag latentwire .                         `serve`: torch, transformers, a C compiler, the demo model
+#   docker build --target vllm --tag latentwire-vllm .      `serve --engine vllm` too, on NVIDIA GPUs; no demo model
 #   docker build --target batch --tag latentwire-batch .    `plan`, `collect`, `inspect`: no torch, no compiler
 #
 # The base is pinned by version. To pin it by content too, append the digest that your registry shows
@@ -46,6 +47,18 @@ COPY service service
 COPY batch batch
 RUN pip --python /opt/latentwire/bin/python install ".[service,tracing]"
 
+FROM sources AS build-vllm
+# vLLM pins torch, and admits older versions of others than constraints.txt has.
+ENV PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT=
+# The version that the tests run with.
+ARG VLLM_VERSION=0.32.0
+RUN pip --python /opt/latentwire/bin/python install ".[vllm,tracing]" "vllm==$VLLM_VERSION"
+COPY README.md LICENSE ./
+COPY client client
+COPY service service
+COPY batch batch
+RUN pip --python /opt/latentwire/bin/python install ".[vllm,tracing]" "vllm==$VLLM_VERSION"
+
 FROM ${PYTHON_IMAGE} AS base
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -61,25 +74,35 @@ COPY --from=build-batch /opt/latentwire /opt/latentwire
 USER 1000:1000
 CMD ["--help"]
 
-# The last stage is what `docker build .` makes.
-FROM base AS service
+# What `serve` needs besides the packages.
+FROM base AS serving
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     HF_HOME=/models/huggingface \
     LATENTWIRE_CACHE_DIR=/models/latentwire
-# The C compiler builds the CPU's attention at start; `--compile` needs it on a GPU, and C++ on a CPU.
+# The C compiler builds the CPU's attention at start, and the GPU's kernels for `--compile` and for vLLM; `--compile` needs
+# C++ on a CPU.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends g++ libc6-dev \
  && rm -rf /var/lib/apt/lists/* \
  && mkdir -p /models/huggingface /models/latentwire \
  && chown -R 1000:1000 /models
-COPY --from=build-service /opt/latentwire /opt/latentwire
 # Downloaded and converted models outlive the container. The volume inherits the folder's owner.
 VOLUME /models
-USER 1000:1000
 EXPOSE 8000
 # Checks that the process lives, because a model may load for minutes. Compose checks /ready instead.
 # http.client reads no proxy variables, so the probe reaches this container whatever they say.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
   CMD ["python", "-ISc", "import http.client as h, os; c = h.HTTPConnection('127.0.0.1', int(os.environ.get('LATENTWIRE_PORT') or 8000), timeout=4); c.request('GET', '/health'); raise SystemExit(c.getresponse().status != 200)"]
+
+FROM serving AS vllm
+COPY --from=build-vllm /opt/latentwire /opt/latentwire
+USER 1000:1000
+# SIGTERM, Docker's default, drains the service.
+CMD ["serve", "--host", "0.0.0.0"]
+
+# The last stage is what `docker build .` makes.
+FROM serving AS service
+COPY --from=build-service /opt/latentwire /opt/latentwire
+USER 1000:1000
 # SIGTERM, Docker's default, drains the service.
 CMD ["serve", "--host", "0.0.0.0"]

