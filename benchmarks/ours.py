@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import statistics
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 from benchmarks.workload import TOP_P, Sample, Workload
 from latentwire import Client, PlanLatent
@@ -26,6 +26,72 @@ from latentwire_service.engine.sampling_params import SamplingParams
 MAX_SLOTS = 64
 MAX_MODEL_LEN = 1024
 PREFILL_CHUNK = 512
+
+
+class StepEngine(Protocol):
+    """An engine that its caller steps."""
+
+    @property
+    def num_running(self) -> int:
+        """Requests that run."""
+        ...
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a slot."""
+        ...
+
+    def new_request(self, spec: GenerationSpec) -> Request:
+        """Make a request."""
+        ...
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        ...
+
+    def step(self) -> object:
+        """Compute something."""
+        ...
+
+
+def run_engine(engine: StepEngine, workload: Workload) -> Sample:
+    """Generate for all prompts, with at most `workload.concurrency` in flight.
+
+    Args:
+        engine: has no requests.
+        workload: of one round.
+    """
+    started = time.perf_counter()
+    requests: list[Request] = []
+    waiting = deque(enumerate(workload.prompts))
+    while waiting or engine.num_running + engine.num_waiting:
+        while waiting and engine.num_running + engine.num_waiting < workload.concurrency:
+            seed, prompt = waiting.popleft()
+            requests.append(_submit(engine, prompt, workload.new_tokens, seed, workload.max_rows))
+        engine.step()
+    seconds = time.perf_counter() - started
+    completions: list[Completion] = [request.future.result(0) for request in requests]
+    for done in completions:
+        num_tokens = len(done.token_ids)
+        kept = num_tokens if workload.max_rows is None else workload.max_rows
+        assert len(done.hidden_state) == min(num_tokens, kept)
+    return Sample(
+        sum(len(c.token_ids) for c in completions),
+        seconds,
+        ttft_s=statistics.median(c.queue_s + c.prefill_s for c in completions),
+        tpot_s=statistics.median(c.decode_s / max(len(c.token_ids) - 1, 1) for c in completions),
+    )
+
+
+def _submit(
+    engine: StepEngine, prompt: list[int], new_tokens: int, seed: int, max_rows: int | None
+) -> Request:
+    sampling = SamplingParams(max_new_tokens=new_tokens, seed=seed, top_p=TOP_P)
+    request = engine.new_request(
+        GenerationSpec(str(seed), Prompt(tuple(prompt)), sampling, k=max_rows)
+    )
+    engine.add(request)
+    return request
 
 
 class InProcess:
@@ -48,36 +114,11 @@ class InProcess:
 
     def submit(self, prompt: list[int], new_tokens: int, seed: int) -> Request:
         """Queue one request."""
-        sampling = SamplingParams(max_new_tokens=new_tokens, seed=seed, top_p=TOP_P)
-        request = self.engine.new_request(
-            GenerationSpec(str(seed), Prompt(tuple(prompt)), sampling)
-        )
-        self.engine.add(request)
-        return request
+        return _submit(self.engine, prompt, new_tokens, seed, None)
 
     def run(self, workload: Workload) -> Sample:
         """Generate for all prompts, with at most `workload.concurrency` in flight."""
-        started = time.perf_counter()
-        requests: list[Request] = []
-        waiting = deque(enumerate(workload.prompts))
-        while waiting or self.engine.num_running + self.engine.num_waiting:
-            while (
-                waiting and self.engine.num_running + self.engine.num_waiting < workload.concurrency
-            ):
-                seed, prompt = waiting.popleft()
-                requests.append(self.submit(prompt, workload.new_tokens, seed))
-            self.engine.step()
-        seconds = time.perf_counter() - started
-        completions: list[Completion] = [request.future.result(0) for request in requests]
-        assert all(len(c.hidden_state) == len(c.token_ids) for c in completions)
-        return Sample(
-            sum(len(c.token_ids) for c in completions),
-            seconds,
-            ttft_s=statistics.median(c.queue_s + c.prefill_s for c in completions),
-            tpot_s=statistics.median(
-                c.decode_s / max(len(c.token_ids) - 1, 1) for c in completions
-            ),
-        )
+        return run_engine(self.engine, workload)
 
 
 class OverHttp:
@@ -87,7 +128,7 @@ class OverHttp:
     which generates the same tokens.
     """
 
-    def __init__(self, model: str, dtype: str, threads: int) -> None:
+    def __init__(self, model: str, dtype: str, threads: int, device: str = "auto") -> None:
         with socket.socket() as probe_socket:
             probe_socket.bind(("127.0.0.1", 0))
             self.port: int = probe_socket.getsockname()[1]
@@ -95,6 +136,7 @@ class OverHttp:
             "--model": model,
             "--dtype": dtype,
             "--threads": threads,
+            "--device": device,
             "--port": self.port,
             "--max-slots": MAX_SLOTS,
             "--max-model-len": MAX_MODEL_LEN,
@@ -144,12 +186,3 @@ class OverHttp:
         self.client.close()
         self._child.terminate()
         self._child.wait(60)
-
-
-def peak_rss_bytes(pid: int | None = None) -> int:
-    """Peak resident memory of a process, in bytes (Linux)."""
-    with open(f"/proc/{pid or os.getpid()}/status", encoding="ascii") as status:
-        for line in status:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0

@@ -9,13 +9,21 @@ from typing import Any
 
 import torch
 
-from latentwire_service.engine.hf.loader import LoadedModel, load_model, pick_device, pick_dtype
+from latentwire_service.engine.hf.loader import (
+    LoadedModel,
+    ModelFiles,
+    load_model,
+    pick_device,
+    pick_dtype,
+    read_files,
+)
 from latentwire_service.engine.hf.prompt_encoder import PromptEncoder
 from latentwire_service.engine.prompt import Conversation, fill_template
 
 TEMPLATE = "Please provide a general plan to solve this task.\nThe task is: {task}"
 TASKS = Path(__file__).parent.parent / "examples" / "tasks.jsonl"
 TOP_P = 0.9
+CACHE_DIR = Path("~/.cache/latentwire")
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,14 @@ class Workload:
         prompts: the same prompts as token ids.
         new_tokens: tokens to generate for each prompt; an end-of-sequence token does not end it.
         concurrency: the largest number of requests in flight.
+        max_rows: hidden rows to keep of each, for contenders that leave the choice; None: all.
     """
 
     tasks: list[str]
     prompts: list[list[int]]
     new_tokens: int
     concurrency: int
+    max_rows: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -57,20 +67,29 @@ class Sample:
     tpot_s: float | None = None
 
 
-def load(model: str, dtype: str, threads: int) -> LoadedModel:
+def load(model: str, dtype: str, threads: int, device: str = "auto") -> LoadedModel:
     """Load the model as every in-process contender uses it."""
     torch.set_num_threads(threads)
-    device = pick_device("auto")
+    picked = pick_device(device)
     return load_model(
         model,
-        device=device,
-        dtype=pick_dtype(dtype, device),
-        cache_dir=Path("~/.cache/latentwire").expanduser(),
+        device=picked,
+        dtype=pick_dtype(dtype, picked),
+        cache_dir=CACHE_DIR.expanduser(),
     )
 
 
+def read(model: str) -> ModelFiles:
+    """Read everything of the model but its weights."""
+    return read_files(model, cache_dir=CACHE_DIR.expanduser())
+
+
 def build_workload(
-    tokenizer: Any, count: int, new_tokens: int, concurrency: int | None = None
+    tokenizer: Any,
+    count: int,
+    new_tokens: int,
+    concurrency: int | None = None,
+    max_rows: int | None = None,
 ) -> Workload:
     """Prompts from the example tasks, each with its number so that no two are the same.
 
@@ -79,6 +98,7 @@ def build_workload(
         count: of prompts.
         new_tokens: of each.
         concurrency: requests in flight at most; None: all of them.
+        max_rows: as in `Workload`.
     """
     lines = TASKS.read_text(encoding="utf-8").splitlines()
     tasks = [json.loads(line)["task"] for line in lines if line]
@@ -88,4 +108,4 @@ def build_workload(
         list(encoder.encode(Conversation.of_text(fill_template(TEMPLATE, task))).token_ids)
         for task in chosen
     ]
-    return Workload(chosen, prompts, new_tokens, concurrency or count)
+    return Workload(chosen, prompts, new_tokens, concurrency or count, max_rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from typing import Any
 
@@ -96,28 +95,3 @@ def continuous_batching(loaded: LoadedModel, workload: Workload) -> Sample:
     )
     seconds = time.perf_counter() - started
     return Sample(sum(len(o.generated_tokens) for o in outputs.values()), seconds)
-
-
-class Vllm:
-    """vLLM, if it is installed. It returns text only."""
-
-    def __init__(self, model_dir: str, dtype: str) -> None:
-        vllm: Any = importlib.import_module("vllm")
-        self._vllm = vllm
-        names = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
-        self._llm = vllm.LLM(model=model_dir, dtype=names[dtype], max_model_len=1024)
-
-    def run(self, workload: Workload) -> Sample:
-        """Generate for all prompts at once."""
-        params = self._vllm.SamplingParams(
-            max_tokens=workload.new_tokens, temperature=1.0, top_p=TOP_P, ignore_eos=True
-        )
-        prompts = [{"prompt_token_ids": prompt} for prompt in workload.prompts]
-        started = time.perf_counter()
-        self._llm.generate(prompts, params, use_tqdm=False)
-        return Sample(workload.num_tokens, time.perf_counter() - started)
-
-
-def has_vllm() -> bool:
-    """Whether vLLM is installed."""
-    return importlib.util.find_spec("vllm") is not None
