@@ -35,7 +35,8 @@ IMAGES = {"batch": "batch", "service": "service,tracing", "vllm": "vllm,tracing"
 
 # What the compose file decides itself, and what belongs to replicas that `collect` starts.
 FIXED_SETTINGS = {"model", "host", "port", "listen_fd", "device", "api_key", "cache_dir"}
-FIXED_COLLECT = {"dataset", "output_dir", "replica", "api_key"} | set(OwnReplicaFields.model_fields)
+FIXED_COLLECT = {"dataset", "output_dir", "work_dir", "replica", "api_key"}
+FIXED_COLLECT |= set(OwnReplicaFields.model_fields)
 
 ENVIRONMENT_NAMES = {f"LATENTWIRE_{name.upper()}" for name in Settings.model_fields} | {
     f"LATENTWIRE_COLLECT_{name.upper()}" for name in CollectSettings.model_fields

@@ -22,6 +22,7 @@ from latentwire_batch.compression.command_settings import CompressSettings
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.evaluation.settings import EvaluateSettings
 from latentwire_batch.inspection.command import InspectSettings
+from latentwire_batch.locations import RemotePath
 from latentwire_service.bridges.fitting.settings import FitSettings
 from latentwire_service.compressors.fitting.settings import CompressorSettings
 from latentwire_service.settings import Settings
@@ -34,6 +35,7 @@ _VALUES: dict[object, str] = {
     float: "number",
     str: "text",
     Path: "path",
+    RemotePath: "URL",
     SecretStr: "text",
     Message: "message",
 }

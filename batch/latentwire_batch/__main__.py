@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from latentwire.settings_flags import flag_of, origin_of
 from latentwire_batch.collect import collect
@@ -51,6 +52,8 @@ def _check_together(settings: CollectSettings, console: Console) -> None:
     """
     if settings.overwrite and settings.retry_failed:
         raise UsageError("--retry-failed: cannot be used with --overwrite, which discards all rows")
+    if settings.work_dir is not None and isinstance(settings.output_dir, Path):
+        console.say("--work-dir: no effect, because --output-dir is a directory of this machine")
     unused = [name for name in OwnReplicaFields.model_fields if name in settings.model_fields_set]
     if settings.replica and unused:
         console.say(f"{', '.join(map(flag_of, unused))}: no effect with --replica")

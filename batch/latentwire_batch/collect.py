@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections import Counter
@@ -27,11 +28,9 @@ from latentwire_batch.exit_status import (
 )
 from latentwire_batch.follower import follow
 from latentwire_batch.journal.row_store import RowStore
-from latentwire_batch.output.discard import discard_all
 from latentwire_batch.output.durable import write_json, write_text
 from latentwire_batch.output.layout import CARD_NAME, MANIFEST_NAME
 from latentwire_batch.output.ownership import locked_output
-from latentwire_batch.output.publish import finish_install, install
 from latentwire_batch.output.staging import emptied_staging
 from latentwire_batch.ranks.rank import ALONE, Rank
 from latentwire_batch.ranks.rendezvous import Rendezvous, refuse_other_launches
@@ -79,9 +78,9 @@ def _ignore(_line: str) -> None:
 
 
 def _collect(run: Run) -> ExitStatus:
-    layout, overwrite = run.layout, run.settings.overwrite
+    layout, destination, overwrite = run.layout, run.destination, run.settings.overwrite
     if layout.root.exists() and not layout.root.is_dir():
-        raise UsageError("--output-dir: is not a directory")
+        raise UsageError(f"{layout.flag}: is not a directory")
     if not overwrite and not layout.partial.exists():
         status = _status_of_finished(run)
         if status is not None:
@@ -91,10 +90,16 @@ def _collect(run: Run) -> ExitStatus:
     with locked_output(layout):
         refuse_other_launches(layout)
         if overwrite:
-            discard_all(layout)
-        finish_install(layout)
-        status = None if layout.settings.exists() else _status_of_finished(run)
-        return Collection(run).collect() if status is None else status
+            destination.discard()
+        destination.finish_install()
+        if layout.settings.exists():
+            destination.refuse_rival()
+        else:
+            status = _status_of_finished(run)
+            if status is not None:
+                return status
+            destination.fetch_previous()
+        return Collection(run).collect()
 
 
 def _status_of_finished(run: Run) -> ExitStatus | None:
@@ -120,6 +125,9 @@ class Collection:
         self._stored = read_settings(run.layout.settings)
         if self._stored is None and self._manifest is not None:
             self._stored = self._manifest.settings
+        claimed = None if self._stored is not None else run.destination.claimed()
+        if claimed is not None:
+            self._stored = RunSettings.from_json(claimed)
 
     def collect(self) -> ExitStatus:
         """Collect the missing rows, then put the dataset together."""
@@ -152,6 +160,7 @@ class Collection:
             self._stored = wanted
         refuse_differences(self._stored, wanted)
         if not self._layout.settings.exists():
+            await asyncio.to_thread(self._run.destination.claim, self._stored.to_json())
             write_json(self._layout.settings, self._stored.to_json())
 
     def _take_over(self, share: Share) -> None:
@@ -183,7 +192,7 @@ class Collection:
         manifest = Manifest(self._stored, counts, elapsed_s).to_json(fleet, matrices)
         write_text(staging / CARD_NAME, build_card(manifest, schema))
         write_json(staging / MANIFEST_NAME, manifest)
-        install(self._layout)
+        self._run.destination.install()
         written = Written(
             num_finished=totals.finished,
             failures=Counter(failed.code for failed in store.failed_rows()),
@@ -209,4 +218,4 @@ def _date_of(run: Run, options: PlanOptions) -> str | None:
         return None
     if run.shard is None or "date" in options:
         return options.get("date") or today()
-    return agree_on_date(run.layout.root.parent, run.shard, run.data, today())
+    return agree_on_date(run.settings.output_dir.parent, run.shard, run.data, today())

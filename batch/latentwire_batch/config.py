@@ -16,6 +16,7 @@ from latentwire.sampling import PromptFields, SamplingFields, Seed
 from latentwire_batch.compression.settings import CompressorFields
 from latentwire_batch.dataset.schema import EXTRA_COLUMNS, SCHEMA
 from latentwire_batch.flags import listed
+from latentwire_batch.locations import Place, place_of
 from latentwire_batch.tasks.rows import RowFields
 
 # A collection fills all slots of a replica, and rows share its speed: 64 slots of 2048 tokens at
@@ -48,7 +49,15 @@ class InputFields(BaseModel):
     dataset_revision: str | None = Field(
         default=None, description="Branch, tag or commit of a hub dataset; absent: the newest."
     )
-    output_dir: Path = Field(description="Directory to write the dataset of latents to.")
+    output_dir: Place = Field(
+        description="Directory to write the dataset of latents to, or a URL like "
+        "s3://bucket/folder, to which finished files are uploaded."
+    )
+    work_dir: Path | None = Field(
+        default=None,
+        description="Parent of the directories for unfinished files, when --output-dir is a URL. "
+        "Absent: latentwire/collect in the user's cache.",
+    )
     task_field: str = Field(default="task", description="Field that holds the task.")
     conversations_index: int | None = Field(
         default=None,
@@ -280,6 +289,12 @@ class CollectSettings(
         if value == "" or (isinstance(value, list | tuple) and "" in value):
             raise ValueError("must not be empty")
         return value
+
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _find_place(cls, value: object) -> object:
+        """Read a path or a URL."""
+        return place_of(value) if isinstance(value, str) and value else value
 
     @property
     def row_fields(self) -> RowFields:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from latentwire_batch.dataset.manifest import Counts, read_manifest
+from latentwire_batch.dataset.manifest import Counts, Manifest
 from latentwire_batch.errors import UsageError
 from latentwire_batch.replicas.probe import served_model
 from latentwire_batch.replicas.select import given_replicas
@@ -23,17 +23,17 @@ def finished_counts(run: Run) -> Counts | None:
         UsageError: when the output was made with other settings, or may not be ours.
         StorageError: when its manifest cannot be read.
     """
-    manifest = read_manifest(run.layout.manifest)
-    if manifest is None:
-        if run.layout.has_final_files():
+    value = run.destination.manifest()
+    if value is None:
+        if run.destination.has_foreign_files():
             raise UsageError(
                 "--output-dir: holds a dataset without a manifest; --overwrite replaces it"
             )
         return None
+    manifest, wanted = Manifest.from_json(value), run.wanted_settings(run.settings.seed)
+    refuse_differences(manifest.settings, wanted)
     if run.settings.retry_failed and manifest.counts.failed > run.num_unusable:
         return None
-    wanted = run.wanted_settings(run.settings.seed)
-    refuse_differences(manifest.settings, wanted)
     if run.settings.replica:
         # A finished dataset needs no replica, but one that answers must serve the same model.
         model = asyncio.run(served_model(given_replicas(run.settings)))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 
 from latentwire.settings_flags import name_variables
 from latentwire.terminal import replace_unencodable
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.errors import BatchError, UsageError
+from latentwire_batch.locations import Place
 from latentwire_batch.shards.shard import Shard
 
 _ADVICE = {
@@ -87,7 +87,7 @@ class Written:
     failures: Mapping[str, int]
     num_cut: int
     max_new_tokens: int
-    output_dir: Path
+    output_dir: Place
     shard: Shard | None = None
 
 
@@ -117,7 +117,7 @@ def report_written(console: Console, written: Written) -> ExitStatus:
     return ExitStatus.SOME_ROWS_FAILED if num_failed else ExitStatus.ALL_ROWS
 
 
-def _shown(path: Path) -> str:
+def _shown(path: Place) -> str:
     """Name a directory in a notice, which holds no absolute path."""
     return f".../{path.name}" if path.is_absolute() else str(path)
 

@@ -12,6 +12,7 @@ from latentwire_batch.compression.stored_form import StoredForm
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.errors import InputError
+from latentwire_batch.output.destination import Destination, destination_of
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.ranks.rank import Rank
 from latentwire_batch.run_settings import RunSettings
@@ -31,7 +32,7 @@ class Run:
         settings: given by the user.
         source: the input.
         data: number and digest of the input's rows.
-        layout: of the output.
+        destination: where the finished files go.
         console: for notices and progress.
         rank: of this process.
         hub_datasets: those of the hub that are the input; empty for files and folders.
@@ -43,7 +44,7 @@ class Run:
     settings: CollectSettings
     source: TaskInputs
     data: DataIdentity
-    layout: OutputLayout
+    destination: Destination
     console: Console
     rank: Rank
     hub_datasets: tuple[HubDataset, ...] = ()
@@ -70,9 +71,10 @@ class Run:
             shard: to collect; None: all rows.
 
         Raises:
-            UsageError: when a compressor cannot be made.
+            UsageError: when a compressor cannot be made, or the place of the output not be opened.
             InputError: when the input cannot be read, or holds no rows.
         """
+        destination = destination_of(settings.output_dir, settings.work_dir, console.say)
         compressors = chosen_compressors(settings, settings.k)
         form = StoredForm(compressors, settings.replace, settings.storage_dtype)
         sources = tuple(
@@ -89,9 +91,13 @@ class Run:
             raise InputError(f"--dataset: holds no {set_aside.of_all}")
         if set_aside.count and rank.index == 0:
             console.say(f"--skip-invalid: {set_aside}")
-        layout = OutputLayout(settings.output_dir)
-        hubs, num_unusable = tasks.hub_datasets, set_aside.own_count
-        return cls(settings, source, data, layout, console, rank, hubs, num_unusable, form, shard)
+        hubs, own = tasks.hub_datasets, set_aside.own_count
+        return cls(settings, source, data, destination, console, rank, hubs, own, form, shard)
+
+    @property
+    def layout(self) -> OutputLayout:
+        """Of the directory in which the run works."""
+        return self.destination.layout
 
     @property
     def num_rows(self) -> int:

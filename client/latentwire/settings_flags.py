@@ -23,8 +23,8 @@ from latentwire.validation import Location, describe
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 # pydantic-settings shows Python types (`tuple[str,...]`, `{auto,int}`) and empty defaults.
-_METAVARS = {"int": "N", "float": "X", "Path": "PATH"}
-_PYTHON_TYPE = re.compile(r"(?:tuple|list)\[.*\]|\b(?:int|float|str|Path|SecretStr)\b")
+_METAVARS = {"int": "N", "float": "X", "Path": "PATH", "RemotePath": "URL"}
+_PYTHON_TYPE = re.compile(r"(?:tuple|list)\[.*\]|\b(?:int|float|str|Path|RemotePath|SecretStr)\b")
 _BLAMED_FLAG = re.compile(r"(?:(?<=^)|(?<=; ))--[a-z][\w-]*(?=: )")
 # How argparse begins this error.
 _UNKNOWN = "unrecognized arguments: "

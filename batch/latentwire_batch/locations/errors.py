@@ -84,6 +84,15 @@ def is_missing(error: Exception) -> bool:
     return isinstance(error, FileNotFoundError) and _store_code(error) != _NO_BUCKET
 
 
+@contextmanager
+def output_errors(what: str) -> Iterator[None]:
+    """Word an error of the place that `--output-dir` names; see `output_error`."""
+    try:
+        yield
+    except LocationError as error:
+        raise output_error(what, error) from error
+
+
 def output_error(what: str, error: LocationError) -> BatchError:
     """Word an error of the place that `--output-dir` names.
 

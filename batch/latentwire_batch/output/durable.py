@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from latentwire_batch.errors import StorageError, storage_error
+from latentwire_batch.locations import Place
 
 _NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Place) -> dict[str, Any] | None:
     """Read a JSON object that `write_json` wrote; None when the file does not exist.
 
     Raises:

@@ -16,13 +16,32 @@ FINAL_NAMES = (DATA_NAME, HF_DATASET_NAME, FAILURES_NAME, CARD_NAME, MANIFEST_NA
 CARD_MARK = "<!-- made by latentwire -->"
 _CARD_HEAD_BYTES = 1 << 13
 _PARTIAL_NAME = ".partial"
+# Settings of an unfinished run, in an output directory and behind a URL.
+CLAIM_NAME = f"{_PARTIAL_NAME}/settings.json"
 
 
 @dataclass(frozen=True)
 class OutputLayout:
-    """Where everything in one output directory is."""
+    """Where everything in one output directory is.
+
+    Attributes:
+        root: the output directory, or the directory in which a run works whose output goes
+            elsewhere.
+        is_remote: whether the finished files go elsewhere, so that `root` never holds them.
+    """
 
     root: Path
+    is_remote: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The flag that names `root`."""
+        return "--work-dir" if self.is_remote else "--output-dir"
+
+    @property
+    def finished(self) -> Path:
+        """Holds the finished output, or a copy of what a retry needs of it."""
+        return self.partial / "previous" if self.is_remote else self.root
 
     @property
     def partial(self) -> Path:
@@ -37,7 +56,7 @@ class OutputLayout:
     @property
     def settings(self) -> Path:
         """Settings of the unfinished run; exists from its first row on."""
-        return self.partial / "settings.json"
+        return self.root / CLAIM_NAME
 
     @property
     def log(self) -> Path:
@@ -76,19 +95,24 @@ class OutputLayout:
         return self.partial / "install.json"
 
     @property
+    def upload_record(self) -> Path:
+        """Which staged files have arrived where the output goes."""
+        return self.partial / "upload.jsonl"
+
+    @property
     def manifest(self) -> Path:
         """Exists when the output is complete."""
-        return self.root / MANIFEST_NAME
+        return self.finished / MANIFEST_NAME
 
     @property
     def failures(self) -> Path:
         """Rows without a latent, one JSON object per line."""
-        return self.root / FAILURES_NAME
+        return self.finished / FAILURES_NAME
 
     @property
     def hf_dataset(self) -> Path:
         """The dataset as `datasets.load_from_disk` opens it."""
-        return self.root / HF_DATASET_NAME
+        return self.finished / HF_DATASET_NAME
 
     def has_final_files(self) -> bool:
         """Whether any file of a finished output exists."""

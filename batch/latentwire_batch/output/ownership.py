@@ -27,7 +27,7 @@ def locked_output(layout: OutputLayout) -> Iterator[None]:
         layout.partial.mkdir(parents=True, exist_ok=True)
         lock_fd = acquire_lock(layout.lock)
     except OSError as error:
-        raise StorageError(f"--output-dir: {storage_error('cannot be written', error)}") from error
+        raise StorageError(f"{layout.flag}: {storage_error('cannot be written', error)}") from error
     try:
         yield
     finally:
@@ -42,5 +42,5 @@ def _forget_if_unused(layout: OutputLayout, root_existed: bool) -> None:
         discard_partial(layout)
         layout.lock.unlink()
         layout.partial.rmdir()
-        if not root_existed:
+        if layout.is_remote or not root_existed:
             layout.root.rmdir()

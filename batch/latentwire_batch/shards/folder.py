@@ -10,8 +10,10 @@ from typing import Any
 
 from latentwire_batch.dispatch.seeds import ROW_SEED_BITS
 from latentwire_batch.errors import UsageError, storage_error
+from latentwire_batch.locations import Folder, Place, RemotePath
+from latentwire_batch.locations.errors import output_errors
 from latentwire_batch.output.durable import read_json
-from latentwire_batch.output.layout import OutputLayout
+from latentwire_batch.output.layout import CLAIM_NAME, MANIFEST_NAME
 from latentwire_batch.shards.shard import FOLDER_PATTERN, Shard
 from latentwire_batch.tasks.rows import DataIdentity
 
@@ -21,13 +23,14 @@ _AGREEMENT_NAME = "shards.json"
 _HEX_BITS = 4
 
 
-def shards_in(folder: Path) -> dict[Path, Shard]:
+def shards_in(folder: Place) -> dict[Place, Shard]:
     """Find the folders of shards in a folder, in the order of their numbers."""
-    found = {path: Shard.of_folder(path.name) for path in sorted(folder.glob(FOLDER_PATTERN))}
+    paths: list[Place] = sorted(folder.glob(FOLDER_PATTERN), key=lambda path: path.name)
+    found = {path: Shard.of_folder(path.name) for path in paths}
     return {path: shard for path, shard in found.items() if shard is not None and path.is_dir()}
 
 
-def refuse_mixture(folder: Path, shard: Shard | None) -> None:
+def refuse_mixture(folder: Place, shard: Shard | None) -> None:
     """Refuse to collect next to what is no part of the same collection.
 
     Args:
@@ -38,19 +41,25 @@ def refuse_mixture(folder: Path, shard: Shard | None) -> None:
         UsageError: when the folder holds shards of another number, or all rows where a shard is
             wanted, or the other way round.
     """
-    layout = OutputLayout(folder)
+    with output_errors("cannot be read"):
+        _refuse_mixture(folder, shard)
+
+
+def _refuse_mixture(folder: Place, shard: Shard | None) -> None:
+    # An unfinished run has its settings at the same place in a directory and behind a URL.
+    manifest_file, settings_file = folder / MANIFEST_NAME, folder / CLAIM_NAME
     if folder.exists() and not folder.is_dir():
         raise UsageError("--output-dir: is not a directory")
     if shard is None:
-        is_own = layout.manifest.exists() or layout.settings.exists()
+        is_own = manifest_file.exists() or settings_file.exists()
         if not is_own and shards_in(folder):
             raise UsageError(
                 "--output-dir: holds shards, which latentwire merge joins; to collect all rows in "
                 "one run, name another directory"
             )
         return
-    manifest = read_json(layout.manifest)
-    if layout.settings.exists() or (manifest is not None and MERGED not in manifest):
+    manifest = read_json(manifest_file)
+    if settings_file.exists() or (manifest is not None and MERGED not in manifest):
         raise UsageError(
             f"--output-dir: holds a collection of all rows, not of shards; --shard none continues "
             f"it, and another directory takes shard {shard}"
@@ -70,11 +79,12 @@ def seed_of(data: DataIdentity) -> int:
     return int(data.sha256[:digits], 16) & ((1 << ROW_SEED_BITS) - 1)
 
 
-def agree_on_date(folder: Path, shard: Shard, data: DataIdentity, today: str) -> str:
+def agree_on_date(folder: Place, shard: Shard, data: DataIdentity, today: str) -> str:
     """Return the date of the shards in a folder: that of the first one to start.
 
     Args:
-        folder: the settings' `output_dir`, which is made if it is missing.
+        folder: the settings' `output_dir`, which is made if it is missing. Behind a URL, two shards
+            that start within the same moment may still miss each other.
         shard: of this run.
         data: of the collection; a date that was noted for other data is replaced.
         today: as ISO 8601.
@@ -82,8 +92,10 @@ def agree_on_date(folder: Path, shard: Shard, data: DataIdentity, today: str) ->
     Raises:
         StorageError: when the folder cannot be written.
     """
-    path = folder / _AGREEMENT_NAME
     wanted = {"shards": shard.count, "data": data.sha256, "date": today}
+    if isinstance(folder, RemotePath):
+        return _agree_remotely(folder, wanted)
+    path = folder / _AGREEMENT_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
         noted = read_json(path)
@@ -92,6 +104,15 @@ def agree_on_date(folder: Path, shard: Shard, data: DataIdentity, today: str) ->
     except OSError as error:
         raise storage_error("cannot be written", error) from error
     return str(noted.get("date", today))
+
+
+def _agree_remotely(folder: RemotePath, wanted: dict[str, Any]) -> str:
+    with output_errors("cannot be written"):
+        noted = read_json(folder / _AGREEMENT_NAME)
+        if noted is None or any(noted.get(name) != wanted[name] for name in ("shards", "data")):
+            Folder(folder.url).write(_AGREEMENT_NAME, json.dumps(wanted).encode())
+            noted = read_json(folder / _AGREEMENT_NAME) or wanted
+    return str(noted.get("date", wanted["date"]))
 
 
 def _noted_first(path: Path, wanted: dict[str, Any], replaces: bool) -> dict[str, Any]:

@@ -7,7 +7,6 @@ one batch of the chosen columns at a time. Knows nothing of tasks or latents.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentwire_batch.errors import InputError
+from latentwire_batch.errors import InputError, reason_of
 
 STATE_NAME = "state.json"
 _SPLITS_NAME = "dataset_dict.json"
@@ -147,9 +146,7 @@ def input_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # Not `strerror`: libraries put the path into it.
-        reason = os.strerror(error.errno) if error.errno else type(error).__name__
-        raise InputError(f"cannot be read: {reason}") from error
+        raise InputError(f"cannot be read: {reason_of(error)}") from error
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"cannot be decoded: {error}") from error
 

@@ -1,0 +1,261 @@
+"""A file or folder behind a URL, read in the way in which `pathlib` reads local ones.
+
+Readers take a `Place`, and most of them need not know which of the two it is.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from latentwire_batch.errors import LocationError
+from latentwire_batch.locations.errors import is_missing, location_errors, place_error
+from latentwire_batch.locations.filesystem import open_filesystem
+from latentwire_batch.locations.urls import local_path, shown, shown_name
+
+# Read ahead in a file that is read from its start to its end.
+_BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Attributes of a file, named as those of `os.stat`.
+
+    Attributes:
+        st_size: in bytes.
+    """
+
+    st_size: int
+
+
+class RemotePath:
+    """A file or folder behind a URL. What it reads raises LocationError, which is an OSError.
+
+    Args:
+        url: its library finds keys and the like in the environment.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._opened: tuple[Any, str] | None = None
+        self._checksum: str | None = None
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, _source: Any, _handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Let settings hold one."""
+        return core_schema.is_instance_schema(cls)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the file system again in another process."""
+        return RemotePath, (self.url,)
+
+    def __str__(self) -> str:
+        """Return the URL for messages, without keys."""
+        return shown(self.url)
+
+    def __repr__(self) -> str:
+        """Return the URL for messages, without keys."""
+        return f"RemotePath({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another place has the same URL."""
+        return isinstance(other, RemotePath) and self.url == other.url
+
+    def __hash__(self) -> int:
+        """Hash the URL."""
+        return hash(self.url)
+
+    def __truediv__(self, name: str) -> RemotePath:
+        """Return a place in this folder."""
+        child = RemotePath(f"{self.url.rstrip('/')}/{name}")
+        if self._opened is not None:
+            filesystem, path = self._opened
+            child._opened = filesystem, f"{path}/{name}"
+        return child
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL."""
+        return shown_name(self.url)
+
+    @property
+    def parent(self) -> RemotePath:
+        """The folder that holds it."""
+        return RemotePath(self.url.rstrip("/").rpartition("/")[0])
+
+    @property
+    def filesystem(self) -> Any:
+        """The `fsspec.AbstractFileSystem` of the URL."""
+        return self._located()[0]
+
+    @property
+    def path(self) -> str:
+        """The path in the file system."""
+        return self._located()[1]
+
+    def is_absolute(self) -> bool:
+        """Return False: a notice may show it."""
+        return False
+
+    def exists(self) -> bool:
+        """Whether a file or folder is there."""
+        return self._info() is not None
+
+    def is_file(self) -> bool:
+        """Whether it is a file."""
+        info = self._info()
+        return info is not None and info["type"] == "file"
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder."""
+        info = self._info()
+        return info is not None and info["type"] == "directory"
+
+    def stat(self) -> Stat:
+        """Return the size; raises FileNotFoundError."""
+        info = self._info()
+        if info is None:
+            raise FileNotFoundError(2, "No such file or directory")
+        return Stat(info["size"] or 0)
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        """Open the file, to be read from its start to its end; raises FileNotFoundError.
+
+        Raises:
+            LocationError: also when the file is no longer what it was when it was opened first.
+        """
+        assert mode == "rb"
+        return io.BufferedReader(self.open_raw(), _BLOCK_BYTES)
+
+    def open_raw(self) -> io.RawIOBase:
+        """Open the file for reading parts of it: every read is one request; raises like `open`."""
+        filesystem, path = self._located()
+        try:
+            self._refuse_change()
+            return _RawFile(filesystem.open(path, "rb", cache_type="none"))
+        except Exception as error:
+            if is_missing(error):
+                raise FileNotFoundError(2, "No such file or directory") from error
+            if isinstance(error, LocationError):
+                raise
+            raise place_error(error) from error
+
+    def read_bytes(self) -> bytes:
+        """Return the content; raises FileNotFoundError."""
+        with self.open() as file:
+            return file.read()
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """Return the content as text; raises FileNotFoundError."""
+        return self.read_bytes().decode(encoding)
+
+    def iterdir(self) -> Iterator[RemotePath]:
+        """Yield the files and folders in this folder, sorted by name."""
+        filesystem, path = self._located()
+        try:
+            filesystem.invalidate_cache()
+            found = filesystem.ls(path, detail=False)
+        except Exception as error:
+            if is_missing(error):
+                return
+            raise place_error(error) from error
+        names = sorted({PurePosixPath(entry.rstrip("/")).name for entry in found})
+        # Some tools mark a folder by an object of its own name.
+        yield from (self / name for name in names if name != PurePosixPath(path).name)
+
+    def glob(self, pattern: str) -> Iterator[RemotePath]:
+        """Yield the files and folders in this folder whose names match a pattern."""
+        return (place for place in self.iterdir() if fnmatchcase(place.name, pattern))
+
+    def rglob(self, pattern: str) -> Iterator[RemotePath]:
+        """Yield all files below this folder whose names match a pattern."""
+        filesystem, path = self._located()
+        with location_errors():
+            filesystem.invalidate_cache()
+            found = filesystem.find(path)
+        prefix = f"{filesystem._strip_protocol(path).rstrip('/')}/"
+        for name in sorted(entry.removeprefix(prefix) for entry in found):
+            if fnmatchcase(PurePosixPath(name).name, pattern):
+                yield self / name
+
+    def relative_to(self, other: RemotePath) -> PurePosixPath:
+        """Return the names that lead from a folder to this place."""
+        return PurePosixPath(self.url.removeprefix(other.url.rstrip("/")).lstrip("/"))
+
+    def resolve(self) -> RemotePath:
+        """Return the place itself: it has no links."""
+        return self
+
+    def _located(self) -> tuple[Any, str]:
+        if self._opened is None:
+            self._opened = open_filesystem(self.url)
+        return self._opened
+
+    def _info(self) -> dict[str, Any] | None:
+        filesystem, path = self._located()
+        try:
+            filesystem.invalidate_cache()
+            info: dict[str, Any] = filesystem.info(path)
+        except Exception as error:
+            if is_missing(error):
+                return None
+            raise place_error(error) from error
+        return info
+
+    def _refuse_change(self) -> None:
+        filesystem, path = self._located()
+        filesystem.invalidate_cache()
+        checksum = str(filesystem.checksum(path))
+        if self._checksum not in (None, checksum):
+            raise LocationError("the file has changed since it was first read", True)
+        self._checksum = checksum
+
+
+Place = Path | RemotePath
+
+
+def place_of(text: str) -> Place:
+    """Return the place that a path or a URL names. Nothing is opened yet."""
+    path = local_path(text)
+    return RemotePath(text) if path is None else path
+
+
+class _RawFile(io.RawIOBase):
+    """A file of `fsspec` without a cache, whose errors have words."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with location_errors():
+            return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        with location_errors():
+            data = self._file.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()

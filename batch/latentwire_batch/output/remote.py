@@ -1,0 +1,191 @@
+"""A folder behind a URL as the place of the finished files.
+
+The run works in a directory of this machine. What another machine could need to know stands in the
+folder: the manifest of a finished output, and the settings of an unfinished run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from latentwire_batch.console import Notify
+from latentwire_batch.errors import StorageError, UsageError, storage_error
+from latentwire_batch.locations import Folder
+from latentwire_batch.locations.errors import output_errors
+from latentwire_batch.output.discard import discard_partial
+from latentwire_batch.output.durable import read_json, remove, sync_directory, write_json
+from latentwire_batch.output.layout import (
+    CARD_MARK,
+    CARD_NAME,
+    CLAIM_NAME,
+    DATA_NAME,
+    FINAL_NAMES,
+    HF_DATASET_NAME,
+    MANIFEST_NAME,
+    OutputLayout,
+)
+from latentwire_batch.output.upload import Upload, is_left_over
+
+
+@dataclass(frozen=True)
+class RemoteDestination:
+    """A folder behind a URL: an implementation of `destination.Destination`.
+
+    Attributes:
+        layout: of the directory of this machine.
+        folder: takes the finished files.
+        notify: told about uploads.
+    """
+
+    layout: OutputLayout
+    folder: Folder
+    notify: Notify
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Return the manifest of the finished output; None when there is none."""
+        return self._read_json(MANIFEST_NAME)
+
+    def has_foreign_files(self) -> bool:
+        """Whether files of a dataset are there, but no manifest and no unfinished run of them."""
+        with _errors("cannot be read"):
+            names = self.folder.sizes()
+        return CLAIM_NAME not in names and any(
+            is_final(name) and name != CARD_NAME for name in names
+        )
+
+    def claimed(self) -> dict[str, Any] | None:
+        """Return the settings of an unfinished run that another machine began."""
+        return self._read_json(CLAIM_NAME)
+
+    def claim(self, settings: Mapping[str, Any]) -> None:
+        """Leave the settings in the folder, which also shows that it can be written to."""
+        with _errors("cannot be written"):
+            self.folder.write(CLAIM_NAME, json.dumps(dict(settings), ensure_ascii=False).encode())
+
+    def refuse_rival(self) -> None:
+        """Raise UsageError when another machine has finished a dataset there in the meantime."""
+        self._refuse_rival(self._read(MANIFEST_NAME))
+
+    def fetch_previous(self) -> None:
+        """Copy what a retry needs of the finished output, the manifest last."""
+        manifest = self._read(MANIFEST_NAME)
+        if manifest is None:
+            return
+        directory = self.layout.finished
+        with _errors("cannot be read"):
+            remove(directory)
+            names = [name for name in self.folder.sizes() if is_final(name)]
+            has_arrow = any(name.startswith(f"{HF_DATASET_NAME}/") for name in names)
+            # One of the two forms of the rows is enough.
+            left_out = {MANIFEST_NAME, CARD_NAME, *([DATA_NAME] if has_arrow else [])}
+            wanted = [name for name in names if name not in left_out]
+            self.notify(f"fetching {len(wanted)} files of the dataset from {self.folder.shown}")
+            for name in wanted:
+                self.folder.fetch(name, directory / name)
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / MANIFEST_NAME).write_bytes(manifest)
+
+    def install(self) -> None:
+        """Replace the finished files by the staged ones, the manifest last.
+
+        The marker is written first, and while it exists `finish_install` completes the upload.
+        """
+        try:
+            sync_directory(self.layout.staging)
+            write_json(self.layout.marker, {"upload": True})
+        except OSError as error:
+            raise storage_error("cannot be written", error) from error
+        self.finish_install()
+
+    def finish_install(self) -> None:
+        """Complete an upload that was cut short; do nothing when there is none."""
+        if read_json(self.layout.marker) is None:
+            return
+        manifest = (self.layout.staging / MANIFEST_NAME).read_bytes()
+        found = self._read(MANIFEST_NAME)
+        if found != manifest:
+            self._refuse_rival(found)
+            with _errors("cannot be written"):
+                self._upload(manifest)
+        with _errors("cannot be written"):
+            self.folder.remove([CLAIM_NAME])
+            discard_partial(self.layout)
+
+    def discard(self) -> None:
+        """Remove everything that a run wrote, the manifest first."""
+        with _errors("cannot be cleared"):
+            self.folder.remove([MANIFEST_NAME])
+            names = [name for name in self.folder.sizes() if is_final(name) or name == CLAIM_NAME]
+            self.folder.remove(name for name in names if self._is_replaceable(name))
+            discard_partial(self.layout)
+
+    def _upload(self, manifest: bytes) -> None:
+        """Make the folder hold the staged files and no others of a dataset."""
+        # While files are replaced, none of them may count as finished.
+        self.folder.remove([MANIFEST_NAME])
+        staging = self.layout.staging
+        names = [
+            path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()
+        ]
+        names = sorted(name for name in names if name != MANIFEST_NAME)
+        sent = [name for name in names if self._is_replaceable(name)]
+        Upload(self.folder, staging, self.layout.upload_record, self.notify).send(sent)
+        stale = [
+            name
+            for name in self.folder.sizes()
+            if name not in names and (is_final(name) or is_left_over(name))
+        ]
+        self.folder.remove(name for name in stale if self._is_replaceable(name))
+        self.folder.write(MANIFEST_NAME, manifest)
+
+    def _is_replaceable(self, name: str) -> bool:
+        """Whether a file may be replaced or removed: a person's own README stays."""
+        if name != CARD_NAME:
+            return True
+        found = self.folder.read(CARD_NAME)
+        return found is None or CARD_MARK.encode() in found
+
+    def _refuse_rival(self, manifest: bytes | None) -> None:
+        if manifest is None:
+            return
+        known = self.layout.finished / MANIFEST_NAME
+        if not known.exists() or known.read_bytes() != manifest:
+            raise UsageError(
+                "--output-dir: another run has finished a dataset there in the meantime; the rows "
+                "of this one are kept in the work directory. --overwrite discards both and starts "
+                "from scratch"
+            )
+
+    def _read(self, name: str) -> bytes | None:
+        with _errors("cannot be read"):
+            return self.folder.read(name)
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        data = self._read(name)
+        if data is None:
+            return None
+        try:
+            value = json.loads(data)
+        except ValueError as error:
+            raise StorageError(f"the output's {name} is damaged: not JSON") from error
+        if not isinstance(value, dict):
+            raise StorageError(f"the output's {name} is damaged: not an object")
+        return value
+
+
+def is_final(name: str) -> bool:
+    """Whether a file of the folder is one of a finished output, or in one of its directories."""
+    return name.partition("/")[0] in FINAL_NAMES
+
+
+@contextmanager
+def _errors(what: str) -> Iterator[None]:
+    try:
+        with output_errors(what):
+            yield
+    except OSError as error:
+        raise storage_error(what, error) from error

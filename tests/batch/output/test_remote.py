@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from latentwire_batch.locations import Folder
+from latentwire_batch.output.upload import Upload
+from support.batch.collecting import Collect, Ended
+from support.batch.dataset_oracle import assert_complete, tasks_of
+from support.batch.stub_replica import StubReplica
+
+URL = "memory://bucket/out"
+Remote = Callable[..., Ended]
+
+
+@pytest.fixture
+def folder() -> Iterator[Folder]:
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    store.pseudo_dirs[:] = [""]
+    yield Folder(URL)
+    store.store.clear()
+
+
+@pytest.fixture
+def remote(collect: Collect, folder: Folder, tmp_path: Path) -> Remote:
+    """Run `latentwire collect` into `folder`."""
+    del folder
+
+    def run(*flags: str, replicas: list[StubReplica] | None = None, work: str = "work") -> Ended:
+        places = ("--output-dir", URL, "--work-dir", str(tmp_path / work))
+        return collect(*places, *flags, replicas=replicas)
+
+    return run
+
+
+def downloaded(folder: Folder, tmp_path: Path) -> Path:
+    copy = tmp_path / "copy"
+    for name in folder.sizes():
+        folder.fetch(name, copy / name)
+    return copy
+
+
+def test_a_finished_dataset_is_in_the_folder_and_nothing_is_left_here(
+    remote: Remote, stub: StubReplica, folder: Folder, tasks: Path, tmp_path: Path
+) -> None:
+    ended = remote(replicas=[stub])
+    assert ended.status == 0, ended.stderr
+    assert f"the dataset is in {URL}; look at it with: latentwire inspect {URL}" in ended.stderr
+    assert str(tmp_path) not in ended.stderr
+    assert_complete(downloaded(folder, tmp_path), tasks_of(tasks))
+    assert not any(".partial" in name or name.endswith(".tmp") for name in folder.sizes())
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_finished_remote_dataset_needs_nothing_more(
+    remote: Remote, stub: StubReplica, other_stub: StubReplica, tmp_path: Path
+) -> None:
+    assert remote(replicas=[stub]).status == 0
+    # Another machine, too, sees that there is nothing to do.
+    for work in ("work", "elsewhere"):
+        ended = remote(replicas=[other_stub], work=work)
+        assert ended.status == 0
+        assert "nothing to do: all 40 rows are already collected" in ended.stderr
+    ended = remote("--top-k", "5", replicas=[other_stub])
+    assert ended.status == 2
+    assert "--output-dir: was made with other settings: sampling.top_k was 0" in ended.stderr
+    assert other_stub.received == []
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_failed_rows_of_a_remote_dataset_are_retried(
+    remote: Remote, stub: StubReplica, folder: Folder, tasks: Path, tmp_path: Path
+) -> None:
+    rows = tasks_of(tasks)
+    stub.behaviour.task_faults = {task: [422] for _, task in rows[10:30]}
+    assert remote(replicas=[stub]).status == 3
+    stub.received.clear()
+    stub.answered.clear()
+    stub.behaviour.die_after = 5
+    flags = ("--retry-failed", "--replica-timeout", "0.2", "--concurrency", "1")
+    assert remote(*flags, replicas=[stub]).status == 1
+    # What was there is still whole while the retry is unfinished.
+    assert folder.exists("manifest.json")
+    stub.behaviour.die_after, stub.behaviour.is_dead = None, False
+    assert remote(replicas=[stub]).status == 0
+    assert len(stub.received) == 20
+    assert_complete(downloaded(folder, tmp_path), rows)
+    assert "failures.jsonl" not in folder.sizes()
+
+
+def test_overwrite_replaces_a_remote_dataset(
+    remote: Remote,
+    stub: StubReplica,
+    folder: Folder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder.write("README.md", b"mine")
+    folder.write("notes/mine.txt", b"mine")
+    assert remote("--max-shard-size", "2KB", replicas=[stub]).status == 0
+    old = set(folder.sizes())
+    removed: list[str] = []
+    real = MemoryFileSystem.rm_file
+
+    def rm_file(self: MemoryFileSystem, path: str) -> None:
+        removed.append(path.removeprefix("/bucket/out/"))
+        real(self, path)
+
+    monkeypatch.setattr(MemoryFileSystem, "rm_file", rm_file)
+    assert remote("--overwrite", "--seed", "8", replicas=[stub]).status == 0
+    finals = [name for name in removed if name in old]
+    assert finals[0] == "manifest.json"
+    assert folder.read("README.md") == folder.read("notes/mine.txt") == b"mine"
+    manifest = json.loads(folder.read("manifest.json") or b"")
+    assert manifest["settings"]["seed"] == 8
+    shards = {name for name in folder.sizes() if name.endswith(".arrow")}
+    assert len(shards) == 1
+
+
+def test_an_upload_that_was_cut_short_goes_on_where_it_ended(
+    remote: Remote,
+    stub: StubReplica,
+    folder: Folder,
+    tasks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[str] = []
+    real = Folder.put
+
+    def put(self: Folder, name: str, local: Path) -> None:
+        if len(sent) % 7 == 6:
+            sent.append("")
+            raise ConnectionError
+        real(self, name, local)
+        sent.append(name)
+
+    statuses: list[int] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "put", put)
+        patched.setattr("latentwire_batch.output.upload._FILES_AT_A_TIME", 1)
+        while statuses[-1:] != [0]:
+            ended = remote("--max-shard-size", "500", replicas=[stub])
+            statuses.append(ended.status)
+            stub.behaviour.is_dead = True
+            if ended.status:
+                assert not folder.exists("manifest.json")
+        assert "are there already" in ended.stderr
+    assert len(statuses) > 3
+    names = [name for name in sent if name]
+    assert len(names) == len(set(names)) > 20
+    assert_complete(downloaded(folder, tmp_path), tasks_of(tasks))
+
+
+def test_a_file_that_changed_after_it_was_sent_is_sent_again(
+    folder: Folder, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"right")
+    said: list[str] = []
+    upload = Upload(folder, tmp_path, tmp_path / "record", said.append)
+    upload.send(["a", "b"])
+    folder.write("a", b"wrong")
+    upload.send(["a", "b"])
+    assert folder.read("a") == b"right"
+    assert said[-1] == f"uploading 1 files (5 bytes) to {URL}; 1 are there already"
+    upload.send(["a", "b"])
+    assert said[-1] == f"uploading 0 files (0 bytes) to {URL}; 2 are there already"
+
+
+def test_a_torn_record_of_an_upload_only_sends_its_file_again(
+    folder: Folder, tmp_path: Path
+) -> None:
+    record = tmp_path / "record"
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"right")
+    upload = Upload(folder, tmp_path, record, lambda _line: None)
+    upload.send(["a"])
+    upload.send(["b"])
+    record.write_bytes(record.read_bytes()[:-20])
+    said: list[str] = []
+    upload = Upload(folder, tmp_path, record, said.append)
+    upload.send(["a", "b"])
+    upload.send(["a", "b"])
+    assert [line.partition(" files")[0] for line in said] == ["uploading 1", "uploading 0"]
+
+
+def test_a_second_machine_is_told_of_the_first(
+    remote: Remote, stub: StubReplica, folder: Folder, tasks: Path, tmp_path: Path
+) -> None:
+    stub.behaviour.die_after = 9
+    wait = ("--replica-timeout", "0.2")
+    # No seed given: the second machine takes that of the first.
+    assert remote(*wait, replicas=[stub], work="first").status == 1
+    stub.behaviour.die_after, stub.behaviour.is_dead = None, False
+    ended = remote("--top-k", "5", replicas=[stub], work="second")
+    assert ended.status == 2
+    assert "--output-dir: was made with other settings: sampling.top_k was 0" in ended.stderr
+    assert remote(replicas=[stub], work="second").status == 0
+    stub.received.clear()
+    ended = remote(replicas=[stub], work="first")
+    assert ended.status == 2
+    assert "--output-dir: another run has finished a dataset there" in ended.stderr
+    assert stub.received == []
+    assert_complete(downloaded(folder, tmp_path), tasks_of(tasks))
+
+
+def test_files_of_a_dataset_without_a_manifest_are_refused(
+    remote: Remote, stub: StubReplica, folder: Folder
+) -> None:
+    folder.write("data.parquet", b"of somebody")
+    ended = remote(replicas=[stub])
+    assert ended.status == 2
+    assert "--output-dir: holds a dataset without a manifest" in ended.stderr
+    assert stub.received == []
+    assert folder.read("data.parquet") == b"of somebody"
+
+
+def test_a_place_that_cannot_be_written_shows_before_a_row_is_sent(
+    remote: Remote, stub: StubReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
+    ended = remote(replicas=[stub])
+    assert ended.status == 2
+    assert "--output-dir: cannot be written: access is denied" in ended.stderr
+    assert stub.received == []
+
+
+def test_a_work_directory_without_a_url_has_no_effect(
+    collect: Collect, stub: StubReplica, tmp_path: Path
+) -> None:
+    ended = collect("--work-dir", str(tmp_path / "work"), replicas=[stub])
+    assert ended.status == 0
+    assert "--work-dir: no effect" in ended.stderr
+    assert not (tmp_path / "work").exists()
+
+
+def test_shards_of_a_remote_dataset_have_folders_of_their_own(
+    remote: Remote, stub: StubReplica, folder: Folder, tmp_path: Path
+) -> None:
+    flags = ("--chat-template", "auto", "--seed", "7")
+    for index in range(2):
+        ended = remote("--shard", f"{index}/2", *flags, replicas=[stub])
+        assert ended.status == 0, ended.stderr
+    assert f"join them with: latentwire merge {URL} -o DATASET" in ended.stderr
+    names = set(folder.sizes())
+    manifests = [name for name in names if name.endswith("/manifest.json")]
+    assert len(manifests) == 2
+    assert "shards.json" in names
+    assert len(set(stub.dates)) == 1
+    ended = remote(replicas=[stub])
+    assert ended.status == 2
+    assert "--output-dir: holds shards" in ended.stderr
+    assert list((tmp_path / "work").iterdir()) == []
