@@ -18,7 +18,8 @@ from latentwire.errors import DatasetError
 from latentwire.number_formats import EncodedRows
 from latentwire.storage import scale_column
 from latentwire.stored_dataset import LatentRow
-from latentwire_batch.dataset.reader import EncodedRow, encoded_rows, locate, rows_of_batch
+from latentwire_batch.dataset.files import locate
+from latentwire_batch.dataset.reader import EncodedRow, encoded_rows, rows_of_batch
 from latentwire_batch.dataset.schema import TEXT_COLUMNS
 from latentwire_batch.dataset.stored_matrix import (
     StoredMatrix,
@@ -27,22 +28,20 @@ from latentwire_batch.dataset.stored_matrix import (
     stored_matrix,
 )
 from latentwire_batch.errors import InputError
-from latentwire_batch.output.layout import HF_DATASET_NAME
-from latentwire_batch.tasks.arrow_files import (
-    BatchSource,
-    arrow_schema,
-    input_errors,
-    open_batches,
-)
+from latentwire_batch.tasks.arrow_files import BatchSource, input_errors
 
 
-def load(path: str | PathLike[str], columns: Sequence[str] | None = None) -> StoredDataset:
+def load(
+    path: str | PathLike[str],
+    columns: Sequence[str] | None = None,
+    split: str | None = None,
+) -> StoredDataset:
     """Open a stored dataset; see `latentwire.load`.
 
     Raises:
         DatasetError: when it cannot be read.
     """
-    return StoredDataset(Path(path), None if columns is None else tuple(columns))
+    return StoredDataset(Path(path), None if columns is None else tuple(columns), split)
 
 
 class StoredDataset:
@@ -51,23 +50,25 @@ class StoredDataset:
     Args:
         path: see `latentwire.load`.
         columns: matrix columns to read; None: all.
+        split: the only one to read; None: all.
 
     Raises:
         DatasetError: when it cannot be read.
     """
 
-    def __init__(self, path: Path, columns: tuple[str, ...] | None) -> None:
-        self._given = (path, columns)
+    def __init__(
+        self, path: Path, columns: tuple[str, ...] | None, split: str | None = None
+    ) -> None:
+        self._given = (path, columns, split)
         try:
-            # Of the two forms of an output, the one that can be mapped.
-            has_arrow = (path / HF_DATASET_NAME).is_dir()
-            self._path = path / HF_DATASET_NAME if has_arrow else locate(path)
+            # Of the two forms of a classic output, the one that can be mapped.
+            self._files = locate(path, split, prefers_arrow=True)
             with input_errors():
-                schema = arrow_schema(self._path)
+                schema = self._files.schema
                 names = matrix_names(schema) if columns is None else columns
                 self._matrices = [stored_matrix(schema, name) for name in names]
                 self._extras = _extras(schema)
-                self._batches: BatchSource = open_batches(self._path, self._columns(schema))
+                self._batches: BatchSource = self._files.open(self._columns(schema))
         except InputError as error:
             raise DatasetError(f"{path.name}: {error}") from error
         self._ends = list(accumulate(self._batches.num_rows))
@@ -82,6 +83,11 @@ class StoredDataset:
     def matrices(self) -> tuple[StoredMatrix, ...]:
         """The matrix columns that are read, and how they are stored."""
         return tuple(self._matrices)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits that are read, in the order of their rows; empty for none."""
+        return self._files.splits
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -109,7 +115,7 @@ class StoredDataset:
         """Yield the rows in order, a few at a time in memory; raises DatasetError."""
         names = [matrix.name for matrix in self._matrices]
         try:
-            rows = encoded_rows(self._path, names, self._extras)
+            rows = encoded_rows(self._files, names, self._extras)
             for index, row in enumerate(rows):
                 yield _latent_row(row, index)
         except InputError as error:

@@ -69,6 +69,11 @@ class LatentDataset(Protocol):
         """What the files say about how they were made; empty when they say nothing."""
         ...
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits that are read, in order; empty where the files name none."""
+        ...
+
     def __len__(self) -> int:
         """Return the number of rows."""
         ...
@@ -86,13 +91,18 @@ class LatentDataset(Protocol):
         ...
 
 
-def load(path: str | PathLike[str], columns: Sequence[str] | None = None) -> LatentDataset:
+def load(
+    path: str | PathLike[str],
+    columns: Sequence[str] | None = None,
+    split: str | None = None,
+) -> LatentDataset:
     """Open a stored dataset; its matrices come back as float32, whatever their number format.
 
     Args:
         path: an output of `latentwire collect`, a Parquet or Arrow file, or a `save_to_disk`
             directory.
         columns: matrix columns to read, like `["hidden_state_comp"]`; None: all.
+        split: the only split to read; None: all, one after another.
 
     Returns:
         The dataset. A directory's Arrow files are memory-mapped, and of a Parquet file one row
@@ -110,5 +120,5 @@ def load(path: str | PathLike[str], columns: Sequence[str] | None = None) -> Lat
         raise MissingDependencyError(
             'load() needs the batch extra: pip install "latentwire[batch]"'
         ) from error
-    dataset: LatentDataset = reader.load(path, columns)
+    dataset: LatentDataset = reader.load(path, columns, split)
     return dataset

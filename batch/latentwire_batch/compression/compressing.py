@@ -66,7 +66,7 @@ class Compressing:
         num_threads = os.cpu_count() or 1
         pool = ThreadPoolExecutor(num_threads, thread_name_prefix="compress")
         try:
-            for index, row in enumerate(stored_rows(self._source.place)):
+            for index, row in enumerate(stored_rows(self._source.files)):
                 if self._rows.is_settled(index):
                     continue
                 job = pool.submit(self._encode, row)

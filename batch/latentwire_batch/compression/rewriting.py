@@ -21,7 +21,7 @@ from latentwire_batch.dataset.schema import DEFAULT_BATCH_BYTES, LATENT_COLUMN, 
 from latentwire_batch.dataset.writers import BatchSink, HfDatasetSink, ParquetSink
 from latentwire_batch.errors import InputError
 from latentwire_batch.output.layout import DATA_NAME, HF_DATASET_NAME
-from latentwire_batch.tasks.arrow_files import input_errors, record_batches
+from latentwire_batch.tasks.arrow_files import input_errors
 
 _SLICE_ROWS = 16
 _SUMMED = ("prompt_tokens", "completion_tokens")
@@ -128,7 +128,7 @@ class Rewriting:
     def _batches(self) -> Iterator[pa.RecordBatch]:
         source = self._columns.source
         with input_errors():
-            batches = record_batches(source.place, lambda schema: schema.names, _SLICE_ROWS)
+            batches = source.files.batches(lambda schema: schema.names, _SLICE_ROWS)
             while (batch := next(batches, None)) is not None:
                 yield batch
 

@@ -13,28 +13,18 @@ from typing import Any
 
 import pyarrow as pa
 
+from latentwire_batch.dataset.files import DatasetFiles, locate, read_manifest_json
 from latentwire_batch.dataset.matrices import MatrixColumn
-from latentwire_batch.dataset.reader import locate, stored_declaration, stored_rows
+from latentwire_batch.dataset.reader import stored_declaration, stored_rows
 from latentwire_batch.dataset.schema import LATENT_COLUMN
 from latentwire_batch.dataset.stored_matrix import matrix_names, stored_matrix
 from latentwire_batch.errors import InputError, UsageError
-from latentwire_batch.output.layout import (
-    DATA_NAME,
-    FAILURES_NAME,
-    HF_DATASET_NAME,
-    MANIFEST_NAME,
-)
-from latentwire_batch.tasks.arrow_files import (
-    STATE_NAME,
-    arrow_schema,
-    input_errors,
-    record_batches,
-)
+from latentwire_batch.output.layout import FAILURES_NAME
+from latentwire_batch.tasks.arrow_files import STATE_NAME, input_errors
 
 FEATURES_KEY = b"huggingface"
 """Under it, `datasets` keeps the features of a file in its metadata."""
 _INFO_NAME = "dataset_info.json"
-_COUNT_BATCH_ROWS = 4096
 _FOOTER_END = struct.Struct("<I4s")
 _PARQUET_MAGIC = b"PAR1"
 _MAX_FOOTER_BYTES = 1 << 26
@@ -45,8 +35,7 @@ class SourceDataset:
     """A stored dataset with full latents.
 
     Attributes:
-        place: a Parquet or Arrow file, or a `save_to_disk` directory.
-        root: the directory that holds its manifest and its failures.
+        files: of the dataset.
         schema: of its files.
         num_rows: that it holds.
         sha256: of its schema, sizes and file descriptions; another dataset has another one.
@@ -55,8 +44,7 @@ class SourceDataset:
         declaration: what its files say about how they were made.
     """
 
-    place: Path
-    root: Path
+    files: DatasetFiles
     schema: pa.Schema
     num_rows: int
     sha256: str
@@ -65,32 +53,35 @@ class SourceDataset:
     declaration: Mapping[str, Any]
 
     @classmethod
-    def of(cls, path: Path) -> SourceDataset:
+    def of(cls, path: Path, split: str | None = None) -> SourceDataset:
         """Open a dataset.
+
+        Args:
+            path: of the dataset.
+            split: the only one to read; None: all.
 
         Raises:
             InputError: when it cannot be read, or holds no latents.
         """
-        place = locate(path)
-        root = place.parent if place.name in (DATA_NAME, HF_DATASET_NAME) else place
+        files = locate(path, split)
         with input_errors():
-            schema = arrow_schema(place)
-            num_rows = _count_rows(place, schema)
-            sha256 = _digest(place, schema, num_rows)
-        manifest = _json_object(root / MANIFEST_NAME)
-        declaration = stored_declaration(place) or {}
-        width = _width(place, declaration if manifest is None else manifest)
-        return cls(place, root, schema, num_rows, sha256, width, manifest, declaration)
+            schema = files.schema
+            num_rows = files.num_rows()
+            sha256 = _digest(files, schema, num_rows)
+        manifest = read_manifest_json(files.root)
+        declaration = stored_declaration(files) or {}
+        width = _width(files, declaration if manifest is None else manifest)
+        return cls(files, schema, num_rows, sha256, width, manifest, declaration)
 
     @property
     def failures(self) -> Path:
         """The list of rows that the collection left out; need not exist."""
-        return self.root / FAILURES_NAME
+        return self.files.root / FAILURES_NAME
 
     @property
     def features(self) -> Mapping[str, Any] | None:
         """The features that `datasets` recorded; None when it recorded none."""
-        info = _json_object(self.place / _INFO_NAME) if self.place.is_dir() else None
+        info = _json_object(self.files.paths[0] / _INFO_NAME)
         if info is None:
             try:
                 info = json.loads((self.schema.metadata or {})[FEATURES_KEY])["info"]
@@ -129,24 +120,19 @@ class SourceDataset:
         Raises:
             UsageError: when one is inside of the other.
         """
-        given, place = output.resolve(), self.place.resolve()
-        if given == place or given in place.parents:
-            raise UsageError("--output-dir: is the dataset that is read; name another directory")
-        if place.is_dir() and place in given.parents:
-            raise UsageError("--output-dir: is inside of the dataset that is read")
+        given = output.resolve()
+        for path in self.files.paths:
+            place = path.resolve()
+            if given == place or given in place.parents:
+                raise UsageError(
+                    "--output-dir: is the dataset that is read; name another directory"
+                )
+            if place.is_dir() and place in given.parents:
+                raise UsageError("--output-dir: is inside of the dataset that is read")
 
 
-def _count_rows(place: Path, schema: pa.Schema) -> int:
-    # The cheapest column: no latent has to be decoded.
-    flat = (field.name for field in schema if not pa.types.is_nested(field.type))
-    name = next(flat, LATENT_COLUMN)
-    return sum(
-        batch.num_rows for batch in record_batches(place, lambda _: [name], _COUNT_BATCH_ROWS)
-    )
-
-
-def _width(place: Path, said: Mapping[str, Any]) -> int:
-    for row in stored_rows(place):
+def _width(files: DatasetFiles, said: Mapping[str, Any]) -> int:
+    for row in stored_rows(files):
         if len(row.latent):
             return int(row.latent.shape[1])
     width = _part(said, "model").get("hidden_size")
@@ -155,15 +141,14 @@ def _width(place: Path, said: Mapping[str, Any]) -> int:
     return width
 
 
-def _digest(place: Path, schema: pa.Schema, num_rows: int) -> str:
+def _digest(files: DatasetFiles, schema: pa.Schema, num_rows: int) -> str:
     """Return a digest of what describes the data.
 
     A second pass over all of the data would take as long as compressing it.
     """
     digest = hashlib.sha256(schema.serialize())
     digest.update(num_rows.to_bytes(8, "little"))
-    files = sorted(place.iterdir()) if place.is_dir() else [place]
-    for file in files:
+    for file in files.all_files():
         digest.update(file.stat().st_size.to_bytes(8, "little"))
         digest.update(_description(file))
     return digest.hexdigest()

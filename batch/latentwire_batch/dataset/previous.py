@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from latentwire.number_formats import EncodedRows
+from latentwire.split_files import DATA_DIRECTORY
+from latentwire_batch.dataset.files import locate
 from latentwire_batch.dataset.manifest import Manifest
 from latentwire_batch.dataset.matrices import MatrixColumn
 from latentwire_batch.dataset.reader import EncodedRow, encoded_rows
 from latentwire_batch.errors import InputError, StorageError
-from latentwire_batch.output.layout import OutputLayout
+from latentwire_batch.output.layout import HF_DATASET_NAME, OutputLayout
 
 
 def finished_indices(manifest: Manifest, layout: OutputLayout) -> npt.NDArray[np.bool_]:
@@ -52,21 +54,23 @@ def previous_rows(
         StorageError: when its files cannot be read, or hold matrices of another width or format.
     """
     try:
-        for row in encoded_rows(layout.hf_dataset, [matrix.name for matrix in matrices], extras):
+        files = locate(layout.root, prefers_arrow=True)
+        for row in encoded_rows(files, [matrix.name for matrix in matrices], extras):
             found = {matrix.name: _checked(matrix, row) for matrix in matrices}
             yield replace(row, matrices=found)
     except InputError as error:
-        raise StorageError("the output's hf_dataset cannot be read") from error
+        name = HF_DATASET_NAME if layout.hf_dataset.exists() else DATA_DIRECTORY
+        raise StorageError(f"the output's {name} cannot be read") from error
 
 
 def _checked(matrix: MatrixColumn, row: EncodedRow) -> EncodedRows:
     """Return a row's matrix; one without rows gets the width of the column."""
     encoded, storage = row.matrices[matrix.name], matrix.storage
     if encoded is None or encoded.format != storage.dtype:
-        raise StorageError("the output's hf_dataset holds matrices in another format")
+        raise StorageError("the output holds matrices in another format")
     if not len(encoded.values) and storage.width is not None:
         values = encoded.values.reshape(0, storage.stored_width(storage.width))
         return replace(encoded, values=values, width=storage.width)
     if storage.width not in (None, encoded.width):
-        raise StorageError("the output's hf_dataset holds latents of another width")
+        raise StorageError("the output holds latents of another width")
     return encoded

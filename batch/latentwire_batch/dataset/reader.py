@@ -1,4 +1,4 @@
-"""Rows of a stored dataset, streamed: any Parquet file or `save_to_disk` directory of our schema.
+"""Rows of a stored dataset, streamed: Parquet files or a `save_to_disk` directory of our schema.
 
 Takes lists of every Arrow kind, so it also reads files that other tools have rewritten.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from latentwire.number_formats import EncodedRows, decode_rows
+from latentwire_batch.dataset.files import DatasetFiles
 from latentwire_batch.dataset.schema import LATENT_COLUMN, TEXT_COLUMNS
 from latentwire_batch.dataset.stored_matrix import (
     StoredMatrix,
@@ -24,13 +24,7 @@ from latentwire_batch.dataset.stored_matrix import (
     stored_matrix,
 )
 from latentwire_batch.errors import InputError
-from latentwire_batch.output.layout import DATA_NAME, HF_DATASET_NAME
-from latentwire_batch.tasks.arrow_files import (
-    STATE_NAME,
-    arrow_schema,
-    input_errors,
-    record_batches,
-)
+from latentwire_batch.tasks.arrow_files import input_errors
 from latentwire_batch.tasks.results import RowText
 
 # Rows decoded together; one latent of [2048, 4096] takes 32 MiB.
@@ -76,36 +70,20 @@ class EncodedRow:
         return None if encoded is None else decode_rows(encoded)
 
 
-def locate(path: Path) -> Path:
-    """Find the dataset in an output directory; return other paths unchanged.
-
-    Raises:
-        InputError: when there is none.
-    """
-    if not path.exists():
-        raise InputError("no such file or directory")
-    if path.is_file() or (path / STATE_NAME).is_file():
-        return path
-    for name in (DATA_NAME, HF_DATASET_NAME):
-        if (path / name).exists():
-            return path / name
-    raise InputError("holds neither data.parquet nor hf_dataset")
-
-
 def stored_rows(
-    path: Path, extras: Sequence[str] = (), column: str = LATENT_COLUMN
+    files: DatasetFiles, extras: Sequence[str] = (), column: str = LATENT_COLUMN
 ) -> Iterator[StoredRow]:
-    """Yield the rows of a Parquet file or a `save_to_disk` directory in order.
+    """Yield the rows of a dataset in order.
 
     Args:
-        path: as returned by `locate`.
+        files: of the dataset.
         extras: names of further columns to read.
         column: of the matrices that are yielded as latents.
 
     Raises:
         InputError: when it cannot be read, or has another schema.
     """
-    for row in encoded_rows(path, (column,), extras):
+    for row in encoded_rows(files, (column,), extras):
         latent = row.decoded(column)
         if latent is None:
             yield StoredRow(row.text, np.empty((0, 0), np.float32), True, row.extras)
@@ -114,12 +92,12 @@ def stored_rows(
 
 
 def encoded_rows(
-    path: Path, matrices: Sequence[str], extras: Sequence[str] = ()
+    files: DatasetFiles, matrices: Sequence[str], extras: Sequence[str] = ()
 ) -> Iterator[EncodedRow]:
     """Yield the rows like `stored_rows`, with their matrices as they are stored.
 
     Args:
-        path: as returned by `locate`.
+        files: of the dataset.
         matrices: names of the matrix columns to read.
         extras: names of further columns to read.
 
@@ -127,7 +105,7 @@ def encoded_rows(
         InputError: when it cannot be read, or has another schema.
     """
     with input_errors():
-        schema = arrow_schema(path)
+        schema = files.schema
         columns = [stored_matrix(schema, name) for name in matrices]
 
         def choose(schema: pa.Schema) -> list[str]:
@@ -139,43 +117,42 @@ def encoded_rows(
             return [*texts, *names, *extras]
 
         try:
-            for batch in record_batches(path, choose, _BATCH_ROWS):
+            for batch in files.batches(choose, _BATCH_ROWS):
                 yield from rows_of_batch(batch, columns, extras)
         except (ValueError, LookupError) as error:
             raise InputError(f"cannot be decoded: {error}") from error
 
 
-def stored_matrices(path: Path) -> list[StoredMatrix]:
+def stored_matrices(files: DatasetFiles) -> list[StoredMatrix]:
     """Return the matrix columns of a dataset, in their order.
 
     Args:
-        path: as returned by `locate`.
+        files: of the dataset.
 
     Raises:
         InputError: when it cannot be read, or does not say how a column is stored.
     """
     with input_errors():
-        schema = arrow_schema(path)
+        schema = files.schema
     return [stored_matrix(schema, name) for name in matrix_names(schema)]
 
 
-def stored_declaration(path: Path) -> dict[str, Any] | None:
+def stored_declaration(files: DatasetFiles) -> dict[str, Any] | None:
     """Return what the files' own metadata says about how they were made; None when nothing.
 
     Args:
-        path: as returned by `locate`.
+        files: of the dataset.
 
     Raises:
         InputError: when it cannot be read.
     """
     with input_errors():
-        return declaration_of(arrow_schema(path))
+        return declaration_of(files.schema)
 
 
-def dataset_bytes(path: Path) -> int:
-    """Return the size on disk of what `locate` found, in bytes."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
+def dataset_bytes(files: DatasetFiles) -> int:
+    """Return the size of a dataset's files on disk, in bytes."""
+    return sum(file.stat().st_size for file in files.all_files())
 
 
 def rows_of_batch(

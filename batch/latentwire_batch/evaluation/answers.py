@@ -42,7 +42,7 @@ def read_answers(
     found: dict[str, str] = {}
     try:
         if file is None:
-            for row in stored_rows(evaluation_set.path, [field]):
+            for row in stored_rows(evaluation_set.files, [field]):
                 _keep(found, row.text.task_id, row.extras[field])
         else:
             for task_id, value in _file_answers(file, field, id_field):

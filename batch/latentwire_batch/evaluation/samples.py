@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from latentwire.held_out import is_held_out
-from latentwire_batch.dataset.reader import StoredRow, locate, stored_declaration, stored_rows
+from latentwire_batch.dataset.files import DatasetFiles, locate_one_split
+from latentwire_batch.dataset.reader import StoredRow, stored_declaration, stored_rows
 from latentwire_batch.errors import InputError
-from latentwire_batch.tasks.arrow_files import arrow_schema, input_errors, record_batches
+from latentwire_batch.tasks.arrow_files import input_errors
 
 Rows = npt.NDArray[np.float32]
 
@@ -107,7 +108,7 @@ class EvaluationSet:
     """The held-out tasks of a dataset.
 
     Attributes:
-        path: of the file or `save_to_disk` directory.
+        files: of the dataset.
         split: decides which tasks are evaluated.
         limit: maximum number of tasks; None: all.
         num_rows: rows of the dataset.
@@ -115,7 +116,7 @@ class EvaluationSet:
         declared: what the dataset says about its latents.
     """
 
-    path: Path
+    files: DatasetFiles
     split: HeldOutSplit
     limit: int | None
     num_rows: int
@@ -123,20 +124,28 @@ class EvaluationSet:
     declared: Declared
 
     @classmethod
-    def from_path(cls, path: Path, split: HeldOutSplit, limit: int | None) -> EvaluationSet:
+    def from_path(
+        cls, path: Path, split: HeldOutSplit, limit: int | None, name: str | None = None
+    ) -> EvaluationSet:
         """Find the dataset, check its columns and count its held-out tasks.
+
+        Args:
+            path: of the dataset.
+            split: decides which tasks are evaluated.
+            limit: maximum number of tasks; None: all.
+            name: of the dataset's split to read; None: the only one.
 
         Raises:
             InputError: it cannot be used, or too few tasks are held out.
         """
-        place = locate(path)
+        files = locate_one_split(path, name)
         with input_errors():
-            names = arrow_schema(place).names
+            names = files.schema.names
             missing = [name for name in _REQUIRED_COLUMNS if name not in names]
             if missing:
                 raise InputError(f"has no column {', '.join(missing)}")
             num_rows = num_held_out = 0
-            for batch in record_batches(place, lambda _: ["task_id"], _COUNT_BATCH_ROWS):
+            for batch in files.batches(lambda _: ["task_id"], _COUNT_BATCH_ROWS):
                 ids = batch.column("task_id").to_pylist()
                 num_rows += len(ids)
                 num_held_out += sum(split.holds(_text(task_id)) for task_id in ids)
@@ -146,7 +155,7 @@ class EvaluationSet:
                 f"{num_tasks} of {num_rows} tasks are to be scored, and 2 are the fewest; "
                 "--held-out 1 scores all tasks of a dataset that nothing was fitted to"
             )
-        return cls(place, split, limit, num_rows, num_tasks, _declared(place))
+        return cls(files, split, limit, num_rows, num_tasks, _declared(files))
 
     def width(self) -> int:
         """Return the width of the first usable latent.
@@ -192,7 +201,7 @@ class EvaluationSet:
             index += 1
 
     def _samples(self) -> Iterator[Sample]:
-        rows = (row for row in stored_rows(self.path) if self.split.holds(row.text.task_id))
+        rows = (row for row in stored_rows(self.files) if self.split.holds(row.text.task_id))
         return (_sample(row) for row in islice(rows, self.limit) if _is_usable(row))
 
 
@@ -209,8 +218,8 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _declared(place: Path) -> Declared:
-    value = stored_declaration(place) or {}
+def _declared(files: DatasetFiles) -> Declared:
+    value = stored_declaration(files) or {}
     parts = [value.get(name) for name in ("latent", "model")]
     found: dict[str, Any] = {}
     for part in parts:

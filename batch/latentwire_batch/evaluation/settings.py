@@ -90,6 +90,9 @@ class EvaluationFields(BaseModel):
     dataset: CliPositionalArg[Path] = Field(
         description="Output of collect, a Parquet file, or a save_to_disk directory."
     )
+    split: str | None = Field(
+        default=None, description="Split to evaluate, of a dataset that has several."
+    )
     bridge: str | None = Field(
         default=None,
         min_length=1,

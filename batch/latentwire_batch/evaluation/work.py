@@ -83,7 +83,7 @@ class BridgeEvaluation:
             "the bridge was",
         )
         try:
-            tasks = EvaluationSet.from_path(settings.dataset, split, settings.limit)
+            tasks = EvaluationSet.from_path(settings.dataset, split, settings.limit, settings.split)
             width = tasks.width()
         except InputError as error:
             raise InputError(f"DATASET: {error}") from error
@@ -204,7 +204,11 @@ def dataset_facts(settings: EvaluateSettings, tasks: EvaluationSet, width: int) 
     return {
         "sender": {**asdict(tasks.declared), "hidden_size": width},
         # The name alone: readers must not learn the path.
-        "dataset": {"name": settings.dataset.resolve().name, "num_rows": tasks.num_rows},
+        "dataset": {
+            "name": settings.dataset.resolve().name,
+            "num_rows": tasks.num_rows,
+            **({} if settings.split is None else {"split": settings.split}),
+        },
         "split": tasks.split.to_json(),
         "latentwire": VERSION,
     }

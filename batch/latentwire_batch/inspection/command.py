@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from latentwire.settings_flags import name_variables
 from latentwire.terminal import replace_unencodable
 from latentwire_batch.console import Console
+from latentwire_batch.dataset.files import DatasetFiles, locate, read_manifest_json
 from latentwire_batch.dataset.reader import (
     dataset_bytes,
-    locate,
     stored_declaration,
     stored_matrices,
     stored_rows,
@@ -38,7 +39,8 @@ from latentwire_batch.inspection.findings import (
 from latentwire_batch.inspection.html import Report, build_page
 from latentwire_batch.inspection.statistics import inspect_rows
 from latentwire_batch.inspection.terminal import show
-from latentwire_batch.output.layout import DATA_NAME, FAILURES_NAME, HF_DATASET_NAME, MANIFEST_NAME
+from latentwire_batch.output.layout import FAILURES_NAME
+from latentwire_batch.tasks.arrow_files import input_errors
 
 _MAX_NORM_BARS = 16
 
@@ -52,6 +54,9 @@ class InspectSettings(BaseSettings):
 
     path: CliPositionalArg[Path] = Field(
         description="Output of collect, a Parquet file, or a save_to_disk directory."
+    )
+    split: str | None = Field(
+        default=None, description="The only split to inspect, of a dataset that has several."
     )
     html: Path | None = Field(
         default=None, description="Write a report to this file: one HTML file that loads nothing."
@@ -76,7 +81,7 @@ def main(args: list[str]) -> int:
             prog="latentwire inspect",
             description="Inspect a dataset of latents: lengths, norms, values that are not finite.",
         )
-        return _inspect(settings.path, settings.html)
+        return _inspect(settings)
     except BatchError as error:
         console.say(name_variables(str(error), InspectSettings, args))
         return status_of(error)
@@ -85,22 +90,24 @@ def main(args: list[str]) -> int:
         return int(request.code or 0)
 
 
-def _inspect(path: Path, html: Path | None) -> int:
+def _inspect(settings: InspectSettings) -> int:
+    path, html = settings.path, settings.html
     try:
-        place = locate(path)
-        matrices = stored_matrices(place)
+        files = locate(path, settings.split)
+        matrices = stored_matrices(files)
         column = _inspected_column(matrices)
-        inspection = inspect_rows(stored_rows(place, column=column))
+        inspection = inspect_rows(stored_rows(files, column=column))
         others = {
-            matrix: inspect_rows(stored_rows(place, column=matrix.name))
+            matrix: inspect_rows(stored_rows(files, column=matrix.name))
             for matrix in matrices
             if matrix.name != column
         }
-        declared = stored_declaration(place)
+        declared = stored_declaration(files)
+        splits = _split_facts(files)
     except InputError as error:
         raise InputError(f"PATH: {error}") from error
-    origin = Origin(_manifest(path) or declared, _num_failures(path))
-    found = facts(inspection, dataset_bytes(place), origin)
+    origin = _origin(settings, files, declared)
+    found = facts(inspection, dataset_bytes(files), origin) | splits
     found |= column_facts(column, matrices, others)
     found_problems = problems(inspection, origin) + column_problems(others)
     lengths = length_histogram(inspection)
@@ -119,22 +126,51 @@ def _inspected_column(matrices: Sequence[StoredMatrix]) -> str:
     return LATENT_COLUMN if LATENT_COLUMN in names or not names else names[0]
 
 
-def _manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        # A file or directory alone has none.
-        return None
-    return value if isinstance(value, dict) else None
+def _split_facts(files: DatasetFiles) -> dict[str, str]:
+    """State the rows of each split; empty where the files name none."""
+    with input_errors():
+        return {
+            f"split {name}": f"{part.num_rows():,} rows"
+            for name, part in files.by_split()
+            if name is not None
+        }
 
 
-def _num_failures(path: Path) -> int:
-    """Count the rows in the list of failures of an output, or next to one of its files."""
-    directory = path.parent if path.name in (DATA_NAME, HF_DATASET_NAME) else path
+def _origin(
+    settings: InspectSettings, files: DatasetFiles, declared: Mapping[str, Any] | None
+) -> Origin:
+    """Return what is known of the rows; a manifest counts those of all splits."""
+    manifest = read_manifest_json(files.root)
+    is_all = settings.split is None and settings.path == files.root
+    rows = None if settings.split is None else _rows_of_split(manifest or {}, settings.split)
+    failures = _num_failures(files.root, rows)
+    return Origin(manifest if manifest is not None and is_all else declared, failures)
+
+
+def _rows_of_split(manifest: Mapping[str, Any], name: str) -> range:
+    """Return the indices of a split's rows in the input; empty where the manifest names none."""
+    start = 0
+    with suppress(LookupError, TypeError, AttributeError):
+        for split in manifest["settings"]["splits"]:
+            end = start + split["num_rows"]
+            if split["name"] == name:
+                return range(start, end)
+            start = end
+    return range(0)
+
+
+def _num_failures(root: Path, rows: range | None) -> int:
+    """Count the rows in the list of failures of a dataset.
+
+    Args:
+        root: the directory that may hold the list.
+        rows: to count; None: all.
+    """
     try:
-        with (directory / FAILURES_NAME).open("rb") as file:
-            return sum(1 for line in file if line.strip())
-    except OSError:
+        with (root / FAILURES_NAME).open("rb") as file:
+            lines = (line for line in file if line.strip())
+            return sum(rows is None or json.loads(line)["row"] in rows for line in lines)
+    except (OSError, ValueError, LookupError, TypeError):
         return 0
 
 

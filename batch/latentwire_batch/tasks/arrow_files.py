@@ -135,6 +135,25 @@ class _RowGroups:
         return batch
 
 
+class JoinedBatches:
+    """The batches of several files, one after another.
+
+    Args:
+        sources: of the files.
+    """
+
+    def __init__(self, sources: Sequence[BatchSource]) -> None:
+        self._places = [
+            (source, number) for source in sources for number in range(len(source.num_rows))
+        ]
+        self.num_rows = [source.num_rows[number] for source, number in self._places]
+
+    def read(self, number: int) -> pa.RecordBatch:
+        """Return one batch."""
+        source, place = self._places[number]
+        return source.read(place)
+
+
 def is_split_directory(path: Path) -> bool:
     """Whether a directory holds several splits, each in a folder of its own."""
     return (path / _SPLITS_NAME).is_file()

@@ -5,19 +5,15 @@ A row's index counts over all of them, so its seed does not depend on where one 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from latentwire.split_files import is_split_name
 from latentwire_batch.errors import InputError, UsageError
 from latentwire_batch.tasks.reader import TaskSource
 from latentwire_batch.tasks.rows import Row, UnusableRow
-
-# As the library `datasets` names splits; "all" stands for all of them there.
-_SPLIT_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
-_RESERVED = "all"
 
 
 @dataclass(frozen=True)
@@ -61,11 +57,6 @@ def named_inputs(texts: Sequence[str]) -> tuple[NamedInput, ...]:
     if names and names.total() < len(inputs):
         raise UsageError("--dataset: name each input, like train=PATH, or none of them")
     return inputs
-
-
-def is_split_name(text: str) -> bool:
-    """Whether the library `datasets` takes a text as the name of one split."""
-    return _SPLIT_NAME.fullmatch(text) is not None and text != _RESERVED
 
 
 @dataclass(frozen=True)

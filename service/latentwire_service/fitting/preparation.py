@@ -22,7 +22,7 @@ def open_split(settings: DatasetSettings, width: int | None = None) -> Split:
     Raises:
         BridgeError: it cannot be used.
     """
-    dataset = Dataset.from_path(settings.dataset)
+    dataset = Dataset.from_path(settings.dataset, settings.split)
     return Split(
         dataset, settings.seed, settings.held_out, settings.max_rows, settings.limit, width
     )

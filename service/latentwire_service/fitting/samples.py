@@ -1,6 +1,6 @@
 """Plans and their latents, streamed from a dataset: no more than a buffer of them is in memory.
 
-Reads what `collect` writes: a Parquet file, or an output directory that holds one.
+Reads what `collect` writes: a Parquet file, or an output directory that holds one or several.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from latentwire.held_out import is_held_out
 from latentwire.number_formats import VALUE_DTYPES, has_scales
+from latentwire.split_files import DATA_DIRECTORY, SplitFilesError, find_splits
 from latentwire.storage import (
     DECLARATION_KEY,
     MatrixStorage,
@@ -59,33 +60,32 @@ class Dataset:
     """A dataset of latents.
 
     Attributes:
-        path: of the Parquet file.
-        num_rows: rows of the file; some may be unusable.
+        paths: of the Parquet files, in order.
+        num_rows: rows of the files; some may be unusable.
         declaration: what the file says about its latents, by the names of `BridgeSource`.
         storage: number format of its latents.
     """
 
-    path: Path
+    paths: tuple[Path, ...]
     num_rows: int
     declaration: dict[str, Any]
     storage: MatrixStorage = field(default_factory=MatrixStorage)
 
     @classmethod
-    def from_path(cls, path: Path) -> Dataset:
-        """Find the file and check its columns.
+    def from_path(cls, path: Path, split: str | None = None) -> Dataset:
+        """Find the files and check their columns.
+
+        Args:
+            path: of a file, or of a directory that holds one, or the files of splits.
+            split: the one to read; None: the only one.
 
         Raises:
             BridgeError: there is none, it cannot be read, or a column is missing.
         """
-        file = path / DATA_NAME if path.is_dir() else path
-        if not file.is_file():
-            raise BridgeError(
-                f"DATASET: there is no {file.name}",
-                "Give the output directory of latentwire collect, or its data.parquet.",
-            )
+        files = _files(path, split)
         try:
-            metadata = pq.read_metadata(file)
-            schema = metadata.schema.to_arrow_schema()
+            num_rows = sum(pq.read_metadata(file).num_rows for file in files)
+            schema = pq.read_schema(files[0])
         except (OSError, pa.ArrowException) as error:
             raise BridgeError("DATASET: the file is not Parquet, or is damaged") from error
         missing = [name for name in _COLUMNS if name not in schema.names]
@@ -95,7 +95,7 @@ class Dataset:
             raise BridgeError("DATASET: its column hidden_state holds no lists of rows")
         declared = _declared(schema.metadata or {})
         storage = _storage(schema, declared)
-        return cls(file, metadata.num_rows, _declaration(declared), storage)
+        return cls(files, num_rows, _declaration(declared), storage)
 
     def samples(self, limit: int | None = None) -> Iterator[Sample]:
         """Yield the usable rows in order: those with a plan and a latent of finite numbers.
@@ -108,21 +108,25 @@ class Dataset:
         """
         remaining = self.num_rows if limit is None else limit
         try:
-            with pq.ParquetFile(self.path, pre_buffer=False) as file:
+            for batch in self._batches():
+                for index in range(min(batch.num_rows, remaining)):
+                    sample = _sample(batch, index, self.storage)
+                    if sample is not None:
+                        yield sample
+                remaining -= batch.num_rows
+                if remaining <= 0:
+                    return
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise BridgeError("DATASET: the file is damaged") from error
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        for path in self.paths:
+            with pq.ParquetFile(path, pre_buffer=False) as file:
                 names = file.schema_arrow.names
                 further = ["token_ids"] if "token_ids" in names else []
                 if has_scales(self.storage.dtype):
                     further.append(scale_column(_LATENT))
-                for batch in file.iter_batches(_READ_ROWS, columns=[*_COLUMNS, *further]):
-                    for index in range(min(batch.num_rows, remaining)):
-                        sample = _sample(batch, index, self.storage)
-                        if sample is not None:
-                            yield sample
-                    remaining -= batch.num_rows
-                    if remaining <= 0:
-                        return
-        except (OSError, pa.ArrowException, ValueError) as error:
-            raise BridgeError("DATASET: the file is damaged") from error
+                yield from file.iter_batches(_READ_ROWS, columns=[*_COLUMNS, *further])
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +197,28 @@ class Split:
 
     def _is_held_out(self, task_id: str) -> bool:
         return is_held_out(task_id, self.seed, self.fraction)
+
+
+def _files(path: Path, split: str | None) -> tuple[Path, ...]:
+    """Find the Parquet files of a dataset, or of one of its splits."""
+    file = path / DATA_NAME if path.is_dir() else path
+    if file.is_file() and split is None:
+        return (file,)
+    try:
+        splits = find_splits(path / DATA_DIRECTORY) or find_splits(path)
+    except SplitFilesError as error:
+        raise BridgeError(f"DATASET: {error}") from error
+    names = ", ".join(one.name for one in splits)
+    if split is not None and split not in {one.name for one in splits}:
+        raise BridgeError(f"--split: no split {split!r}; DATASET has {names or 'none'}")
+    if not splits:
+        raise BridgeError(
+            f"DATASET: there is no {file.name}",
+            "Give the output directory of latentwire collect, or its data.parquet.",
+        )
+    if split is None and len(splits) > 1:
+        raise BridgeError("DATASET: has several splits", f"--split names one of: {names}")
+    return next(one.paths for one in splits if split in (None, one.name))
 
 
 def _shuffled(samples: Iterator[Sample], draw: random.Random) -> Iterator[Sample]:

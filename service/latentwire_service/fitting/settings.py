@@ -32,6 +32,9 @@ class DatasetSettings(BaseSettings):
     dataset: CliPositionalArg[Path] = Field(
         description="Output directory of collect, or its data.parquet."
     )
+    split: str | None = Field(
+        default=None, description="Split to read, of a dataset that has several."
+    )
     output_dir: Path = Field(description="Directory to write the result to; also -o.")
     overwrite: bool = Field(
         default=False, description="Discard the result in --output-dir and start over."

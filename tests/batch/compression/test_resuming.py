@@ -14,6 +14,8 @@ import pytest
 
 from latentwire.compressors import make_compressor
 from latentwire_batch.compression.row_log import CompressedRows
+from latentwire_batch.dataset.files import locate
+from latentwire_batch.dataset.reader import stored_rows
 from latentwire_batch.output.layout import OutputLayout
 from support.batch.evaluating import write_dataset
 from support.batch.stored import Compress, matrices, read_both
@@ -102,11 +104,9 @@ def test_what_was_compressed_is_not_compressed_again(
 
 
 def check(target: Path, numbered: Path) -> None:
-    from latentwire_batch.dataset.reader import stored_rows
-
     found = matrices(read_both(target), "hidden_state_comp", WIDTH)
     compressor = make_compressor("mean-pool", 2)
-    for row, latent in zip(found, stored_rows(numbered), strict=True):
+    for row, latent in zip(found, stored_rows(locate(numbered)), strict=True):
         np.testing.assert_array_equal(row, compressor.compress(latent.latent)["hidden_state_comp"])
 
 

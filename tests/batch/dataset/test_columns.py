@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from latentwire.storage import DECLARATION_KEY
-from latentwire_batch.dataset.reader import locate, stored_declaration
+from latentwire_batch.dataset.files import locate
+from latentwire_batch.dataset.reader import stored_declaration
 from latentwire_batch.dataset.schema import EXTRA_COLUMNS
 from latentwire_batch.dispatch.seeds import row_seed
 from support.batch.collecting import Collect
@@ -125,7 +126,7 @@ def test_the_metadata_of_a_single_file_declares_its_latents(
 def test_metadata_of_other_tools_is_ignored(value: bytes, tmp_path: Path) -> None:
     table = pa.table({"task": ["a"]}).replace_schema_metadata({DECLARATION_KEY: value})
     pq.write_table(table, tmp_path / "d.parquet")
-    assert stored_declaration(tmp_path / "d.parquet") is None
+    assert stored_declaration(locate(tmp_path / "d.parquet")) is None
 
 
 def test_the_place_of_the_task_is_in_manifest_and_card(

@@ -18,6 +18,7 @@ import pytest
 import latentwire
 from latentwire.number_formats import NUMBER_FORMATS, NumberFormat, encode_rows
 from latentwire.storage import DECLARATION_KEY
+from latentwire_batch.dataset.files import locate
 from latentwire_batch.dataset.reader import stored_rows
 from support.batch import stub_answers
 from support.batch.collecting import Collect, write_tasks
@@ -56,7 +57,7 @@ def test_float32_comes_back_from_every_form_of_an_output(
     for part in ("", "data.parquet", "hf_dataset"):
         assert_latents(latents_of(output / part), expected)
     for part in ("data.parquet", "hf_dataset"):
-        rows = [row.latent for row in stored_rows(output / part)]
+        rows = [row.latent for row in stored_rows(locate(output / part))]
         assert_latents(rows, expected)
     assert [row.task_id for row in latentwire.load(output)] == [
         task_id for task_id, _ in tasks_of(tasks)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from latentwire.number_formats import NUMBER_FORMATS, NumberFormat
+from latentwire_batch.dataset.files import locate
 from latentwire_batch.dataset.reader import StoredRow, stored_rows
 from latentwire_batch.inspection.command import main
 from latentwire_batch.inspection.findings import length_histogram, norm_profile, problems, thinned
@@ -124,7 +125,7 @@ def test_repeated_ids_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_latent_rows_of_different_lengths_are_found(tmp_path: Path) -> None:
     path = write(tmp_path / "d.parquet", [[[1, 2], [3]], [[1, 2]], [[1, 2, 3]], []])
-    found = problems(inspect_rows(stored_rows(path)))
+    found = problems(inspect_rows(stored_rows(locate(path))))
     assert found == [
         "1 rows hold latents whose rows differ in length, first in rows 0",
         "rows differ in hidden size: [2, 3]",
@@ -143,7 +144,7 @@ def test_latent_rows_of_different_lengths_are_found(tmp_path: Path) -> None:
 def test_lists_of_every_kind_are_read(tmp_path: Path, kind: pa.DataType) -> None:
     latents = [[[1.0, 2.0], [3.0, 4.0]], [], [[5.0, 6.0]]]
     pq.write_table(pa.table({"hidden_state": pa.array(latents, kind)}), tmp_path / "d.parquet")
-    rows = list(stored_rows(tmp_path / "d.parquet"))
+    rows = list(stored_rows(locate(tmp_path / "d.parquet")))
     assert [r.latent.tolist() for r in rows] == latents
 
 

@@ -97,7 +97,7 @@ class CompressionEvaluation:
             fitted, settings.held_out, settings.seed, console.say, "these compressors were"
         )
         try:
-            tasks = EvaluationSet.from_path(settings.dataset, split, settings.limit)
+            tasks = EvaluationSet.from_path(settings.dataset, split, settings.limit, settings.split)
             width = tasks.width()
         except InputError as error:
             raise InputError(f"DATASET: {error}") from error
