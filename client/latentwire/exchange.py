@@ -62,6 +62,8 @@ class HttpOptions(TypedDict):
     trust_env: bool
 
 
+BODY_EXTENSION = "latentwire.body"
+"""Extension of an `httpx.Response` whose body a transport has received elsewhere: a memoryview."""
 HEALTH = Call("GET", "/health")
 READY = Call("GET", "/ready")
 INFO = Call("GET", "/info")
@@ -157,7 +159,9 @@ def http_request(
 def read_plan_latent(outcome: Outcome, call: Call) -> PlanLatent:
     """Read the outcome of ``POST /plan_latent``; raises `error_of` or ProtocolError."""
     if isinstance(outcome, httpx.Response) and outcome.is_success and _is_safetensors(outcome):
-        return check_form(PlanLatent.from_parts(*unpack(outcome.content)), call)
+        body = outcome.extensions.get(BODY_EXTENSION)
+        content = outcome.content if body is None else body
+        return check_form(PlanLatent.from_parts(*unpack(content)), call)
     return check_form(PlanLatent.from_response(_parse(outcome, PlanLatentResponse)), call)
 
 

@@ -215,7 +215,7 @@ def _matrix(place: _Place, data: memoryview) -> Matrix:
     return _aligned(values).reshape(place.rows, place.width)
 
 
-def unpack(content: bytes) -> tuple[PlanLatentResponse, dict[str, Matrix]]:
+def unpack(content: bytes | memoryview) -> tuple[PlanLatentResponse, dict[str, Matrix]]:
     """Read the file.
 
     Returns:
@@ -230,7 +230,7 @@ def unpack(content: bytes) -> tuple[PlanLatentResponse, dict[str, Matrix]]:
     try:
         (length,) = _LENGTH.unpack_from(content)
         base = _LENGTH.size + length
-        header = json.loads(content[_LENGTH.size : base])
+        header = json.loads(bytes(content[_LENGTH.size : base]))
         response = PlanLatentResponse.model_validate_json(header.pop(_METADATA)[_RESPONSE])
         described = named_latents(
             response.hidden_state, response.hidden_state_comp, response.hidden_state_comp_arrays

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pydantic import SecretStr
 
 from latentwire import AsyncClient
+from latentwire_batch.receiving.buffers import BufferPool
 from latentwire_batch.replicas.endpoints import discover, parse_address, resolve_endpoints
 from latentwire_batch.replicas.source import AddAddress, new_client
 
@@ -36,6 +37,7 @@ class GivenReplicas:
         self._timeout_s = timeout_s
         self._max_retries = max_retries
         self._started: list[str] = []
+        self._pool = BufferPool()
 
     async def start(self) -> list[str]:
         """Resolve the addresses; raises UsageError for one that is no HTTP URL."""
@@ -50,7 +52,12 @@ class GivenReplicas:
         """
         is_given = url in {str(parse_address(address)) for address in self._addresses}
         return new_client(
-            url, self._timeout_s, self._api_key, uses_proxy=is_given, max_retries=self._max_retries
+            url,
+            self._timeout_s,
+            self._api_key,
+            uses_proxy=is_given,
+            max_retries=self._max_retries,
+            pool=self._pool,
         )
 
     def note_ready(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from latentwire import AsyncClient
 from latentwire_batch.console import Notify
 from latentwire_batch.errors import BatchError, ReplicasLostError, UsageError
+from latentwire_batch.receiving.buffers import BufferPool
 from latentwire_batch.replicas.child_process import ChildProcess
 from latentwire_batch.replicas.health_watch import HANG_PATIENCE_S, until_hung
 from latentwire_batch.replicas.local_plan import LocalReplicaSpec
@@ -49,6 +50,7 @@ class LocalReplicas:
         self._supervisors: list[asyncio.Task[None]] = []
         self._is_stopping = False
         self._num_progress = 0
+        self._pool = BufferPool()
 
     async def start(self) -> list[str]:
         """Start the children; `watch` reports those that cannot start."""
@@ -62,7 +64,7 @@ class LocalReplicas:
 
     def connect(self, url: str) -> AsyncClient:
         """Make the client of one child; own replicas want no key."""
-        return new_client(url, self._timeout_s, max_retries=self._max_retries)
+        return new_client(url, self._timeout_s, max_retries=self._max_retries, pool=self._pool)
 
     def note_ready(self) -> None:
         """From now on, restart a child that ends."""

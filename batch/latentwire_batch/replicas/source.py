@@ -11,6 +11,8 @@ from typing import Protocol
 
 from latentwire import AsyncClient, InvalidArgumentError
 from latentwire_batch.errors import UsageError
+from latentwire_batch.receiving.buffers import BufferPool
+from latentwire_batch.receiving.client import ReceivingClient
 
 # Called with the address of a replica that appeared during the run.
 AddAddress = Callable[[str], None]
@@ -67,6 +69,7 @@ def new_client(
     api_key: str | None = None,
     uses_proxy: bool = True,
     max_retries: int = 0,
+    pool: BufferPool | None = None,
 ) -> AsyncClient:
     """Make a client. By default, it sends each row once: the dispatcher retries, perhaps elsewhere.
 
@@ -76,13 +79,15 @@ def new_client(
         api_key: of the replica; None when it wants none.
         uses_proxy: see `AsyncClient`.
         max_retries: see `AsyncClient`.
+        pool: memory for answers; None: of its own.
 
     Raises:
         UsageError: when the environment holds a proxy or certificates that cannot be used.
     """
     try:
-        return AsyncClient(
+        return ReceivingClient(
             url,
+            pool=pool or BufferPool(),
             timeout_s=timeout_s,
             max_retries=max_retries,
             api_key=api_key,

@@ -1,0 +1,1 @@
+"""Answers with latents, received from the socket straight into the memory that is logged."""
