@@ -1,37 +1,38 @@
 """A replica for benchmarks: its answers are made before the first request.
 
-    python -m benchmarks.fast_stub --port 8100 --rows 256 --width 896
+    python -m benchmarks.fast_stub --rows 256 --width 896
 
-It parses nothing of a request but its length and its task id, and writes one precomputed answer to
-all of them, so that a collector that is measured next to it is the limit.
+It reads nothing of a request but its path, its length and whether it accepts safetensors, so the
+collector that is measured next to it is the limit. Prints its port.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import re
 import socket
 import sys
+import threading
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from latentwire.latent import latent_info
-from latentwire.number_formats import encode_rows
+from latentwire.number_formats import EncodedRows, encode_rows
 from latentwire.protocol import PlanLatentResponse, Timings, Usage
 from latentwire.safetensors_wire import pack
 from latentwire.tensors import wire_tensor
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _MODEL = "stub"
+_JSON, _SAFETENSORS = "application/json", "application/x-safetensors"
 
 
-def answer(num_rows: int, width: int) -> bytes:
-    """Return a plan of random rows, as a service answers it."""
-    rows = np.random.default_rng(0).standard_normal((num_rows, width), dtype=np.float32)
-    encoded = encode_rows(rows, "float32")
-    response = PlanLatentResponse(
+def plan(encoded: EncodedRows) -> PlanLatentResponse:
+    """Return an answer without its rows."""
+    num_rows = len(encoded.values)
+    return PlanLatentResponse(
         id="plan-0",
         model=_MODEL,
         task=None,
@@ -46,13 +47,16 @@ def answer(num_rows: int, width: int) -> bytes:
         usage=Usage(prompt_tokens=40, completion_tokens=num_rows, latent_rows=num_rows),
         timings=Timings(queue_ms=0.0, prefill_ms=0.0, decode_ms=0.0),
     )
-    return pack(response, {"hidden_state": encoded})
 
 
-def info(width: int, max_slots: int) -> bytes:
-    """Return the answer to `/info`."""
+def answers(num_rows: int, width: int, max_slots: int) -> Mapping[str, bytes]:
+    """Return all answers by path; that to a plan as nested lists has the name `lists`."""
+    rows = np.random.default_rng(0).standard_normal((num_rows, width), dtype=np.float32)
+    encoded = encode_rows(rows, "float32")
+    response = plan(encoded)
+    lists = response.model_dump(mode="json") | {"hidden_state": rows.tolist()}
     limits = {"max_slots": max_slots, "max_model_len": 4096, "max_queue": 64}
-    facts: dict[str, object] = {
+    info: dict[str, object] = {
         "model": _MODEL,
         "revision": None,
         "hidden_size": width,
@@ -63,11 +67,17 @@ def info(width: int, max_slots: int) -> bytes:
         "version": "0",
         "compressors": [],
     }
-    return json.dumps(facts).encode()
+    return {
+        "/plan_latent": _whole(pack(response, {"hidden_state": encoded}), _SAFETENSORS),
+        "lists": _whole(json.dumps(lists).encode(), _JSON),
+        "/info": _whole(json.dumps(info).encode(), _JSON),
+        "/ready": _whole(b'{"status": "ready"}', _JSON),
+        "/health": _whole(b'{"status": "ok"}', _JSON),
+    }
 
 
-def whole(content: bytes, media_type: str) -> bytes:
-    """Return an answer with its head, like that of uvicorn."""
+def _whole(content: bytes, media_type: str) -> bytes:
+    """Return an answer with a head like that of uvicorn."""
     head = (
         "HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 2026 00:00:00 GMT\r\nserver: uvicorn\r\n"
         f"content-length: {len(content)}\r\ncontent-type: {media_type}\r\nx-request-id: row-0\r\n"
@@ -76,61 +86,43 @@ def whole(content: bytes, media_type: str) -> bytes:
     return head.encode() + content
 
 
-class Stub(asyncio.Protocol):
-    """One connection.
-
-    Args:
-        answers: by method and path.
-    """
-
-    def __init__(self, answers: dict[bytes, bytes]) -> None:
-        self._answers = answers
-        self._received = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Make room for a whole answer."""
-        self._transport = transport
-        sock = transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-
-    def data_received(self, data: bytes) -> None:
-        """Answer each request that is complete."""
-        self._received += data
-        while (end := self._received.find(b"\r\n\r\n")) >= 0:
-            head = self._received[:end]
-            length = _LENGTH.search(head)
-            size = end + 4 + (int(length[1]) if length else 0)
-            if len(self._received) < size:
-                return
-            self._received = self._received[size:]
-            path = head.split(b" ", 2)[1].partition(b"?")[0]
-            assert isinstance(self._transport, asyncio.Transport)
-            self._transport.write(self._answers[path])
+def _requests(connection: socket.socket) -> Iterator[bytes]:
+    """Yield the heads of the requests of one connection."""
+    received = b""
+    while piece := connection.recv(1 << 16):
+        received += piece
+        end = received.find(b"\r\n\r\n") + 4
+        length = _LENGTH.search(received)
+        if end >= 4 and len(received) >= end + (int(length[1]) if length else 0):
+            yield received[:end]
+            received = b""
 
 
-async def serve(port: int, num_rows: int, width: int, max_slots: int) -> None:
-    plan = whole(answer(num_rows, width), "application/x-safetensors")
-    answers = {
-        b"/plan_latent": plan,
-        b"/info": whole(info(width, max_slots), "application/json"),
-        b"/ready": whole(b'{"status": "ready"}', "application/json"),
-        b"/health": whole(b'{"status": "ok"}', "application/json"),
-    }
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Stub(answers), "127.0.0.1", port)
-    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
-    sys.stdout.flush()
-    await server.serve_forever()
+def _serve(connection: socket.socket, known: Mapping[str, bytes]) -> None:
+    with connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            for head in _requests(connection):
+                path = head.split(b" ", 2)[1].decode()
+                wants_lists = path == "/plan_latent" and _SAFETENSORS.encode() not in head
+                connection.sendall(known["lists" if wants_lists else path])
+        except ConnectionError:
+            pass
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--width", type=int, default=896)
     parser.add_argument("--max-slots", type=int, default=16)
     args = parser.parse_args()
-    asyncio.run(serve(args.port, args.rows, args.width, args.max_slots))
+    known = answers(args.rows, args.width, args.max_slots)
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
+        sys.stdout.write(f"{server.getsockname()[1]}\n")
+        sys.stdout.flush()
+        while True:
+            connection, _ = server.accept()
+            threading.Thread(target=_serve, args=(connection, known), daemon=True).start()
 
 
 if __name__ == "__main__":
