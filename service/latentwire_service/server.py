@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -257,5 +258,8 @@ def _exit_status(server: uvicorn.Server, service: ModelService) -> int:
 
 def _end_process(status: int) -> NoReturn:
     """End the process now, without waiting for its threads."""
+    # A process of vLLM's that has just started would wait for this one without end.
+    for child in multiprocessing.active_children():
+        child.kill()
     logging.shutdown()
     os._exit(status)
