@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.processes import usage_of
+from benchmarks.contenders.processes import usage_of
 from benchmarks.workload import Sample, Workload, build_workload, load, read
 
 PEERS = ["research-loop", "batched-generate", "batched-generate-hidden", "continuous-batching"]
