@@ -1,6 +1,6 @@
 """A replica for benchmarks: its answers are made before the first request.
 
-    python -m benchmarks.fast_stub --rows 256 --width 896
+    python -m benchmarks.collection.fast_stub --rows 256 --width 896
 
 It reads nothing of a request but its path, its length and whether it accepts safetensors, so the
 collector that is measured next to it is the limit. Prints its port.

@@ -79,7 +79,7 @@ def main() -> None:
 @contextmanager
 def stubs(count: int) -> Iterator[list[str]]:
     """Run stubs; yield their addresses."""
-    command = [sys.executable, "-m", "benchmarks.fast_stub", "--rows", str(STEPS)]
+    command = [sys.executable, "-m", "benchmarks.collection.fast_stub", "--rows", str(STEPS)]
     with ExitStack() as running:
         urls = []
         for _ in range(count):

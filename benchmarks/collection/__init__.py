@@ -1,0 +1,1 @@
+"""What a collection costs, over stub replicas that are not its limit."""
