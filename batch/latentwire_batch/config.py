@@ -16,7 +16,7 @@ from latentwire.sampling import PromptFields, SamplingFields, Seed
 from latentwire_batch.compression.settings import CompressorFields
 from latentwire_batch.dataset.schema import EXTRA_COLUMNS, SCHEMA
 from latentwire_batch.flags import listed
-from latentwire_batch.locations import Place, place_of
+from latentwire_batch.locations import GivenPlace
 from latentwire_batch.tasks.rows import RowFields
 
 # A collection fills all slots of a replica, and rows share its speed: 64 slots of 2048 tokens at
@@ -36,9 +36,9 @@ class InputFields(BaseModel):
     dataset: Annotated[tuple[str, ...], NoDecode] = Field(
         min_length=1,
         description="Tasks: JSON (a list), JSON Lines, Parquet, or a save_to_disk directory; also "
-        "compressed. Or a dataset of the Hugging Face hub, like owner/name. Repeat the flag for "
-        "several, whose rows follow one another; LATENTWIRE_COLLECT_DATASET is one of them, or a "
-        "JSON list.",
+        "compressed, or behind a URL. Or a dataset of the Hugging Face hub, like owner/name. "
+        "Repeat the flag for several, whose rows follow one another; LATENTWIRE_COLLECT_DATASET is "
+        "one of them, or a JSON list.",
     )
     split: str | None = Field(
         default=None, description="Split of a hub dataset, or of a directory with several splits."
@@ -49,7 +49,7 @@ class InputFields(BaseModel):
     dataset_revision: str | None = Field(
         default=None, description="Branch, tag or commit of a hub dataset; absent: the newest."
     )
-    output_dir: Place = Field(
+    output_dir: GivenPlace = Field(
         description="Directory to write the dataset of latents to, or a URL like "
         "s3://bucket/folder, to which finished files are uploaded."
     )
@@ -289,12 +289,6 @@ class CollectSettings(
         if value == "" or (isinstance(value, list | tuple) and "" in value):
             raise ValueError("must not be empty")
         return value
-
-    @field_validator("output_dir", mode="before")
-    @classmethod
-    def _find_place(cls, value: object) -> object:
-        """Read a path or a URL."""
-        return place_of(value) if isinstance(value, str) and value else value
 
     @property
     def row_fields(self) -> RowFields:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from os import PathLike
-from pathlib import Path
+from os import PathLike, fspath
 from typing import Any, overload
 
 import pyarrow as pa
@@ -28,11 +27,12 @@ from latentwire_batch.dataset.stored_matrix import (
     stored_matrix,
 )
 from latentwire_batch.errors import InputError
+from latentwire_batch.locations import Place, RemotePath, place_of
 from latentwire_batch.tasks.arrow_files import BatchSource, input_errors
 
 
 def load(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | RemotePath,
     columns: Sequence[str] | None = None,
     split: str | None = None,
 ) -> StoredDataset:
@@ -41,7 +41,8 @@ def load(
     Raises:
         DatasetError: when it cannot be read.
     """
-    return StoredDataset(Path(path), None if columns is None else tuple(columns), split)
+    place = path if isinstance(path, RemotePath) else place_of(fspath(path))
+    return StoredDataset(place, None if columns is None else tuple(columns), split)
 
 
 class StoredDataset:
@@ -57,7 +58,7 @@ class StoredDataset:
     """
 
     def __init__(
-        self, path: Path, columns: tuple[str, ...] | None, split: str | None = None
+        self, path: Place, columns: tuple[str, ...] | None, split: str | None = None
     ) -> None:
         self._given = (path, columns, split)
         try:

@@ -100,7 +100,7 @@ def load(
 
     Args:
         path: an output of `latentwire collect`, a Parquet or Arrow file, or a `save_to_disk`
-            directory.
+            directory; or a URL of one, like `s3://bucket/folder`.
         columns: matrix columns to read, like `["hidden_state_comp"]`; None: all.
         split: the only split to read; None: all, one after another.
 

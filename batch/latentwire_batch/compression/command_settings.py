@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from latentwire.number_formats import NumberFormat
 from latentwire_batch.compression.settings import CompressorFields
 from latentwire_batch.config import ShardFields
+from latentwire_batch.locations import GivenPlace, is_url
 
 
 class CompressSettings(
@@ -27,8 +28,8 @@ class CompressSettings(
         env_prefix="LATENTWIRE_COMPRESS_", env_ignore_empty=True, frozen=True
     )
 
-    dataset: CliPositionalArg[Path] = Field(
-        description="Output of collect, a Parquet file, or a save_to_disk directory."
+    dataset: CliPositionalArg[GivenPlace] = Field(
+        description="Output of collect, a Parquet file, or a save_to_disk directory; also a URL."
     )
     output_dir: Path = Field(description="Directory to write the new dataset to; also -o.")
     k: int | None = Field(
@@ -49,4 +50,12 @@ class CompressSettings(
         """Refuse what a script passes when its own variable is not set: it is no path."""
         if value == "":
             raise ValueError("must not be empty")
+        return value
+
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _refuse_url(cls, value: object) -> object:
+        """Refuse a URL, which would become a strange directory."""
+        if isinstance(value, str) and is_url(value):
+            raise ValueError("must be a directory of this machine")
         return value

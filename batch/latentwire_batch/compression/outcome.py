@@ -20,6 +20,7 @@ from latentwire_batch.compression.stored_form import LatentEncoder, StoredForm
 from latentwire_batch.dataset.manifest import FORMAT, cut_plans
 from latentwire_batch.dataset.schema import LATENT_COLUMN
 from latentwire_batch.errors import InputError
+from latentwire_batch.locations import Place
 
 STEP = "compression"
 _STORAGE_DTYPE = "storage_dtype"
@@ -183,9 +184,9 @@ def write_failures(path: Path, source: SourceDataset, lost: Iterator[LostRow]) -
     return len(failures)
 
 
-def _earlier_failures(path: Path) -> dict[int, dict[str, Any]]:
+def _earlier_failures(path: Place) -> dict[int, dict[str, Any]]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             lines = [json.loads(line) for line in file if line.strip()]
         return {int(line["row"]): line for line in lines}
     except (FileNotFoundError, NotADirectoryError):

@@ -19,6 +19,7 @@ from latentwire_batch.dataset.reader import stored_declaration, stored_rows
 from latentwire_batch.dataset.schema import LATENT_COLUMN
 from latentwire_batch.dataset.stored_matrix import matrix_names, stored_matrix
 from latentwire_batch.errors import InputError, UsageError
+from latentwire_batch.locations import Place, RemotePath
 from latentwire_batch.output.layout import FAILURES_NAME
 from latentwire_batch.tasks.arrow_files import STATE_NAME, input_errors
 
@@ -53,7 +54,7 @@ class SourceDataset:
     declaration: Mapping[str, Any]
 
     @classmethod
-    def of(cls, path: Path, split: str | None = None) -> SourceDataset:
+    def of(cls, path: Place, split: str | None = None) -> SourceDataset:
         """Open a dataset.
 
         Args:
@@ -74,7 +75,7 @@ class SourceDataset:
         return cls(files, schema, num_rows, sha256, width, manifest, declaration)
 
     @property
-    def failures(self) -> Path:
+    def failures(self) -> Place:
         """The list of rows that the collection left out; need not exist."""
         return self.files.root / FAILURES_NAME
 
@@ -122,6 +123,8 @@ class SourceDataset:
         """
         given = output.resolve()
         for path in self.files.paths:
+            if isinstance(path, RemotePath):
+                continue
             place = path.resolve()
             if given == place or given in place.parents:
                 raise UsageError(
@@ -154,7 +157,7 @@ def _digest(files: DatasetFiles, schema: pa.Schema, num_rows: int) -> str:
     return digest.hexdigest()
 
 
-def _description(file: Path) -> bytes:
+def _description(file: Place) -> bytes:
     """Return the part of a file that differs whenever its data does."""
     if file.name == STATE_NAME:
         return file.read_bytes()
@@ -168,7 +171,7 @@ def _description(file: Path) -> bytes:
         return opened.read(size)
 
 
-def _json_object(path: Path) -> dict[str, Any] | None:
+def _json_object(path: Place) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

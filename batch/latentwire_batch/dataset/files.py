@@ -7,16 +7,17 @@ Classic: `data.parquet` and `hf_dataset/`, which hold the same rows. Hub: files 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pyarrow as pa
 
 from latentwire.split_files import DATA_DIRECTORY, SplitFilesError, find_splits, split_of
 from latentwire_batch.errors import InputError
+from latentwire_batch.locations import Place
 from latentwire_batch.output.layout import DATA_NAME, HF_DATASET_NAME, MANIFEST_NAME
 from latentwire_batch.tasks.arrow_files import (
     STATE_NAME,
@@ -24,6 +25,7 @@ from latentwire_batch.tasks.arrow_files import (
     ChooseColumns,
     JoinedBatches,
     arrow_schema,
+    input_errors,
     open_batches,
     record_batches,
 )
@@ -42,7 +44,7 @@ class DatasetPart:
         split: of all its rows; None where the layout names no split.
     """
 
-    path: Path
+    path: Place
     split: str | None = None
 
 
@@ -55,11 +57,11 @@ class DatasetFiles:
         parts: at least one, in the order of the rows; the rows of a split follow one another.
     """
 
-    root: Path
+    root: Place
     parts: tuple[DatasetPart, ...]
 
     @property
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> tuple[Place, ...]:
         """The paths of the parts."""
         return tuple(part.path for part in self.parts)
 
@@ -108,17 +110,12 @@ class DatasetFiles:
         name = next(flat, self.schema.names[0])
         return sum(batch.num_rows for batch in self.batches(lambda _: [name], _COUNT_BATCH_ROWS))
 
-    def all_files(self) -> list[Path]:
+    def all_files(self) -> list[Place]:
         """Return the paths of all files, those inside of directories included."""
-        return [
-            file
-            for path in self.paths
-            for file in ([path] if path.is_file() else sorted(path.rglob("*")))
-            if file.is_file()
-        ]
+        return [file for path in self.paths for file in _files_of(path)]
 
 
-def locate(path: Path, split: str | None = None, *, prefers_arrow: bool = False) -> DatasetFiles:
+def locate(path: Place, split: str | None = None, *, prefers_arrow: bool = False) -> DatasetFiles:
     """Find the files of a dataset.
 
     Args:
@@ -130,11 +127,13 @@ def locate(path: Path, split: str | None = None, *, prefers_arrow: bool = False)
     Raises:
         InputError: when there is none, or it has no such split.
     """
-    files = _found(path, prefers_arrow)
+    with input_errors():
+        # Behind a URL, nothing can be mapped, and Parquet is read by ranges.
+        files = _found(path, prefers_arrow and isinstance(path, Path))
     return files if split is None else files.of_split(split)
 
 
-def locate_one_split(path: Path, split: str | None) -> DatasetFiles:
+def locate_one_split(path: Place, split: str | None) -> DatasetFiles:
     """Find the files of a dataset like `locate`, for commands that read one split.
 
     Args:
@@ -150,7 +149,7 @@ def locate_one_split(path: Path, split: str | None) -> DatasetFiles:
     return files
 
 
-def _found(path: Path, prefers_arrow: bool) -> DatasetFiles:
+def _found(path: Place, prefers_arrow: bool) -> DatasetFiles:
     if not path.exists():
         raise InputError("no such file or directory")
     if path.is_file() or (path / STATE_NAME).is_file():
@@ -162,7 +161,8 @@ def _found(path: Path, prefers_arrow: bool) -> DatasetFiles:
     for directory in (path / DATA_DIRECTORY, path):
         root = directory.parent if directory.name == DATA_DIRECTORY else directory
         try:
-            splits = find_splits(directory, _order(root))
+            # It uses no more of a path than a remote one has.
+            splits = find_splits(cast(Path, directory), _order(root))
         except SplitFilesError as error:
             raise InputError(str(error)) from error
         if splits:
@@ -171,20 +171,27 @@ def _found(path: Path, prefers_arrow: bool) -> DatasetFiles:
     raise InputError("holds neither data.parquet nor hf_dataset, and no files of splits in data")
 
 
-def _root_of(path: Path) -> Path:
+def _files_of(place: Place) -> list[Place]:
+    if place.is_file():
+        return [place]
+    found: Iterable[Place] = place.rglob("*")
+    return sorted((file for file in found if file.is_file()), key=str)
+
+
+def _root_of(path: Place) -> Place:
     if path.name in (DATA_NAME, HF_DATASET_NAME):
         return path.parent
     is_shard = split_of(path.name) is not None and path.parent.name == DATA_DIRECTORY
     return path.parent.parent if is_shard else path
 
 
-def _order(root: Path) -> tuple[str, ...]:
+def _order(root: Place) -> tuple[str, ...]:
     """Name the splits in the order of the rows, as the manifest states it."""
     splits = (read_manifest_json(root) or {}).get(SPLITS)
     return tuple(splits) if isinstance(splits, dict) else ()
 
 
-def read_manifest_json(root: Path) -> dict[str, Any] | None:
+def read_manifest_json(root: Place) -> dict[str, Any] | None:
     """Return the manifest of a dataset as JSON values; None where it has none, or it is damaged.
 
     Args:

@@ -54,7 +54,7 @@ def previous_rows(
         StorageError: when its files cannot be read, or hold matrices of another width or format.
     """
     try:
-        files = locate(layout.root, prefers_arrow=True)
+        files = locate(layout.finished, prefers_arrow=True)
         for row in encoded_rows(files, [matrix.name for matrix in matrices], extras):
             found = {matrix.name: _checked(matrix, row) for matrix in matrices}
             yield replace(row, matrices=found)

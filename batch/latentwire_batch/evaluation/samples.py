@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from latentwire.held_out import is_held_out
 from latentwire_batch.dataset.files import DatasetFiles, locate_one_split
 from latentwire_batch.dataset.reader import StoredRow, stored_declaration, stored_rows
 from latentwire_batch.errors import InputError
+from latentwire_batch.locations import Place
 from latentwire_batch.tasks.arrow_files import input_errors
 
 Rows = npt.NDArray[np.float32]
@@ -125,7 +125,7 @@ class EvaluationSet:
 
     @classmethod
     def from_path(
-        cls, path: Path, split: HeldOutSplit, limit: int | None, name: str | None = None
+        cls, path: Place, split: HeldOutSplit, limit: int | None, name: str | None = None
     ) -> EvaluationSet:
         """Find the dataset, check its columns and count its held-out tasks.
 

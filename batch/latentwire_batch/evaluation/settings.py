@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from latentwire.constants import DEFAULT_MAX_RETRIES
 from latentwire_batch.config import OwnReplicaFields
+from latentwire_batch.locations import GivenPlace
 
 # One request is a forward pass or one short plan.
 _REQUEST_TIMEOUT_S = 600.0
@@ -87,8 +88,8 @@ class AnswerFields(BaseModel):
 class EvaluationFields(BaseModel):
     """What is evaluated, and where the result goes."""
 
-    dataset: CliPositionalArg[Path] = Field(
-        description="Output of collect, a Parquet file, or a save_to_disk directory."
+    dataset: CliPositionalArg[GivenPlace] = Field(
+        description="Output of collect, a Parquet file, or a save_to_disk directory; also a URL."
     )
     split: str | None = Field(
         default=None, description="Split to evaluate, of a dataset that has several."

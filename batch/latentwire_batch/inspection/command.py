@@ -39,6 +39,7 @@ from latentwire_batch.inspection.findings import (
 from latentwire_batch.inspection.html import Report, build_page
 from latentwire_batch.inspection.statistics import inspect_rows
 from latentwire_batch.inspection.terminal import show
+from latentwire_batch.locations import GivenPlace, Place
 from latentwire_batch.output.layout import FAILURES_NAME
 from latentwire_batch.tasks.arrow_files import input_errors
 
@@ -52,8 +53,8 @@ class InspectSettings(BaseSettings):
         env_prefix="LATENTWIRE_INSPECT_", env_ignore_empty=True, frozen=True
     )
 
-    path: CliPositionalArg[Path] = Field(
-        description="Output of collect, a Parquet file, or a save_to_disk directory."
+    path: CliPositionalArg[GivenPlace] = Field(
+        description="Output of collect, a Parquet file, or a save_to_disk directory; also a URL."
     )
     split: str | None = Field(
         default=None, description="The only split to inspect, of a dataset that has several."
@@ -159,7 +160,7 @@ def _rows_of_split(manifest: Mapping[str, Any], name: str) -> range:
     return range(0)
 
 
-def _num_failures(root: Path, rows: range | None) -> int:
+def _num_failures(root: Place, rows: range | None) -> int:
     """Count the rows in the list of failures of a dataset.
 
     Args:

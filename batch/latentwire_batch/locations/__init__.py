@@ -5,11 +5,18 @@ Knows nothing of datasets. `fsspec` opens the URLs and is imported when the firs
 
 from latentwire_batch.locations.errors import LocationError, location_errors
 from latentwire_batch.locations.folder import Folder
-from latentwire_batch.locations.remote_path import Place, RemotePath, place_of
+from latentwire_batch.locations.remote_path import (
+    GivenPlace,
+    Place,
+    RemotePath,
+    place_of,
+    relative_name,
+)
 from latentwire_batch.locations.urls import is_url, local_path, shown, shown_place
 
 __all__ = [
     "Folder",
+    "GivenPlace",
     "LocationError",
     "Place",
     "RemotePath",
@@ -17,6 +24,7 @@ __all__ = [
     "local_path",
     "location_errors",
     "place_of",
+    "relative_name",
     "shown",
     "shown_place",
 ]

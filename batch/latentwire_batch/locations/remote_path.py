@@ -6,13 +6,14 @@ Readers take a `Place`, and most of them need not know which of the two it is.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import BeforeValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from latentwire_batch.errors import LocationError
@@ -45,6 +46,7 @@ class RemotePath:
     def __init__(self, url: str) -> None:
         self.url = url
         self._opened: tuple[Any, str] | None = None
+        self._pid = os.getpid()
         self._checksum: str | None = None
 
     @classmethod
@@ -76,11 +78,7 @@ class RemotePath:
 
     def __truediv__(self, name: str) -> RemotePath:
         """Return a place in this folder."""
-        child = RemotePath(f"{self.url.rstrip('/')}/{name}")
-        if self._opened is not None:
-            filesystem, path = self._opened
-            child._opened = filesystem, f"{path}/{name}"
-        return child
+        return RemotePath(f"{self.url.rstrip('/')}/{name}")
 
     @property
     def name(self) -> str:
@@ -129,6 +127,9 @@ class RemotePath:
 
     def open(self, mode: str = "rb") -> IO[bytes]:
         """Open the file, to be read from its start to its end; raises FileNotFoundError.
+
+        Args:
+            mode: the only one; `pathlib` has others.
 
         Raises:
             LocationError: also when the file is no longer what it was when it was opened first.
@@ -196,8 +197,9 @@ class RemotePath:
         return self
 
     def _located(self) -> tuple[Any, str]:
-        if self._opened is None:
-            self._opened = open_filesystem(self.url)
+        # A file system of another process must not be used after a fork.
+        if self._opened is None or self._pid != os.getpid():
+            self._opened, self._pid = open_filesystem(self.url), os.getpid()
         return self._opened
 
     def _info(self) -> dict[str, Any] | None:
@@ -227,6 +229,20 @@ def place_of(text: str) -> Place:
     """Return the place that a path or a URL names. Nothing is opened yet."""
     path = local_path(text)
     return RemotePath(text) if path is None else path
+
+
+def relative_name(place: Place, folder: Place) -> str:
+    """Return the names that lead from a folder to a place of the same kind."""
+    within: Any = place
+    return str(within.relative_to(folder).as_posix())
+
+
+def _given(value: object) -> object:
+    return place_of(value) if isinstance(value, str) and value else value
+
+
+# The type of a flag that takes a path or a URL.
+GivenPlace = Annotated[Place, BeforeValidator(_given)]
 
 
 class _RawFile(io.RawIOBase):

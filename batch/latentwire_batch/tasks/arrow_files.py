@@ -16,11 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentwire_batch.errors import InputError, reason_of
+from latentwire_batch.locations import Place, RemotePath
 
 STATE_NAME = "state.json"
 _SPLITS_NAME = "dataset_dict.json"
 NOT_SAVED = "not a directory written by Dataset.save_to_disk"
 _READ_BYTES = 1 << 20
+# One request of an object store takes as long as some MiB.
+_REMOTE_READ_BYTES = 8 << 20
 _PARQUET_MAGIC = b"PAR1"
 _ARROW_FILE_MAGIC = b"ARROW1"
 # Marks the first message of a stream.
@@ -30,7 +33,7 @@ _ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
 ChooseColumns = Callable[[pa.Schema], Sequence[str]]
 
 
-def record_batches(path: Path, choose: ChooseColumns, max_rows: int) -> Iterator[pa.RecordBatch]:
+def record_batches(path: Place, choose: ChooseColumns, max_rows: int) -> Iterator[pa.RecordBatch]:
     """Yield the batches of a Parquet or Arrow file or a `save_to_disk` directory in order.
 
     Args:
@@ -51,17 +54,18 @@ def record_batches(path: Path, choose: ChooseColumns, max_rows: int) -> Iterator
         yield from _shard_batches(path, choose, max_rows)
         return
     # Page by page: other writers make row groups larger than the memory.
-    with pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
+    with _opened_parquet(path) as file:
         yield from file.iter_batches(max_rows, columns=list(choose(file.schema_arrow)))
 
 
-def arrow_schema(path: Path) -> pa.Schema:
+def arrow_schema(path: Place) -> pa.Schema:
     """Return the schema of what `record_batches` reads, with its metadata; raises like it."""
     if path.is_dir():
         path = _shards(path)[0]
     if _is_parquet(path):
-        return pq.read_schema(path)
-    with pa.memory_map(str(path)) as source, _opened_ipc(source) as reader:
+        with _opened_parquet(path) as file:
+            return file.schema_arrow
+    with _opened_arrow(path) as source, _opened_ipc(source) as reader:
         return reader.schema
 
 
@@ -78,7 +82,7 @@ class BatchSource(Protocol):
         ...
 
 
-def open_batches(path: Path, columns: Sequence[str]) -> BatchSource:
+def open_batches(path: Place, columns: Sequence[str]) -> BatchSource:
     """Open what `record_batches` reads for reading in any order.
 
     Args:
@@ -89,6 +93,11 @@ def open_batches(path: Path, columns: Sequence[str]) -> BatchSource:
         InputError, OSError, pa.ArrowException: like `record_batches`.
     """
     if path.is_dir() or not _is_parquet(path):
+        if isinstance(path, RemotePath):
+            raise InputError(
+                "holds Arrow files, whose rows cannot be read by index behind a URL; give Parquet "
+                "files, or a copy here"
+            )
         return _MappedBatches(_shards(path) if path.is_dir() else [path], columns)
     return _RowGroups(path, columns)
 
@@ -96,7 +105,7 @@ def open_batches(path: Path, columns: Sequence[str]) -> BatchSource:
 class _MappedBatches:
     """Record batches of memory-mapped Arrow files: views, which the system loads when needed."""
 
-    def __init__(self, shards: Sequence[Path], columns: Sequence[str]) -> None:
+    def __init__(self, shards: Sequence[Place], columns: Sequence[str]) -> None:
         self._batches: list[pa.RecordBatch] = []
         for shard in shards:
             # Its batches keep the mapping open.
@@ -115,10 +124,11 @@ class _MappedBatches:
 class _RowGroups:
     """Row groups of a Parquet file; the one that was read last is kept."""
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: Place, columns: Sequence[str]) -> None:
         self._path = path
         self._columns = list(columns)
-        metadata = pq.read_metadata(path)
+        with _opened_parquet(path) as file:
+            metadata = file.metadata
         self.num_rows = [
             metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)
         ]
@@ -128,7 +138,7 @@ class _RowGroups:
         last = self._last
         if last is not None and last[0] == number:
             return last[1]
-        with pq.ParquetFile(self._path) as file:
+        with _opened_parquet(self._path, pre_buffer=isinstance(self._path, RemotePath)) as file:
             table = file.read_row_group(number, columns=self._columns)
         batch = pa.RecordBatch.from_struct_array(table.to_struct_array().combine_chunks())
         self._last = number, batch
@@ -154,7 +164,7 @@ class JoinedBatches:
         return source.read(place)
 
 
-def is_split_directory(path: Path) -> bool:
+def is_split_directory(path: Place) -> bool:
     """Whether a directory holds several splits, each in a folder of its own."""
     return (path / _SPLITS_NAME).is_file()
 
@@ -170,7 +180,7 @@ def input_errors() -> Iterator[None]:
         raise InputError(f"cannot be decoded: {error}") from error
 
 
-def split_names(directory: Path) -> list[str]:
+def split_names(directory: Place) -> list[str]:
     """Return the names of the splits, which are also the names of their folders.
 
     Raises:
@@ -186,12 +196,37 @@ def split_names(directory: Path) -> list[str]:
     return names
 
 
-def _is_parquet(path: Path) -> bool:
+@contextmanager
+def _opened_parquet(path: Place, pre_buffer: bool = False) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file, of which only the wanted parts are read."""
+    if isinstance(path, Path):
+        with pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=pre_buffer) as file:
+            yield file
+        return
+    with (
+        path.open_raw() as raw,
+        pq.ParquetFile(raw, buffer_size=_REMOTE_READ_BYTES, pre_buffer=pre_buffer) as file,
+    ):
+        yield file
+
+
+@contextmanager
+def _opened_arrow(path: Place) -> Iterator[pa.NativeFile]:
+    """Open an Arrow file or stream; one of this machine is mapped into memory."""
+    if isinstance(path, Path):
+        with pa.memory_map(str(path)) as mapped:
+            yield mapped
+        return
+    with path.open() as raw, pa.PythonFile(raw, "r") as file:
+        yield file
+
+
+def _is_parquet(path: Place) -> bool:
     with path.open("rb") as file:
         return file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
 
 
-def _shards(directory: Path) -> list[Path]:
+def _shards(directory: Place) -> list[Place]:
     if is_split_directory(directory):
         names = ", ".join(split_names(directory))
         raise InputError(f"holds several splits; give the folder of one of: {names}")
@@ -202,8 +237,8 @@ def _shards(directory: Path) -> list[Path]:
         raise InputError(NOT_SAVED) from error
 
 
-def _shard_batches(shard: Path, choose: ChooseColumns, max_rows: int) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(str(shard)) as source, _opened_ipc(source) as batches:
+def _shard_batches(shard: Place, choose: ChooseColumns, max_rows: int) -> Iterator[pa.RecordBatch]:
+    with _opened_arrow(shard) as source, _opened_ipc(source) as batches:
         for batch in _batches(batches):
             # Columns first: converting a slice must not touch the latents next to the tasks.
             chosen = batch.select(list(choose(batch.schema)))
@@ -212,7 +247,7 @@ def _shard_batches(shard: Path, choose: ChooseColumns, max_rows: int) -> Iterato
 
 
 def _opened_ipc(
-    source: pa.MemoryMappedFile,
+    source: pa.NativeFile,
 ) -> pa.RecordBatchStreamReader | pa.RecordBatchFileReader:
     is_file = source.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
     source.seek(0)

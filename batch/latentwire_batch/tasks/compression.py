@@ -14,12 +14,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, cast
 
 import pyarrow as pa
 
-from latentwire_batch.errors import InputError
+from latentwire_batch.errors import InputError, LocationError
+from latentwire_batch.locations import Place
 
 _MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -46,11 +46,11 @@ class InputFile:
         compression: its name; None for a file that is read as it is.
     """
 
-    path: Path
+    path: Place
     compression: str | None
 
     @classmethod
-    def of(cls, path: Path) -> InputFile:
+    def of(cls, path: Place) -> InputFile:
         """Recognise the compression of a file by its first bytes, whatever its name."""
         with path.open("rb") as file:
             return cls(path, compression_of(file.read(_MAX_MAGIC_BYTES)))
@@ -62,7 +62,11 @@ class InputFile:
         Raises:
             InputError: when the compressed data is damaged, or an archive does not hold one file.
         """
-        with _damage_named(self.compression), _opened(self.path, self.compression) as file:
+        with (
+            _damage_named(self.compression),
+            self.path.open("rb") as raw,
+            _decompressed(raw, self.compression) as file,
+        ):
             yield file
 
 
@@ -71,26 +75,26 @@ def compression_of(head: bytes) -> str | None:
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
 
 
-def _opened(path: Path, compression: str | None) -> IO[bytes]:
+def _decompressed(raw: IO[bytes], compression: str | None) -> IO[bytes]:
     match compression:
         case None:
-            return path.open("rb")
+            return raw
         case "gzip":
-            return cast(IO[bytes], gzip.open(path, "rb"))
+            return cast(IO[bytes], gzip.open(raw, "rb"))
         case "bzip2":
-            return bz2.open(path, "rb")
+            return bz2.open(raw, "rb")
         case "xz" | "lzma":
-            return lzma.open(path, "rb")
+            return lzma.open(raw, "rb")
         case "zip":
-            return _opened_member(path)
+            return _opened_member(raw)
         case _:
             # The standard library of Python 3.11 has neither zstd nor lz4; Arrow has both.
-            stream = pa.CompressedInputStream(pa.OSFile(str(path)), compression)
+            stream = pa.CompressedInputStream(pa.PythonFile(raw, "r"), compression)
             return io.BufferedReader(cast(io.RawIOBase, stream))
 
 
-def _opened_member(path: Path) -> IO[bytes]:
-    with zipfile.ZipFile(path) as archive:
+def _opened_member(raw: IO[bytes]) -> IO[bytes]:
+    with zipfile.ZipFile(raw) as archive:
         names = [
             info.filename
             for info in archive.infolist()
@@ -130,6 +134,6 @@ def _damage_named(compression: str | None) -> Iterator[None]:
         # An encrypted member, or one in a compression that zipfile does not know.
         raise InputError("the zip archive cannot be decompressed; unpack it first") from error
     except OSError as error:
-        if compression is None or error.errno is not None:
+        if isinstance(error, LocationError) or compression is None or error.errno is not None:
             raise
         raise InputError(f"the {compression} data is damaged or cut off") from error

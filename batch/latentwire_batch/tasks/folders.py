@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Iterable
+from itertools import islice
 
 from latentwire_batch.errors import InputError
+from latentwire_batch.locations import Place, relative_name
 from latentwire_batch.tasks.arrow_files import (
     NOT_SAVED,
     STATE_NAME,
@@ -20,7 +22,7 @@ _NUMBER = re.compile(r"\d+")
 _PART_OF = re.compile(r"-of-(\d+)\.parquet$")
 
 
-def arrow_sources(directory: Path) -> list[Path]:
+def arrow_sources(directory: Place) -> list[Place]:
     """Find what a folder holds: directories written by `save_to_disk`, or Parquet files, in order.
 
     Raises:
@@ -37,7 +39,7 @@ def arrow_sources(directory: Path) -> list[Path]:
     return _parts(files) if files else _refuse(directory)
 
 
-def _parts(files: list[Path]) -> list[Path]:
+def _parts(files: list[Place]) -> list[Place]:
     """Return the parts of one dataset, whose names differ only in their numbers."""
     if len({_NUMBER.sub("#", path.name) for path in files}) > 1:
         names = sorted(path.name for path in files)
@@ -48,15 +50,14 @@ def _parts(files: list[Path]) -> list[Path]:
     return sorted(files, key=lambda path: [int(part) for part in _NUMBER.findall(path.name)])
 
 
-def _refuse(directory: Path) -> list[Path]:
-    inner = {
-        path.parent for _, path in zip(range(_MAX_LISTED), directory.rglob(_PARQUET), strict=False)
-    }
+def _refuse(directory: Place) -> list[Place]:
+    below: Iterable[Place] = directory.rglob(_PARQUET)
+    inner = {relative_name(path.parent, directory) for path in islice(below, _MAX_LISTED)}
     if inner:
-        names = sorted(path.relative_to(directory).as_posix() for path in inner)
+        names = sorted(inner)
         raise InputError(f"holds Parquet files in folders; pass one of: {_shown(names)}")
-    listed = (path for _, path in zip(range(_MAX_LISTED), directory.iterdir(), strict=False))
-    names = sorted(path.name for path in listed if path.is_file())
+    listed: Iterable[Place] = directory.iterdir()
+    names = sorted(path.name for path in islice(listed, _MAX_LISTED) if path.is_file())
     advice = f"; pass one of its files: {_shown(names)}" if names else "; it holds no file"
     raise InputError(f"{NOT_SAVED}{advice}")
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from latentwire_batch.errors import InputError
+from latentwire_batch.locations import is_url
 from latentwire_batch.tasks.rows import RowFields
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-# As `pathlib` writes the addresses of a dataset's page.
-_ADDRESSES = ("https:/huggingface.co/datasets/", "hf:/datasets/")
+_ADDRESSES = ("https://huggingface.co/datasets/", "hf://datasets/")
 _FILE = re.compile(r"\.(jsonl?|ndjson|parquet|arrow|csv|tsv|txt|gz|bz2|xz|zst|lz4|zip)$", re.I)
 _MAX_NAMES = 20
 _KEY_ADVICE = "a private or gated dataset needs a token in HF_TOKEN"
@@ -69,17 +69,22 @@ def hub_datasets_from_json(value: Mapping[str, Any]) -> tuple[HubDataset, ...]:
     return tuple(one for one in found if one is not None)
 
 
-def hub_name(path: Path, is_marked: bool = False) -> str | None:
-    """Return the name of the hub's dataset that a path stands for; None for a file or folder.
+def hub_name(text: str, is_marked: bool = False) -> str | None:
+    """Return the name of the hub's dataset that a text stands for; None for a file or folder.
 
     Args:
-        path: `owner/name`, or the address of the dataset's page.
+        text: `owner/name`, or the address of the dataset's page.
         is_marked: whether other settings say that it is one, so that `name` alone is one, too.
     """
-    text = path.as_posix()
     for address in _ADDRESSES:
-        if text.startswith(address):
-            return text.removeprefix(address)
+        name = text.removeprefix(address).rstrip("/")
+        # A longer address is that of one of its files.
+        if name != text and _NAME.fullmatch(name):
+            return name
+    if is_url(text):
+        return None
+    path = Path(text)
+    text = path.as_posix()
     if path.exists() or not _NAME.fullmatch(text) or _FILE.search(text):
         return None
     is_elsewhere = "/" in text and not path.parent.exists()

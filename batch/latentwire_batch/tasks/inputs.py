@@ -12,6 +12,7 @@ from pathlib import Path
 
 from latentwire.split_files import is_split_name
 from latentwire_batch.errors import InputError, UsageError
+from latentwire_batch.locations import Place
 from latentwire_batch.tasks.reader import TaskSource
 from latentwire_batch.tasks.rows import Row, UnusableRow
 
@@ -69,7 +70,7 @@ class InputPart:
     """
 
     split: str | None
-    path: Path
+    path: Place
 
 
 @dataclass(frozen=True)

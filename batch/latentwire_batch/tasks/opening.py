@@ -10,6 +10,7 @@ from pathlib import Path
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Notify
 from latentwire_batch.errors import InputError, UsageError
+from latentwire_batch.locations import Place, place_of
 from latentwire_batch.tasks.arrow_files import input_errors, is_split_directory, split_names
 from latentwire_batch.tasks.hub_dataset import HubDataset, hub_name, saved_hub_dataset
 from latentwire_batch.tasks.inputs import InputPart, named_inputs
@@ -52,7 +53,7 @@ def opened_tasks(settings: CollectSettings, notify: Notify) -> Iterator[OpenedTa
     with ExitStack() as opened:
         for one, hub in zip(inputs, hubs, strict=True):
             if hub is None:
-                path = _local(settings, Path(one.location))
+                path = _local(settings, place_of(one.location))
             else:
                 path = opened.enter_context(_loaded(settings, hub, notify))
             parts.append(InputPart(one.split, path))
@@ -63,7 +64,7 @@ def _hub_dataset(settings: CollectSettings, location: str) -> HubDataset | None:
     """Return the dataset of the hub that a location names; None when it is a path."""
     choices = (settings.dataset_config, settings.split, settings.dataset_revision)
     is_marked = any(choice is not None for choice in choices)
-    name = hub_name(Path(location), is_marked)
+    name = hub_name(location, is_marked)
     return None if name is None else HubDataset(name, *choices)
 
 
@@ -86,9 +87,14 @@ def _loaded(settings: CollectSettings, hub: HubDataset, notify: Notify) -> Itera
         yield path
 
 
-def _local(settings: CollectSettings, path: Path) -> Path:
+def _local(settings: CollectSettings, path: Place) -> Place:
     split = settings.split
-    if not is_split_directory(path):
+    try:
+        with input_errors():
+            has_splits = is_split_directory(path)
+    except InputError as error:
+        raise InputError(f"--dataset: {error}") from error
+    if not has_splits:
         if split is not None:
             raise UsageError(
                 "--split: is for datasets of the hub and for folders with several splits"

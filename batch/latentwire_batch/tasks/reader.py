@@ -11,12 +11,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
 
 from latentwire_batch.errors import InputError
+from latentwire_batch.locations import Place
 from latentwire_batch.tasks.arrow_files import input_errors, record_batches
 from latentwire_batch.tasks.compression import InputFile
 from latentwire_batch.tasks.content import HEAD_BYTES, Content, content_of
@@ -46,7 +46,7 @@ class TaskSource:
         skips_invalid: whether rows that cannot be used are set aside instead of refused.
     """
 
-    path: Path
+    path: Place
     fields: RowFields
     limit: int | None = None
     skips_invalid: bool = False
@@ -96,7 +96,7 @@ class _BrokenLine:
     reason: str
 
 
-def read_records(path: Path, fields: RowFields) -> Iterator[Any]:
+def read_records(path: Place, fields: RowFields) -> Iterator[Any]:
     """Yield the records of a file or folder in order, as decoded; a broken line is no dict.
 
     Args:
@@ -153,7 +153,7 @@ def _decoded_line(line: str, number: int) -> Any:
         return _BrokenLine(f"line {number}: {over_limit(error)}")
 
 
-def _arrow_records(path: Path, fields: RowFields) -> Iterator[dict[str, Any]]:
+def _arrow_records(path: Place, fields: RowFields) -> Iterator[dict[str, Any]]:
     def present(schema: pa.Schema) -> list[str]:
         if not set(fields.task_columns) & set(schema.names):
             raise missing_field(fields, schema.names, 0)

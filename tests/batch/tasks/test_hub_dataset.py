@@ -184,6 +184,10 @@ def test_a_failed_download_is_one_line(
         ("../openai/gsm8k", False, None),
         ("a/b/c", False, None),
         ("here/missing", False, None),
+        ("https://huggingface.co/datasets/openai/gsm8k", False, "openai/gsm8k"),
+        ("hf://datasets/openai/gsm8k/", False, "openai/gsm8k"),
+        ("hf://datasets/openai/gsm8k/main/train.parquet", True, None),
+        ("s3://openai/gsm8k", True, None),
     ],
 )
 def test_a_path_is_a_hub_dataset_only_where_no_file_can_be_meant(
@@ -191,7 +195,7 @@ def test_a_path_is_a_hub_dataset_only_where_no_file_can_be_meant(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    assert hub_name(Path(path), is_marked) == name
+    assert hub_name(path, is_marked) == name
 
 
 def test_a_hub_dataset_comes_back_as_written() -> None:
