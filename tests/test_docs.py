@@ -27,6 +27,7 @@ from latentwire_batch.compression.command_settings import CompressSettings
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.evaluation.settings import EvaluateSettings
 from latentwire_batch.inspection.command import InspectSettings
+from latentwire_batch.shards.merge_settings import MergeSettings
 from latentwire_service.bridges.fitting.settings import FitSettings
 from latentwire_service.compressors.fitting.settings import CompressorSettings
 from latentwire_service.settings import Settings
@@ -35,7 +36,7 @@ from support.tiny_models import save_chat_model
 
 URL = "http://127.0.0.1:8000"
 COMMANDS = (
-    *("serve", "plan", "collect", "compress", "inspect"),
+    *("serve", "plan", "collect", "merge", "compress", "inspect"),
     *("fit-bridge", "fit-compressor", "evaluate"),
 )
 # A path in the text is given from the repository's root or from one of these.
@@ -50,7 +51,7 @@ BASES = (
 # Variables that no setting has: prefixes, and those of the tests.
 OTHER_VARIABLES = {
     *("LATENTWIRE_COLLECT", "LATENTWIRE_EVALUATE", "LATENTWIRE_FIT_BRIDGE"),
-    "LATENTWIRE_COMPRESS",
+    *("LATENTWIRE_COMPRESS", "LATENTWIRE_MERGE"),
     "LATENTWIRE_TEST_DEVICE",
     "LATENTWIRE_TEST_DTYPE",
 }
@@ -119,7 +120,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, service: str) -> Path:
     for words in shell_words("latentwire", "collect"):
         if "--replica" not in words:
             run_latentwire([*words[1:], "--replica", service], folder)
-    for words in shell_words("latentwire", "compress"):
+    for words in [*shell_words("latentwire", "merge"), *shell_words("latentwire", "compress")]:
         run_latentwire(words[1:], folder)
     for words in shell_words("latentwire", "inspect"):
         run_latentwire(words[1:], folder)
@@ -197,6 +198,7 @@ def test_named_paths_exist(page: Page) -> None:
         "README.md",
         "bridge.json",
         "compressor.json",
+        "shards.json",
         "utils.py",
     }
     for path in set(named) - elsewhere:
@@ -239,9 +241,8 @@ def test_named_variables_exist(page: Page) -> None:
     models: list[tuple[str, Any]] = [
         *[("", Settings), ("", PlanSettings), ("COLLECT_", CollectSettings)],
         *[("COMPRESS_", CompressSettings), ("INSPECT_", InspectSettings)],
-        ("FIT_BRIDGE_", FitSettings),
-        ("FIT_COMPRESSOR_", CompressorSettings),
-        ("EVALUATE_", EvaluateSettings),
+        *[("MERGE_", MergeSettings), ("FIT_BRIDGE_", FitSettings)],
+        *[("FIT_COMPRESSOR_", CompressorSettings), ("EVALUATE_", EvaluateSettings)],
     ]
     names = {f"{prefix}{name}" for prefix, model in models for name in model.model_fields}
     known = {f"LATENTWIRE_{name.upper()}" for name in names} | OTHER_VARIABLES

@@ -23,6 +23,7 @@ from latentwire_batch.config import CollectSettings
 from latentwire_batch.evaluation.settings import EvaluateSettings
 from latentwire_batch.inspection.command import InspectSettings
 from latentwire_batch.locations import RemotePath
+from latentwire_batch.shards.merge_settings import MergeSettings
 from latentwire_service.bridges.fitting.settings import FitSettings
 from latentwire_service.compressors.fitting.settings import CompressorSettings
 from latentwire_service.settings import Settings
@@ -156,6 +157,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "inspect": lambda: _settings_table(InspectSettings),
     "fit-bridge": lambda: _settings_table(FitSettings, "dataset"),
     "fit-compressor": lambda: _settings_table(CompressorSettings, "dataset"),
+    "merge": lambda: _settings_table(MergeSettings, "shards"),
     "compress": lambda: _settings_table(CompressSettings, "dataset"),
     "evaluate": lambda: _settings_table(EvaluateSettings, "dataset"),
     "fields": _fields_table,

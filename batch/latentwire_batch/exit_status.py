@@ -127,7 +127,11 @@ def _advice(code: str) -> str:
 
 
 def report_nothing_to_do(
-    console: Console, num_finished: int, num_failed: int, num_unusable: int = 0
+    console: Console,
+    num_finished: int,
+    num_failed: int,
+    num_unusable: int = 0,
+    verb: str = "collected",
 ) -> ExitStatus:
     """State that an earlier run wrote everything, and return the exit status.
 
@@ -136,12 +140,13 @@ def report_nothing_to_do(
         num_finished: rows with a latent.
         num_failed: rows without one.
         num_unusable: of these, rows that cannot be sent at all.
+        verb: what the earlier run did with the rows.
     """
     if not num_failed:
-        console.say(f"nothing to do: all {num_finished} rows are already collected")
+        console.say(f"nothing to do: all {num_finished} rows are already {verb}")
         return ExitStatus.ALL_ROWS
     failed = _failed(num_failed) if num_failed > num_unusable else _unusable(num_unusable)
-    console.say(f"nothing to do: {num_finished} rows are already collected; {failed}")
+    console.say(f"nothing to do: {num_finished} rows are already {verb}; {failed}")
     return ExitStatus.SOME_ROWS_FAILED
 
 

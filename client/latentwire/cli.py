@@ -16,6 +16,7 @@ from latentwire.subcommands import (
     FIT_BRIDGE,
     FIT_COMPRESSOR,
     INSPECT,
+    MERGE,
     PLAN,
     SERVE,
     Subcommand,
@@ -102,6 +103,15 @@ def _collect(context: typer.Context) -> None:
 )
 def _compress(context: typer.Context) -> None:
     _forward(COMPRESS, context.args)
+
+
+@app.command(
+    "merge",
+    cls=ForwardingCommand,
+    help="Join the shards of a collection to one dataset (extra: batch).",
+)
+def _merge(context: typer.Context) -> None:
+    _forward(MERGE, context.args)
 
 
 @app.command("inspect", cls=ForwardingCommand, help="Inspect a dataset of latents (extra: batch).")

@@ -227,6 +227,9 @@ def _add_flag(
             options["metavar"] = placeholder.strip("{}").replace(",", "|")
     if options.get("dest") in repeatable:
         options["action"] = "append"
+    elif names[0] in repeatable:
+        # An argument that takes several values; none is an error of the settings' class.
+        options["nargs"] = "*"
     options["help"] = _NO_DEFAULT.sub("", options["help"])
     if not names[0].startswith("-"):
         positional.add(names[0])

@@ -81,6 +81,12 @@ COMPRESS = Subcommand(
     extra="batch",
     dependencies=COLLECT.dependencies,
 )
+MERGE = Subcommand(
+    name="merge",
+    module="latentwire_batch.shards.merge_command",
+    extra="batch",
+    dependencies=COLLECT.dependencies,
+)
 
 
 EVALUATE = Subcommand(

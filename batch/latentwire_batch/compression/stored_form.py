@@ -141,10 +141,8 @@ class StoredForm:
         for entry in self.compressors:
             for name, column_width in entry.widths(width).items():
                 dtype: NumberFormat = self.dtype if name == entry.column else "float32"
-                what = (
-                    "the compressed latent" if name == entry.column else "what decompressing needs"
-                )
-                meaning = f"{what}, made by `{entry.compressor.name}`: `[rows, {column_width}]`"
+                is_main = name == entry.column
+                meaning = compressed_meaning(entry.compressor.name, is_main, column_width)
                 columns.append(MatrixColumn(name, _storage(dtype, column_width), meaning))
         return LatentEncoder(self.compressors, width, tuple(columns))
 
@@ -179,6 +177,18 @@ class LatentEncoder:
         for entry in self.compressors:
             made |= entry.compress(rows)
         return {column.name: _encoded(column, made.get(column.name)) for column in self.columns}
+
+
+def compressed_meaning(compressor: str, is_main: bool, width: int) -> str:
+    """Say in the dataset card what a compressor's column is.
+
+    Args:
+        compressor: its name.
+        is_main: whether the column holds the compressed rows.
+        width: of the column.
+    """
+    what = "the compressed latent" if is_main else "what decompressing needs"
+    return f"{what}, made by `{compressor}`: `[rows, {width}]`"
 
 
 def _storage(dtype: NumberFormat, width: int) -> MatrixStorage:

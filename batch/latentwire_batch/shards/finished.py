@@ -1,0 +1,256 @@
+"""The finished shards in given folders: all of them are there, once, and of one collection."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentwire_batch.compression.outcome import STEP
+from latentwire_batch.dataset.manifest import Manifest
+from latentwire_batch.errors import InputError, StorageError
+from latentwire_batch.output.durable import read_json
+from latentwire_batch.output.layout import OutputLayout
+from latentwire_batch.output.locks import is_locked
+from latentwire_batch.shards.folder import shards_in
+from latentwire_batch.shards.shard import Shard
+
+_MAX_NAMED = 10
+
+
+@dataclass(frozen=True)
+class FinishedShard:
+    """The finished dataset of one shard.
+
+    Attributes:
+        shard: that it is.
+        layout: of its folder.
+        manifest: the part that runs read.
+        said: the whole manifest.
+    """
+
+    shard: Shard
+    layout: OutputLayout
+    manifest: Manifest
+    said: Mapping[str, Any]
+
+
+def digest_of(shards: Iterable[FinishedShard]) -> str:
+    """Return a digest of the manifests: a shard that is collected again has another one.
+
+    Raises:
+        StorageError: when one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for shard in shards:
+        try:
+            content = shard.layout.manifest.read_bytes()
+        except OSError as error:
+            raise StorageError(f"shard {shard.shard}: its manifest.json is gone") from error
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def find_shards(folders: Sequence[Path]) -> list[FinishedShard]:
+    """Find all shards of one collection.
+
+    Args:
+        folders: of shards, or that hold folders of shards.
+
+    Returns:
+        The shards in the order of their numbers.
+
+    Raises:
+        InputError: when one is missing, is not finished, or is there twice; or when a folder holds
+            something else.
+        StorageError: when a folder cannot be read.
+    """
+    found = _Found()
+    for folder in _distinct(folders):
+        found.add(folder)
+    return found.complete()
+
+
+class _Found:
+    """What was found so far."""
+
+    def __init__(self) -> None:
+        self._places: dict[Shard, Path] = {}
+        self._finished: dict[Shard, FinishedShard] = {}
+        self._running: set[Shard] = set()
+
+    def add(self, folder: Path) -> None:
+        layout = OutputLayout(folder)
+        said, unfinished = read_json(layout.manifest), read_json(layout.settings)
+        shard = _shard_of(folder, said, unfinished)
+        if shard in self._places:
+            places = f"{shown(self._places[shard])} and {shown(folder)}"
+            raise InputError(f"shard {shard} is there twice, in {places}; name one of them")
+        self._places[shard] = folder
+        # A marker means that final files are being moved: the manifest may be an earlier one.
+        if said is None or unfinished is not None or layout.marker.exists():
+            if is_locked(layout.lock):
+                self._running.add(shard)
+            return
+        manifest = Manifest.from_json(said)
+        self._finished[shard] = FinishedShard(shard, layout, manifest, said)
+
+    def complete(self) -> list[FinishedShard]:
+        """Return the shards when all of them are finished."""
+        counts = sorted({shard.count for shard in self._places})
+        if len(counts) > 1:
+            raise InputError(
+                f"shards of {counts[0]} and shards of {counts[1]} are not of one collection"
+            )
+        every = [Shard(index, counts[0]) for index in range(counts[0])]
+        missing = [shard for shard in every if shard not in self._places]
+        stopped = [shard for shard in self._places if shard not in self._finished]
+        idle = [shard for shard in stopped if shard not in self._running]
+        problems = [
+            (missing, "missing: collect {them} with --shard, or name {their} folder"),
+            (sorted(idle, key=_index), "unfinished: rerun {their} collection"),
+            (
+                sorted(self._running, key=_index),
+                "still being collected: merge when {they} {are} done",
+            ),
+        ]
+        texts = [_problem(shards, text) for shards, text in problems if shards]
+        if texts:
+            raise InputError("; ".join(texts))
+        return [self._finished[shard] for shard in every]
+
+
+def _index(shard: Shard) -> int:
+    return shard.index
+
+
+def _problem(shards: Sequence[Shard], text: str) -> str:
+    if len(shards) == 1:
+        words = {"them": "it", "their": "its", "they": "it", "are": "is"}
+    else:
+        words = {"them": "them", "their": "their", "they": "they", "are": "are"}
+    for name, word in words.items():
+        text = text.replace(f"{{{name}}}", word)
+    return f"{name_shards(shards)} {words['are']} {text}"
+
+
+def name_shards(shards: Sequence[Shard]) -> str:
+    """Name shards in a message, the first ones only where there are many."""
+    names = [str(shard) for shard in shards]
+    if len(names) == 1:
+        return f"shard {names[0]}"
+    if len(names) > _MAX_NAMED:
+        return f"shards {', '.join(names[:_MAX_NAMED])} and {len(names) - _MAX_NAMED} more"
+    return f"shards {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _distinct(folders: Sequence[Path]) -> list[Path]:
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{shown(folder)}: no such directory")
+        for inner in shards_in(folder) or [folder]:
+            found.setdefault(inner.resolve(), inner)
+    return list(found.values())
+
+
+def _shard_of(
+    folder: Path, said: Mapping[str, Any] | None, unfinished: Mapping[str, Any] | None
+) -> Shard:
+    """Return the shard in a folder, as its files say."""
+    if said is not None and STEP in said:
+        raise InputError(
+            f"{shown(folder)}: was written by latentwire compress; merge the shards first, and "
+            "compress the merged dataset"
+        )
+    settings = unfinished if said is None else said.get("settings")
+    try:
+        if settings is not None:
+            return Shard.from_json(settings["shard"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{shown(folder)}: holds a dataset that is not a shard") from error
+    # A run that was killed before its first row has written no settings.
+    shard = Shard.of_folder(folder.name)
+    if shard is None:
+        raise InputError(f"{shown(folder)}: holds no shards")
+    return shard
+
+
+def shown(path: Path) -> str:
+    """Name a folder in a message, which holds no absolute path."""
+    return f".../{'/'.join(path.parts[-2:])}" if path.is_absolute() else str(path)
+
+
+def check_same_collection(shards: Sequence[FinishedShard]) -> None:
+    """Check that all shards were collected with the same settings, and hold all of their rows.
+
+    Raises:
+        InputError: naming the difference, and what avoids it.
+    """
+    flat = [_flat(shard.manifest.settings.to_json()) for shard in shards]
+    usual = Counter(map(_key, flat)).most_common(1)[0][0]
+    first = next(number for number, values in enumerate(flat) if _key(values) == usual)
+    others = [number for number, values in enumerate(flat) if _key(values) != usual]
+    if others:
+        raise InputError(_difference(shards, flat, first, others))
+    for shard in shards:
+        counts, data = shard.manifest.counts, shard.manifest.settings.data
+        expected = shard.shard.num_rows(data.num_rows)
+        if not counts.finished + counts.failed == counts.rows == expected:
+            raise InputError(f"shard {shard.shard} does not hold its {expected} rows")
+
+
+def _difference(
+    shards: Sequence[FinishedShard],
+    flat: Sequence[Mapping[str, Any]],
+    first: int,
+    others: Sequence[int],
+) -> str:
+    usual, other = flat[first], flat[others[0]]
+    names = [name for name in {**usual, **other} if usual.get(name) != other.get(name)]
+    found = [f"{n} is {_value(usual.get(n))} and {_value(other.get(n))}" for n in names]
+    remedies = [remedy for start, remedy in _REMEDIES.items() if names[0].startswith(start)]
+    odd = name_shards([shards[number].shard for number in others])
+    return (
+        f"shards {shards[first].shard} and {shards[others[0]].shard} were collected with different "
+        f"settings: {'; '.join(found)}; {remedies[0] if remedies else 'use the same for all'}, and "
+        f"collect {odd} again with --overwrite"
+    )
+
+
+_REMEDIES = {
+    "data.": "let all shards read the same tasks",
+    "seed": "give all shards the same --seed",
+    "prompt.date": "give all shards the same --date",
+    "model.": "let all shards use the same model",
+}
+_MAX_SHOWN_CHARS = 40
+
+
+def _value(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "..."
+
+
+def _key(values: Mapping[str, Any]) -> str:
+    return repr(sorted(values.items()))
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return all values under dotted names, without those in which shards may differ."""
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        if f"{prefix}{name}" in _MAY_DIFFER:
+            continue
+        if isinstance(inner, Mapping):
+            flat |= _flat(inner, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = inner
+    return flat
+
+
+# The digest of the rows and the served model are compared instead of the fields' and model's names.
+_MAY_DIFFER = frozenset({"shard", "input", "requested_model", "model.engine_version"})
