@@ -152,7 +152,8 @@ def _distinct(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{shown(folder)}: no such directory")
-        for inner in shards_in(folder) or [folder]:
+        names = [inner.name for inner in shards_in(folder)]
+        for inner in [folder / name for name in names] or [folder]:
             found.setdefault(inner.resolve(), inner)
     return list(found.values())
 

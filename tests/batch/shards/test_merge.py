@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,11 @@ def test_shards_of_different_collections_are_refused(
         assert not merged.exists()
 
 
+def swap(folder: Path, other: Path) -> None:
+    folder.rename(folder.with_name("kept"))
+    folder.symlink_to(other)
+
+
 def test_damaged_shards_are_refused(
     collect: Collect, merge: Merge, stub: StubReplica, output: Path, merged: Path, tasks: Path
 ) -> None:
@@ -206,14 +212,13 @@ def test_damaged_shards_are_refused(
     saved, failures = shard / "hf_dataset", shard / "failures.jsonl"
     manifest, lines = (shard / "manifest.json").read_text("utf-8"), failures.read_text("utf-8")
     other = output / "shard-00001-of-00002" / "hf_dataset"
-    cases = {
+    cases: dict[str, Callable[[], object]] = {
         "fewer rows": lambda: failures.write_text("", "utf-8"),
         "another shard": lambda: failures.write_text(lines.replace(": 4,", ": 5,"), "utf-8"),
         "rows": lambda: (shard / "manifest.json").write_text(
             manifest.replace('"finished": 19', '"finished": 18'), "utf-8"
         ),
-        "more rows": lambda: (saved.rename(shard / "kept"), saved.symlink_to(other)),
-        "gone": lambda: (saved.unlink(), None),
+        "more rows": lambda: swap(saved, other),
     }
     for name, damage in cases.items():
         damage()
@@ -223,6 +228,7 @@ def test_damaged_shards_are_refused(
         assert not merged.exists(), name
         failures.write_text(lines, "utf-8")
         (shard / "manifest.json").write_text(manifest, "utf-8")
+    saved.unlink()
     (shard / "kept").rename(saved)
     assert merge().status == 3
 
