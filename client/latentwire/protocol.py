@@ -351,7 +351,9 @@ class InfoResponse(ResponseModel):
         description="What this engine can do with the model, of latents-in, latent-steps, scoring.",
     )
     refusals: dict[str, str] = Field(
-        default={}, description="Why the engine lacks one of these, by its name."
+        default={},
+        description="Why the engine lacks one of these, by its name. Also, by the name of a "
+        "request's field, which values the engine takes, where other engines take more.",
     )
     generation_defaults: dict[str, Any] = Field(
         default={},

@@ -311,6 +311,24 @@ def test_a_lost_device_is_503_to_all_and_exit_status_1(
     assert "device lost" in child.output
 
 
+def test_a_lost_device_shows_on_ready_until_the_service_ends(
+    folder: Path, serve: Callable[..., Child]
+) -> None:
+    # Longer than any test waits: a signal ends it.
+    pause = "from latentwire_service import server\nserver._FAILED_S = 3600.0\n"
+    child = serve("--model", str(folder), "--port", "0", command=("-c", pause + BREAKING_MAIN))
+    url = child.url
+    with Client(url, max_retries=0) as client:
+        client.wait_ready(TIMEOUT_S)
+        for reason in ("the engine failed", "the service is failed"):
+            with pytest.raises(NotReadyError, match=reason):
+                client.plan_latent("x", max_new_tokens=3)
+    answer = httpx.get(f"{url}/ready", timeout=TIMEOUT_S)
+    assert (answer.status_code, answer.json()["detail"]) == (503, "the service is failed")
+    child.signal()
+    assert child.wait() == 1, child.output
+
+
 def test_a_bad_model_is_exit_status_2_and_one_error_line(
     tmp_path: Path, serve: Callable[..., Child]
 ) -> None:

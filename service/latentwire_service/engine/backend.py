@@ -133,7 +133,8 @@ class BackendInfo:
             every request, as JSON values.
         embedding_size: width of an input embedding; None when the engine takes none.
         capabilities: which of `LATENTS_IN`, `LATENT_STEPS` and `SCORING` it has.
-        refusals: for capabilities that it lacks, the reason.
+        refusals: the reason, by the name of a capability that it lacks. Also, by the name of a
+            request's field, which values it takes, where other engines take more.
         bridges: the bridges that `/info` lists.
         engine: name of the engine: `latentwire` or `vllm`.
         engine_version: its version; None when it has none of its own.

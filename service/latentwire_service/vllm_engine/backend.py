@@ -38,7 +38,7 @@ from latentwire_service.settings import Settings
 from latentwire_service.vllm_engine.core import ROW_WORKER, LoadedCore, MakeCore, VllmCore
 from latentwire_service.vllm_engine.engine import VllmEngine
 from latentwire_service.vllm_engine.options import TESTED_VERSIONS, engine_args
-from latentwire_service.vllm_engine.sampling import VllmSampling
+from latentwire_service.vllm_engine.sampling import FIELD_REFUSALS, VllmSampling
 from latentwire_service.vllm_engine.self_check import check_rows
 
 logger = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ class VllmBackend:
             max_slots=facts.max_slots,
             max_model_len=facts.max_model_len,
             generation_defaults=checked_settings(files.generation_config),
-            refusals=_REFUSALS,
+            refusals={**_REFUSALS, **FIELD_REFUSALS},
             engine=ENGINE,
             engine_version=vllm.__version__,
         )

@@ -13,6 +13,16 @@ from latentwire_service.engine.sampling_params import SamplingParams
 _MIN_TEMPERATURE = 0.01
 _MAX_TEMPERATURE = 2.0
 _MAX_PENALTY = 2.0
+_PENALTIES = f"the vLLM engine takes {-_MAX_PENALTY:g} to {_MAX_PENALTY:g}"
+# By the field of a request: the values that other engines take, and this one does not.
+FIELD_REFUSALS: Mapping[str, str] = {
+    "temperature": (
+        f"the vLLM engine samples with {_MIN_TEMPERATURE:g} to {_MAX_TEMPERATURE:g}, or takes the "
+        "most likely token with 0"
+    ),
+    "presence_penalty": _PENALTIES,
+    "frequency_penalty": _PENALTIES,
+}
 # Settings of generation_config.json that vLLM can apply, by the name that vLLM gives them.
 _MAPPED: Mapping[str, str] = {
     "repetition_penalty": "repetition_penalty",
@@ -84,13 +94,7 @@ class VllmSampling:
 def _check(sampling: SamplingParams) -> None:
     temperature = sampling.temperature
     if not sampling.is_greedy and not _MIN_TEMPERATURE <= temperature <= _MAX_TEMPERATURE:
-        raise InvalidParamsError(
-            "temperature",
-            f"the vLLM engine samples with {_MIN_TEMPERATURE:g} to {_MAX_TEMPERATURE:g}, or takes "
-            "the most likely token with 0",
-        )
+        raise InvalidParamsError("temperature", FIELD_REFUSALS["temperature"])
     for name in ("presence_penalty", "frequency_penalty"):
         if abs(getattr(sampling, name)) > _MAX_PENALTY:
-            raise InvalidParamsError(
-                name, f"the vLLM engine takes {-_MAX_PENALTY:g} to {_MAX_PENALTY:g}"
-            )
+            raise InvalidParamsError(name, FIELD_REFUSALS[name])

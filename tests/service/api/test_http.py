@@ -19,6 +19,7 @@ from latentwire.tensors import decode_hidden_state
 from latentwire_service.api import rendering, wire_formats
 from latentwire_service.engine.prompt import fill_template
 from latentwire_service.telemetry.logs import PathlessFormatter
+from latentwire_service.vllm_engine.sampling import FIELD_REFUSALS
 from support.live_server import LiveServer
 from support.requests import GREEDY, MAX_BODY_BYTES, assert_problem, latent_of, plan_of, post
 from support.tiny_shape import HIDDEN_SIZE
@@ -118,7 +119,7 @@ def test_health_ready_and_info_answer(server: LiveServer, backend: str) -> None:
     assert [bridge.name for bridge in info.bridges] == names
     lacking = {"latents-in", "latent-steps", "scoring"}
     assert not lacking & set(info.capabilities) if is_vllm else "latents-in" in info.capabilities
-    assert set(info.refusals) == (lacking if is_vllm else set())
+    assert set(info.refusals) == (lacking | FIELD_REFUSALS.keys() if is_vllm else set())
     assert [each.name for each in info.compressor_info] == info.compressors
     assert "mean-pool" in info.compressors
     assert info.engine == ("vllm" if is_vllm else "latentwire")

@@ -170,7 +170,11 @@ def test_info_and_the_declaration_name_the_engine(served: LiveServer) -> None:
     info = served.http.get("/info").json()
     assert (info["engine"], info["engine_version"]) == ("vllm", vllm.__version__)
     assert info["capabilities"] == []
-    assert set(info["refusals"]) == {"latents-in", "latent-steps", "scoring"}
+    assert set(info["refusals"]) == {
+        *("latents-in", "latent-steps", "scoring"),
+        *("temperature", "presence_penalty", "frequency_penalty"),
+    }
+    assert all("the vLLM engine" in reason for reason in info["refusals"].values())
     assert (info["limits"]["max_slots"], info["limits"]["max_model_len"]) == (4, 192)
     plan = post(served, "fox", 2)
     assert plan.latent.engine == f"vllm {vllm.__version__}"
@@ -195,7 +199,11 @@ def test_what_the_engine_cannot_do_is_refused_by_name(
     body = {"task": "x", "max_new_tokens": 4} | fields
     sent = {name: value for name, value in body.items() if value is not None}
     answer = served.http.post("/plan_latent", json=sent)
-    assert "the vLLM engine" in assert_problem(answer, 422, "invalid-request", field).detail
+    detail = assert_problem(answer, 422, "invalid-request", field).detail
+    assert "the vLLM engine" in detail
+    # A client can know it before.
+    reasons = served.http.get("/info").json()["refusals"].values()
+    assert any(reason in detail for reason in reasons)
 
 
 def test_a_prompt_that_does_not_fit_is_refused(served: LiveServer) -> None:
