@@ -1,10 +1,11 @@
-"""Two processes share each layer of a tiny Llama: the rows are whole, and come once."""
+"""Two processes share a tiny Llama: the rows are whole, and come once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -19,18 +20,30 @@ from support.requests import latent_of, plan_of
 pytestmark = [pytest.mark.vllm, vllm_models.NEEDS_VLLM, pytest.mark.timeout(2400)]
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+_, *OTHER_ARGS = vllm_models.ENGINE_ARGS
+SHARED: dict[str, dict[str, Any]] = {
+    "layers": {"tensor_parallel_size": 2, "engine_arg": vllm_models.ENGINE_ARGS},
+    # On a CPU, vLLM prepares the second process for this with its compilation mode alone.
+    "groups of layers": {
+        "pipeline_parallel_size": 2,
+        "engine_arg": ('compilation_config={"mode": 2, "backend": "eager"}', *OTHER_ARGS),
+    },
+}
+
+
+@pytest.fixture(scope="module", params=SHARED)
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveServer]:
     folder: Path = vllm_models.save("llama", tmp_path_factory.mktemp("models") / "tiny-llama")
     with pytest.MonkeyPatch.context() as patched:
         # By itself, vLLM wants a NUMA node for each process.
         patched.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|0")
         live = start_vllm(
             str(folder),
-            tensor_parallel_size=2,
             max_slots=vllm_models.MAX_SLOTS,
             max_model_len=vllm_models.MAX_MODEL_LEN,
-            engine_arg=vllm_models.ENGINE_ARGS,
+            **SHARED[request.param],
         )
     yield live
     live.close()
