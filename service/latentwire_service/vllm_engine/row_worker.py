@@ -130,7 +130,11 @@ class RowHooks:
         runner.model.compute_logits = taking
 
     def _wrap_sample(self, runner: Any) -> None:
-        """Runner V2: the output of the pass and the indices of the rows that are sampled."""
+        """Runner V2: the output of the pass and the indices of the rows that are sampled.
+
+        The runner needs a GPU and Triton. The tests call the method of its class with a stand-in
+        model; no test runs it with a model of its own.
+        """
         sample = runner.sample
 
         def taking(hidden_states: torch.Tensor, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
