@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
 import time
 from functools import partial
+from types import TracebackType
+from typing import Self
 
 import httpx
 import uvicorn
@@ -103,3 +106,33 @@ class LiveServer:
         start = f"{name}{{{inner}}} " if labels else f"{name} "
         lines = self.http.get("/metrics").text.splitlines()
         return next((float(line[len(start) :]) for line in lines if line.startswith(start)), 0.0)
+
+
+class RouteLines(logging.Handler):
+    """Waits for the log lines of requests: an answer is sent before its line is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written = threading.Semaphore(0)
+
+    def __enter__(self) -> Self:
+        # The root calls its handlers in their order, so the test's own have the line already.
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        logging.getLogger().removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count the line of a request."""
+        if hasattr(record, "route"):
+            self._written.release()
+
+    def wait(self, count: int) -> None:
+        """Wait until that many requests have their lines."""
+        assert all(self._written.acquire(timeout=TIMEOUT_S) for _ in range(count))

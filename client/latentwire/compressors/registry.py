@@ -61,6 +61,9 @@ def make_compressor(given: str, k: int | None = None) -> Compressor:
         CompressorError: there is no such compressor, its files cannot be used, or k is missing or
             not possible for it.
     """
+    # Looking for packages opens a file of every installed one, so it comes last.
+    if given in TRAINING_FREE:
+        return training_free(given, k)
     names = compressor_names()
     if given in names:
         return named_compressor(given, k)

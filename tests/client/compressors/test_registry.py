@@ -322,3 +322,14 @@ def test_a_name_wins_over_a_directory(tmp_path: Path, monkeypatch: pytest.Monkey
     assert make_compressor("first", 3).kind == "first"
     with pytest.raises(CompressorError, match="compressor.json cannot be read"):
         make_compressor("./first", 3)
+
+
+def test_built_in_compressors_are_made_without_a_look_at_other_packages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def look(**_: object) -> None:
+        raise AssertionError("a file of every installed package would be opened")
+
+    monkeypatch.setattr("latentwire.compressors.registry.entry_points", look)
+    for name in TRAINING_FREE:
+        assert make_compressor(name, 2).name == named_compressor(name, 2).name == name

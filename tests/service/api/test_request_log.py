@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,8 +19,7 @@ from latentwire_service.api.request_log import RequestLog
 from latentwire_service.settings import Settings
 from latentwire_service.telemetry.logs import JsonFormatter, PathlessFormatter, add_request_id
 from support.backends import BACKENDS
-from support.gate import TIMEOUT_S
-from support.live_server import LiveServer
+from support.live_server import LiveServer, RouteLines
 from support.requests import GREEDY
 
 pytestmark = pytest.mark.backends("fake")
@@ -82,7 +80,9 @@ def test_a_json_log_names_the_request_its_key_and_its_error(
         raise RuntimeError("cannot open /home/somebody/weights.bin")
 
     monkeypatch.setattr("latentwire_service.api.wire_formats.render_plan", break_down)
-    server.http.post("/plan_latent", json=GREEDY, headers={"X-Request-Id": "r-1"})
+    with RouteLines() as logged:
+        server.http.post("/plan_latent", json=GREEDY, headers={"X-Request-Id": "r-1"})
+        logged.wait(1)
     records = [json.loads(line) for line in lines.getvalue().splitlines()]
     own = [record for record in records if record.get("request_id") == "r-1"]
     (error,) = (record for record in own if record["level"] == "error")
@@ -97,7 +97,9 @@ def test_a_text_line_ends_with_the_request_id(
     server: LiveServer, written: Callable[..., io.StringIO]
 ) -> None:
     lines = written(PathlessFormatter("%(message)s%(for_request)s"))
-    server.http.get("/info", headers={"X-Request-Id": "r-2"})
+    with RouteLines() as logged:
+        server.http.get("/info", headers={"X-Request-Id": "r-2"})
+        logged.wait(1)
     assert any(
         line.startswith("GET /info 200 ") and line.endswith("[r-2]")
         for line in lines.getvalue().splitlines()
@@ -136,39 +138,21 @@ def test_routine_probes_write_no_line_at_the_default_level(
     assert (line.levelno, line.message.rsplit(" ", 2)[0]) == (level, f"GET {route} {status}")
 
 
-class RouteLines(logging.Handler):
-    """Waits for the lines of that many requests: an answer is sent before its line is written."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self._missing = threading.Semaphore(0)
-        self._count = count
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if hasattr(record, "route"):
-            self._missing.release()
-
-    def wait(self) -> bool:
-        return all(self._missing.acquire(timeout=TIMEOUT_S) for _ in range(self._count))
-
-
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_the_log_line_of_an_answer_has_its_id(
     server: LiveServer, written: Callable[..., io.StringIO], is_stream: bool
 ) -> None:
     objects, lines = written(JsonFormatter()), written(PathlessFormatter("%(message)s"))
-    both_logged = RouteLines(2)
-    logging.getLogger().addHandler(both_logged)
-    with Client(server.url, api_key=KEYS[0]) as client:
-        if is_stream:
-            stream = client.stream_plan_latent(**GREEDY)
-            assert list(stream)
-            plan_id = stream.plan.id
-        else:
-            plan_id = client.plan_latent(**GREEDY).id
-    server.http.get("/info")
-    assert both_logged.wait()
-    logging.getLogger().removeHandler(both_logged)
+    with RouteLines() as logged:
+        with Client(server.url, api_key=KEYS[0]) as client:
+            if is_stream:
+                stream = client.stream_plan_latent(**GREEDY)
+                assert list(stream)
+                plan_id = stream.plan.id
+            else:
+                plan_id = client.plan_latent(**GREEDY).id
+        server.http.get("/info")
+        logged.wait(2)
     answered = [json.loads(line) for line in objects.getvalue().splitlines()]
     ids = {record["route"]: record.get("plan_id") for record in answered if "route" in record}
     assert ids == {"/plan_latent": plan_id, "/info": None}

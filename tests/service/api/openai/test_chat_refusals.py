@@ -16,7 +16,7 @@ from latentwire.safetensors_wire import pack_request
 from latentwire_service.model_service import ModelService
 from support.backends import Faults
 from support.gate import TIMEOUT_S, Gate
-from support.live_server import LiveServer
+from support.live_server import LiveServer, RouteLines
 from support.openai_clients import MESSAGES, client_of, package
 from support.requests import MAX_BODY_BYTES
 from support.tiny_shape import HIDDEN_SIZE
@@ -313,9 +313,10 @@ def test_a_latent_may_be_a_tensor_of_the_request(server: LiveServer) -> None:
 def test_the_log_and_the_metrics_name_the_route(
     server: LiveServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO"), RouteLines() as logged:
         answer = post(server)
         error_of(post(server, n=2), 400)
+        logged.wait(2)
     served = [r for r in caplog.records if getattr(r, "route", "") == CHAT]
     assert [vars(r)["status"] for r in served] == [200, 400]
     assert vars(served[0])["plan_id"] == answer.json()["id"]
