@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from latentwire_batch.config import CollectSettings, OwnReplicaFields
+from latentwire_batch.ray.settings import PlacementFields
 from latentwire_service.settings import Settings
 from support.batch.stub_replica import StubReplica
 
@@ -36,7 +37,7 @@ IMAGES = {"batch": "batch", "service": "service,tracing", "vllm": "vllm,tracing"
 # What the compose file decides itself, and what belongs to replicas that `collect` starts.
 FIXED_SETTINGS = {"model", "host", "port", "listen_fd", "device", "api_key", "cache_dir"}
 FIXED_COLLECT = {"dataset", "output_dir", "work_dir", "replica", "api_key"}
-FIXED_COLLECT |= set(OwnReplicaFields.model_fields)
+FIXED_COLLECT |= set(OwnReplicaFields.model_fields) | set(PlacementFields.model_fields)
 
 ENVIRONMENT_NAMES = {f"LATENTWIRE_{name.upper()}" for name in Settings.model_fields} | {
     f"LATENTWIRE_COLLECT_{name.upper()}" for name in CollectSettings.model_fields

@@ -13,6 +13,7 @@ from latentwire_batch.console import Console
 from latentwire_batch.errors import UsageError
 from latentwire_batch.exit_status import run_to_exit_status
 from latentwire_batch.flags import parse_settings
+from latentwire_batch.ray.settings import check_placement
 from latentwire_batch.shards.choice import choose_shard
 
 
@@ -54,6 +55,7 @@ def _check_together(settings: CollectSettings, console: Console) -> None:
         raise UsageError("--retry-failed: cannot be used with --overwrite, which discards all rows")
     if settings.work_dir is not None and isinstance(settings.output_dir, Path):
         console.say("--work-dir: no effect, because --output-dir is a directory of this machine")
+    check_placement(settings, settings.replica)
     unused = [name for name in OwnReplicaFields.model_fields if name in settings.model_fields_set]
     if settings.replica and unused:
         console.say(f"{', '.join(map(flag_of, unused))}: no effect with --replica")

@@ -65,6 +65,8 @@ def collect(
     refuse_mixture(settings.output_dir, shard)
     if shard is not None:
         settings = settings.model_copy(update={"output_dir": settings.output_dir / shard.folder})
+    if settings.on == "ray" and rank.count > 1:
+        raise UsageError("--on ray: cannot run under torchrun or srun; start one process")
     try:
         notify = console.say if rank.index == 0 else _ignore
         with opened_tasks(settings, notify) as tasks:
@@ -149,7 +151,7 @@ class Collection:
     def _collect(self, share: Share) -> ExitStatus:
         fleet = None
         if not self._layout.settings.exists() or share.has_pending_rows():
-            fleet = run_interruptible(share.collect())
+            fleet = share.plan_rows()
         if self._run.rank.count > 1:
             self._take_over(share)
         return self._assemble(share.store, fleet)

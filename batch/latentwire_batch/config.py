@@ -17,6 +17,7 @@ from latentwire_batch.compression.settings import CompressorFields
 from latentwire_batch.dataset.schema import EXTRA_COLUMNS, SCHEMA
 from latentwire_batch.flags import listed
 from latentwire_batch.locations import GivenPlace
+from latentwire_batch.ray.settings import PlacementFields
 from latentwire_batch.tasks.rows import RowFields
 
 # A collection fills all slots of a replica, and rows share its speed: 64 slots of 2048 tokens at
@@ -225,6 +226,7 @@ class CollectSettings(
     SamplingFields,
     PromptFields,
     OwnReplicaFields,
+    PlacementFields,
     ReplicaFields,
     InputFields,
     BaseSettings,

@@ -170,6 +170,10 @@ class ModelService:
         """Load the model on a thread of its own; `/health` answers meanwhile."""
         self._loader.start()
 
+    def wait_loaded(self) -> None:
+        """Block until loading has ended; `state` and `failure` say how."""
+        self._loader.join()
+
     def drain(self, timeout_s: float | None = None) -> bool:
         """Refuse new requests and finish the accepted ones. Blocks until they are finished.
 

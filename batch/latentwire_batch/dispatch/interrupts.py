@@ -6,13 +6,20 @@ import asyncio
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from latentwire_batch.console import Notify
-from latentwire_batch.dispatch.dispatcher import Dispatcher
 from latentwire_batch.errors import RunInterrupted
 
 ResultT = TypeVar("ResultT")
+
+
+class Stoppable(Protocol):
+    """Work that starts rows, until it is stopped."""
+
+    def stop(self) -> None:
+        """Start no more rows, and end when those in flight are stored."""
+        ...
 
 
 class Interrupts:
@@ -29,7 +36,7 @@ class Interrupts:
 
     def __init__(self, notify: Notify) -> None:
         self._notify = notify
-        self._dispatcher: Dispatcher | None = None
+        self._dispatcher: Stoppable | None = None
         self._drain: Callable[[], str] = lambda: ""
         self._session: asyncio.Task[Any] | None = None
         self.count = 0
@@ -43,7 +50,7 @@ class Interrupts:
             with suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(number, self._receive)
 
-    def drain_first(self, dispatcher: Dispatcher, drain: Callable[[], str]) -> None:
+    def drain_first(self, dispatcher: Stoppable, drain: Callable[[], str]) -> None:
         """Let the next first signal stop this dispatcher instead of the session.
 
         Args:

@@ -71,15 +71,25 @@ def suspect(attempt: Attempt, num_together: int, is_lost: bool = True) -> Attemp
         num_together: rows that the replica had then.
         is_lost: False for a replica that refused the row and may have ended earlier.
     """
-    before = attempt.suspicion or Suspicion(num_together)
+    return replace(attempt, suspicion=suspicion_after(attempt.suspicion, num_together, is_lost))
+
+
+def suspicion_after(before: Suspicion | None, num_together: int, is_lost: bool = True) -> Suspicion:
+    """Return what is suspected of a row that a replica had when it ended; see `suspect`.
+
+    Args:
+        before: None: nothing was suspected.
+        num_together: rows that the replica had then.
+        is_lost: False for a replica that refused the row and may have ended earlier.
+    """
+    before = before or Suspicion(num_together)
     is_alone = num_together == 1
     group_size = max(1, -(-min(num_together, before.group_size) // _NUM_PARTS))
-    suspicion = Suspicion(
+    return Suspicion(
         group_size,
         before.num_lost + is_lost,
         before.num_lost_alone + (is_lost and is_alone),
     )
-    return replace(attempt, suspicion=suspicion)
 
 
 def is_guilty(suspicion: Suspicion) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from latentwire import PlanLatent, PlanOptions
+from latentwire.protocol import InfoResponse
 from latentwire_batch.console import Console
 from latentwire_batch.dispatch.attempts import RetryPolicy
 from latentwire_batch.dispatch.dispatcher import Dispatcher
@@ -110,7 +111,8 @@ class _Session:
         async with self._replicas() as fleet:
             identity = await guarded(fleet.connect(source.patience_s), guard)
             source.note_ready()
-            _check_limits(self._plan.request, fleet)
+            infos = (replica.info for replica in fleet.replicas)
+            check_limits(self._plan.request, [info for info in infos if info is not None])
             store = await guarded(self._plan.open_store(identity), guard)
             await self._send_rows(store, fleet)
             if store.count(RowState.PENDING):
@@ -166,14 +168,17 @@ class _Session:
                 sink.abandon()
 
 
-def _check_limits(request: RowRequest, fleet: Fleet) -> None:
+def check_limits(request: RowRequest, infos: Collection[InfoResponse]) -> None:
     """Refuse a run in which every row would be refused.
+
+    Args:
+        request: what is sent with every row.
+        infos: of the replicas that are up.
 
     Raises:
         UsageError: when the replicas' limit leaves no room for a prompt.
     """
     wanted = request.options.get("max_new_tokens", 0)
-    infos = [replica.info for replica in fleet.replicas if replica.info is not None]
     most = min((info.limits.max_new_tokens or wanted for info in infos), default=wanted)
     if wanted > most:
         raise UsageError(f"--max-new-tokens: {wanted} exceeds the replicas' limit, {most}")

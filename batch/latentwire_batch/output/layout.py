@@ -67,6 +67,14 @@ class OutputLayout:
         """Log of the rows that one rank settled."""
         return self.partial / f"rows-{rank}.log" if rank else self.log
 
+    def part_log(self, name: str) -> Path:
+        """Log of the rows that a replica on another machine settled; read as one of another rank.
+
+        Args:
+            name: of the replica's process.
+        """
+        return self.partial / f"rows-part-{name}.log"
+
     def logs_of_others(self, rank: int) -> list[Path]:
         """Logs of the other ranks, from this launch or an earlier one."""
         return sorted(set(self.partial.glob("rows*.log")) - {self.rank_log(rank)})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -12,10 +13,13 @@ from typing import Any, Self
 from latentwire_batch.compression.fit import check_served
 from latentwire_batch.compression.stored_form import LatentEncoder
 from latentwire_batch.dataset.manifest import read_manifest
+from latentwire_batch.dispatch.interrupts import run_interruptible
 from latentwire_batch.dispatch.session import RowRequest, SessionPlan, run_session
+from latentwire_batch.errors import StorageError
 from latentwire_batch.journal.open_store import open_store, set_unusable_aside
 from latentwire_batch.journal.row_store import RowStore
 from latentwire_batch.ranks.rank import Rank
+from latentwire_batch.ray.session import RaySessionPlan, run_ray_session
 from latentwire_batch.replicas.fleet import FleetSummary
 from latentwire_batch.replicas.identity import ModelIdentity
 from latentwire_batch.replicas.select import select_source
@@ -23,6 +27,7 @@ from latentwire_batch.run import Run
 from latentwire_batch.run_settings import RunSettings
 from latentwire_batch.shards.shard import ALL_ROWS
 from latentwire_batch.tasks.results import FinishedRow, RowState
+from latentwire_batch.tasks.rows import Row
 
 # Receives the settings with the served model, before the first row is sent. Raises UsageError when
 # the output was made with other settings.
@@ -79,13 +84,24 @@ class Share:
         """Whether a row of this share still has to be sent."""
         return self.store.count(RowState.PENDING) > 0
 
+    def plan_rows(self) -> FleetSummary:
+        """Plan the pending rows here or on a Ray cluster.
+
+        Raises:
+            RunInterrupted: when a signal ended it.
+        """
+        if self._run.settings.on == "ray":
+            return self._collect_on_ray()
+        return run_interruptible(self.collect())
+
     async def collect(self) -> FleetSummary:
         """Send the pending rows in a session; see `run_session`."""
         run, settings, seeds = self._run, self._run.settings, self._wanted.seeds
         assert seeds is not None
+        request = RowRequest(self._wanted.k, self._wanted.options, seeds)
         plan = SessionPlan(
             rows=run.source.rows,
-            request=RowRequest(self._wanted.k, self._wanted.options, seeds),
+            request=request,
             source=select_source(settings, os.environ, run.rank, run.console.say),
             open_store=self._store_for,
             concurrency=settings.concurrency,
@@ -94,6 +110,31 @@ class Share:
             prepare=None if run.form.is_plain else self._prepare,
         )
         return await run_session(plan, run.console)
+
+    def _collect_on_ray(self) -> FleetSummary:
+        """Let a Ray cluster plan the pending rows, and take over the logs of its replicas."""
+        seeds = self._wanted.seeds
+        assert seeds is not None
+        request = RowRequest(self._wanted.k, self._wanted.options, seeds)
+        started_s = time.monotonic()
+        plan = RaySessionPlan(self._run, self._rows_left, request, self._store_for)
+        try:
+            fleet = run_ray_session(plan)
+        finally:
+            if self._store is not None:
+                self._store.add_elapsed(time.monotonic() - started_s)
+        if self.take_over(self._run.rank).count(RowState.PENDING):
+            raise StorageError(
+                "rows that a replica wrote are missing from --output-dir; rerun the same command "
+                "to redo them"
+            )
+        return fleet
+
+    def _rows_left(self) -> Iterator[Row]:
+        """Yield the rows to send. What is done is known once the store is open."""
+        for row in self._run.source.rows():
+            if self._store is None or self._store.is_pending(row.index):
+                yield row
 
     def take_over(self, rank: Rank) -> RowStore:
         """Open the logs again, as another rank sees them.

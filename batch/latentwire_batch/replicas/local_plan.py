@@ -100,6 +100,13 @@ def _gpus_of_rank(gpus: list[str], environ: Mapping[str, str], rank: Rank) -> li
 
 def serve_command(settings: OwnReplicaFields) -> tuple[str, ...]:
     """Return the module and arguments that serve the model; unset settings are left out."""
+    # JSON, because this process reads the log.
+    fixed = ("latentwire", "serve", "--host", LOOPBACK, "--log-format", "json")
+    return (*fixed, *serve_arguments(settings))
+
+
+def serve_arguments(settings: OwnReplicaFields) -> tuple[str, ...]:
+    """Return the flags of `latentwire serve` that say how the model is computed."""
     values = {
         "--model": settings.model,
         "--revision": settings.revision,
@@ -120,8 +127,7 @@ def serve_command(settings: OwnReplicaFields) -> tuple[str, ...]:
         flags += ["--engine-arg", argument]
     if settings.trust_remote_code:
         flags.append("--trust-remote-code")
-    # JSON, because this process reads the log.
-    return ("latentwire", "serve", "--host", LOOPBACK, "--log-format", "json", *flags)
+    return tuple(flags)
 
 
 def _num_cores() -> int:

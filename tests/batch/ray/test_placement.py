@@ -1,0 +1,69 @@
+"""Where replicas on Ray go, and what is said when they do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire_batch.__main__ import main
+from latentwire_batch.config import CollectSettings
+from latentwire_batch.errors import UsageError
+from latentwire_batch.ray.cluster import Placement, place
+
+
+def settings(**given: Any) -> CollectSettings:
+    return CollectSettings(dataset=("x",), output_dir=Path("out"), on="ray", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "cpus", "gpus", "placement"),
+    [
+        ({}, 12, 8, Placement(8, 1, 1)),
+        ({"replicas": 2}, 12, 8, Placement(2, 1, 1)),
+        ({"gpus_per_replica": 3}, 12, 8, Placement(2, 1, 3)),
+        ({"engine": "vllm", "tensor_parallel_size": 4}, 12, 8, Placement(2, 1, 4)),
+        ({"device": "cpu"}, 4, 0, Placement(1, 1, 0)),
+        ({"gpus_per_replica": 0, "replicas": 2, "threads": 3}, 8, 4, Placement(2, 3, 0)),
+    ],
+)
+def test_replicas_take_what_the_cluster_has(
+    given: dict[str, Any], cpus: int, gpus: int, placement: Placement
+) -> None:
+    assert place(settings(**given), {"CPU": cpus, "GPU": gpus}) == placement
+
+
+@pytest.mark.parametrize(
+    ("given", "cpus", "gpus", "message"),
+    [
+        ({}, 12, 0, r"--gpus-per-replica: a replica needs 1 GPU, and the Ray cluster has 0"),
+        ({"replicas": 9}, 20, 8, r"--replicas: 9 need 9 GPUs, and the Ray cluster has 8"),
+        # As many CPUs as replicas: Ray Data's own tasks would wait for ever.
+        ({"replicas": 2, "device": "cpu"}, 3, 0, r"need 4 logical CPUs, .* has 3"),
+    ],
+)
+def test_a_cluster_that_is_too_small_is_refused(
+    given: dict[str, Any], cpus: int, gpus: int, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        place(settings(**given), {"CPU": cpus, "GPU": gpus})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--replicas", "2"], "--replicas: needs --on ray"),
+        (["--ray-address", "auto"], "--ray-address: needs --on ray"),
+        (["--on", "ray", "--replica", "http://x"], "--replica: cannot be used with --on ray"),
+        (["--on", "ray", "--ray-address", "ray://h:1"], "--ray-address: collect runs on a machine"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text('{"task": "t"}\n')
+    args = ["--dataset", str(tasks), "--output-dir", str(tmp_path / "out"), *flags]
+    assert main(args) == 2
+    assert message in capsys.readouterr().err

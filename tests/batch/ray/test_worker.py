@@ -1,0 +1,205 @@
+"""One replica on Ray, without Ray: an engine, a ledger, and the log that it writes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latentwire.errors import api_error
+from latentwire.protocol import ErrorBody
+from latentwire_batch.compression.facts import CompressorFacts
+from latentwire_batch.config import CollectSettings
+from latentwire_batch.dispatch.seeds import Seeds
+from latentwire_batch.dispatch.session import RowRequest
+from latentwire_batch.errors import UsageError
+from latentwire_batch.journal.open_store import open_store
+from latentwire_batch.journal.row_store import RowStore
+from latentwire_batch.output.layout import OutputLayout
+from latentwire_batch.ranks.rank import ALONE
+from latentwire_batch.ray import worker as worker_module
+from latentwire_batch.ray.job import Job
+from latentwire_batch.ray.ledger import Ledger
+from latentwire_batch.ray.worker import Worker, rows_block
+from latentwire_batch.tasks.results import RowState, Suspicion
+from latentwire_batch.tasks.rows import Row
+from support.batch.fake_engine import FakeEngine
+from support.batch.stub_answers import latent, num_tokens, plan_text
+
+ROWS = [Row(index, f"t{index}", f"task {index}") for index in range(6)]
+SEEDS = Seeds(7)
+
+
+class Handle:
+    """A ledger in this process, called as Ray calls actors."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+
+    def __getattr__(self, name: str) -> Any:
+        class Method:
+            remote = getattr(self.ledger, name)
+
+        return Method
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> OutputLayout:
+    layout = OutputLayout(tmp_path / "out")
+    layout.partial.mkdir(parents=True)
+    (layout.partial / "token").touch()
+    return layout
+
+
+@pytest.fixture
+def handle() -> Handle:
+    return Handle()
+
+
+Start = Callable[..., Worker]
+
+
+@pytest.fixture
+def start(layout: OutputLayout, handle: Handle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    workers: list[Worker] = []
+
+    def run(
+        engine: FakeEngine, suspicions: dict[int, Suspicion] | None = None, **given: Any
+    ) -> Worker:
+        monkeypatch.setattr(worker_module, "_open_engine", lambda _job: engine)
+        settings = CollectSettings(dataset=("x",), output_dir=layout.root, **given)
+        job = Job(
+            settings=settings,
+            root=layout.root,
+            root_flag=layout.flag,
+            token="token",
+            serve_flags=(),
+            environ={},
+            num_rows=len(ROWS),
+            request=RowRequest(settings.k, settings.plan_options, SEEDS),
+            compression=CompressorFacts(),
+        )
+        asyncio.run(handle.ledger.open(np.ones(len(ROWS), dtype=np.bool_), suspicions or {}))
+        workers.append(Worker(job, handle, lambda: "actor"))
+        return workers[-1]
+
+    yield run
+    for worker in workers:
+        worker.close()
+
+
+def stored(layout: OutputLayout) -> RowStore:
+    return open_store(layout, len(ROWS), ALONE, None, reopens_failed=False)
+
+
+def refuse(code: str, status: int, field: str | None = None) -> Callable[[], None]:
+    def call() -> None:
+        body = {"title": "t", "status": status, "code": code, "detail": "why", "field": field}
+        raise api_error(ErrorBody.model_validate(body))
+
+    return call
+
+
+def test_rows_stand_in_the_log_as_collect_writes_them(start: Start, layout: OutputLayout) -> None:
+    worker = start(FakeEngine())
+    assert worker(rows_block(ROWS[:4]))["index"].tolist() == [0, 1, 2, 3]
+    # As when Ray sends a block again.
+    worker(rows_block(ROWS[2:]))
+    store = stored(layout)
+    assert store.count(RowState.FINISHED) == len(ROWS)
+    for row in ROWS:
+        seed = SEEDS.of_row(row.index)
+        kept = store.read(row.index)
+        assert (kept.text.plan, kept.seed) == (plan_text(row.task, seed), seed)
+        count = num_tokens(row.task, seed, kept.completion_tokens)
+        matrix = np.empty((kept.num_steps, 8), np.float32)
+        store.read_matrices_into(row.index, [matrix])
+        assert np.array_equal(matrix, latent(row.task, seed, kept.num_steps, 8))
+        assert count <= kept.num_steps
+    store.close()
+
+
+def test_a_row_is_sent_once_however_often_its_block_comes(start: Start) -> None:
+    engine = FakeEngine()
+    worker = start(engine)
+    for _ in range(3):
+        worker(rows_block(ROWS))
+    assert sorted(engine.sent) == [row.task for row in ROWS]
+
+
+def test_rows_fail_as_over_http(start: Start, layout: OutputLayout) -> None:
+    engine = FakeEngine(
+        special={
+            "task 1": refuse("prompt-too-long", 422),
+            "task 2": refuse("deadline-exceeded", 504),
+        }
+    )
+    start(engine, max_retries=0)(rows_block(ROWS))
+    store = stored(layout)
+    assert [(failed.index, failed.code) for failed in store.failed_rows()] == [
+        (1, "prompt-too-long"),
+        (2, "deadline-exceeded"),
+    ]
+    assert store.count(RowState.FINISHED) == 4
+    store.close()
+
+
+def test_a_setting_that_the_engine_refuses_stops_the_run(start: Start, handle: Handle) -> None:
+    worker = start(FakeEngine(special={"task 3": refuse("invalid-request", 422, "top_k")}))
+    with pytest.raises(UsageError, match="--top-k"):
+        worker(rows_block(ROWS))
+    events = asyncio.run(handle.ledger.take_events())
+    (refusal,) = [event.refusal for event in events if event.kind == "refused"]
+    assert refusal[0] == "usage"
+    assert refusal[1].startswith("--top-k: a replica refuses it (why)")
+
+
+def test_suspects_run_alone_and_those_that_are_guilty_do_not_run(
+    start: Start, layout: OutputLayout
+) -> None:
+    engine = FakeEngine()
+    suspicions = {0: Suspicion(1, 3, 2), 1: Suspicion(1, 2, 1), 2: Suspicion(2, 2, 0)}
+    start(engine, suspicions)(rows_block(ROWS))
+    assert "task 0" not in engine.sent
+    assert engine.together["task 1"] == {"task 1"}
+    assert engine.together["task 2"] == {"task 2"}
+    assert engine.together["task 3"] == {"task 3", "task 4", "task 5"}
+    store = stored(layout)
+    assert [(failed.index, failed.code) for failed in store.failed_rows()] == [(0, "ends-replica")]
+    store.close()
+
+
+def test_an_engine_that_has_ended_ends_the_process(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(Exception):
+        pass
+
+    def end() -> None:
+        raise Ended
+
+    monkeypatch.setattr(worker_module, "_end_process", end)
+    worker = start(FakeEngine(special={"task 0": refuse("not-ready", 503)}))
+    with pytest.raises(Ended):
+        worker(rows_block(ROWS[:1]))
+
+
+def test_a_node_without_the_output_directory_is_refused(
+    start: Start, layout: OutputLayout, handle: Handle
+) -> None:
+    (layout.partial / "token").unlink()
+    with pytest.raises(UsageError, match="does not see it"):
+        start(FakeEngine())
+    (event,) = asyncio.run(handle.ledger.take_events())
+    assert event.refusal[0] == "usage"
+
+
+def test_latents_are_stored_in_the_wanted_form(start: Start, layout: OutputLayout) -> None:
+    start(FakeEngine(), storage_dtype="int8")(rows_block(ROWS))
+    store = stored(layout)
+    assert store.read(0).shapes == [[store.read(0).num_steps, 8]]
+    store.close()
