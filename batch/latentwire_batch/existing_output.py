@@ -12,6 +12,9 @@ from latentwire_batch.replicas.select import given_replicas
 from latentwire_batch.run import Run
 from latentwire_batch.run_settings import RunSettings
 
+# Of `latentwire serve`, which own replicas run.
+_DEFAULT_ENGINE = "latentwire"
+
 
 def finished_counts(run: Run) -> Counts | None:
     """Compare with a finished output.
@@ -39,6 +42,10 @@ def finished_counts(run: Run) -> Counts | None:
         model = asyncio.run(served_model(given_replicas(run.settings)))
         if model is not None:
             refuse_differences(manifest.settings, replace(wanted, model=model))
+    elif manifest.settings.model is not None:
+        # No replica is started only to hear which engine it has.
+        model = replace(manifest.settings.model, engine=run.settings.engine or _DEFAULT_ENGINE)
+        refuse_differences(manifest.settings, replace(wanted, model=model))
     return manifest.counts
 
 

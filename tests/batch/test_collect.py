@@ -166,6 +166,26 @@ def test_a_finished_output_is_left_alone(collect: Collect, stub: StubReplica, ou
     assert len(stub.received) == num_received
 
 
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--engine", "vllm"], None),
+        (["--engine", "latentwire"], "model.engine was 'vllm', now 'latentwire'"),
+        ([], "model.engine was 'vllm', now 'latentwire'"),
+    ],
+)
+def test_a_finished_output_of_another_engine_is_refused(
+    flags: list[str], complaint: str | None, collect: Collect, stub: StubReplica, output: Path
+) -> None:
+    collect(replicas=[stub])
+    manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+    manifest["model"]["engine"] = "vllm"
+    (output / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    ended = collect("--model", "demo", *flags)
+    assert ended.status == (0 if complaint is None else 2)
+    assert (complaint or "nothing to do") in ended.stderr
+
+
 def test_a_finished_output_with_failures_is_reported_with_them(
     collect: Collect, stub: StubReplica
 ) -> None:
