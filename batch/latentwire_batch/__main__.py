@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import sys
 from pathlib import Path
 
-from latentwire.settings_flags import flag_of, origin_of
+from latentwire.settings_flags import flag_of
 from latentwire_batch.collect import collect
 from latentwire_batch.config import CollectSettings, OwnReplicaFields
 from latentwire_batch.console import Console
 from latentwire_batch.errors import UsageError
 from latentwire_batch.exit_status import run_to_exit_status
-from latentwire_batch.flags import parse_settings
+from latentwire_batch.ranks.rank import ALONE, Rank
 from latentwire_batch.ray.settings import check_placement
-from latentwire_batch.shards.choice import choose_shard
+from latentwire_batch.workers.command_line import chosen_shard, collect_settings
+from latentwire_batch.workers.count import num_cores, num_workers
+from latentwire_batch.workers.processes import Workers
 
 
 def main(args: list[str]) -> int:
@@ -30,17 +32,17 @@ def main(args: list[str]) -> int:
     console = Console(sys.stderr)
 
     def run() -> int:
-        settings = parse_settings(
-            CollectSettings,
-            args,
-            prog="latentwire collect",
-            description="Plan every task of a dataset, and store the plans with their latents.",
-        )
-        choice = choose_shard(settings.shard, os.environ, origin_of("shard", CollectSettings, args))
+        settings = collect_settings(args)
+        choice = chosen_shard(settings, args)
         if choice.notice is not None:
             console.say(choice.notice)
         _check_together(settings, console)
-        return collect(settings, console, shard=choice.shard)
+        num_processes = num_workers(settings.workers, len(settings.replica), num_cores())
+        if num_processes == 1:
+            return collect(settings, console, ALONE, choice.shard)
+        rank = Rank.of_worker(0, num_processes, secrets.token_hex(8))
+        workers = Workers(args, num_processes, rank.launch, console.say)
+        return collect(settings, console, rank, choice.shard, workers)
 
     return run_to_exit_status(run, console, args)
 

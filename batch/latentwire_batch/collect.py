@@ -42,6 +42,7 @@ from latentwire_batch.shards.folder import agree_on_date, refuse_mixture, seed_o
 from latentwire_batch.shards.shard import Shard
 from latentwire_batch.tasks.opening import opened_tasks
 from latentwire_batch.tasks.results import RowState
+from latentwire_batch.workers.processes import Workers
 
 
 def collect(
@@ -49,6 +50,7 @@ def collect(
     console: Console,
     rank: Rank = ALONE,
     shard: Shard | None = None,
+    workers: Workers | None = None,
 ) -> ExitStatus:
     """Make one dataset, or resume making it.
 
@@ -57,6 +59,7 @@ def collect(
         console: for notices and progress.
         rank: of this process; all but the first only collect their share of the rows.
         shard: to collect, into a folder of its own in the output directory; None: all rows.
+        workers: the other ranks, to be started; None: there are none, or a launcher starts them.
 
     Raises:
         UsageError: when the settings cannot be followed; nothing was written.
@@ -70,7 +73,7 @@ def collect(
     try:
         notify = console.say if rank.index == 0 else _ignore
         with opened_tasks(settings, notify) as tasks:
-            return _collect(Run.of(settings, console, rank, tasks, shard))
+            return _collect(Run.of(settings, console, rank, tasks, shard), workers)
     except RunInterrupted:
         return report_interrupted(console)
 
@@ -79,7 +82,7 @@ def _ignore(_line: str) -> None:
     """Leave the notice to the first rank."""
 
 
-def _collect(run: Run) -> ExitStatus:
+def _collect(run: Run, workers: Workers | None) -> ExitStatus:
     layout, destination, overwrite = run.layout, run.destination, run.settings.overwrite
     if layout.root.exists() and not layout.root.is_dir():
         raise UsageError(f"{layout.flag}: is not a directory")
@@ -101,7 +104,7 @@ def _collect(run: Run) -> ExitStatus:
             if status is not None:
                 return status
             destination.fetch_previous()
-        return Collection(run).collect()
+        return Collection(run, workers).collect()
 
 
 def _status_of_finished(run: Run) -> ExitStatus | None:
@@ -117,10 +120,12 @@ class Collection:
 
     Args:
         run: of this process.
+        workers: see `collect`.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, workers: Workers | None = None) -> None:
         self._run = run
+        self._workers = workers
         self._layout = run.layout
         self._rendezvous = Rendezvous(run.layout, run.rank)
         self._manifest = read_manifest(run.layout.manifest)
@@ -140,11 +145,19 @@ class Collection:
         else:
             seeds = _new_seeds(self._run, wanted)
         assert seeds is not None
+        wanted, workers = wanted.with_seeds(seeds), self._workers
+        if workers is not None:
+            with (
+                self._rendezvous.announced(seeds),
+                workers,
+                Share(self._run, wanted, self._agree, workers.watch, workers.interrupt) as share,
+            ):
+                return self._collect(share)
         watch = self._rendezvous.watch if self._run.rank.count > 1 else None
         with (
             self._rendezvous.announced(seeds),
             self._rendezvous.interruptible(),
-            Share(self._run, wanted.with_seeds(seeds), self._agree, watch) as share,
+            Share(self._run, wanted, self._agree, watch) as share,
         ):
             return self._collect(share)
 
@@ -168,7 +181,8 @@ class Collection:
     def _take_over(self, share: Share) -> None:
         """Wait until the other ranks are done, and take their rows."""
         started_s = time.monotonic()
-        run_interruptible(self._rendezvous.others_done())
+        others: Rendezvous | Workers = self._workers or self._rendezvous
+        run_interruptible(others.others_done())
         share.store.add_elapsed(time.monotonic() - started_s)
         if share.take_over(ALONE).count(RowState.PENDING):
             raise StorageError("rows of another rank are missing; rerun the same command to resume")

@@ -258,6 +258,11 @@ class CollectSettings(
         description="Columns to add to task, task_id, plan and hidden_state, separated by commas: "
         f"{', '.join(_EXTRA_NAMES)}.",
     )
+    workers: AutoInt = Field(
+        default="auto",
+        description="Processes that receive rows. auto: one, and for many replicas one per 8 of "
+        "them and 4 cores. More than one needs --replica.",
+    )
     overwrite: bool = Field(
         default=False, description="Discard the dataset in --output-dir and start over."
     )

@@ -29,13 +29,15 @@ class Interrupts:
 
     Args:
         notify: receives the notice that the session is finishing.
+        pass_on: called at each signal.
 
     Attributes:
         count: signals received.
     """
 
-    def __init__(self, notify: Notify) -> None:
+    def __init__(self, notify: Notify, pass_on: Callable[[], None] = lambda: None) -> None:
         self._notify = notify
+        self._pass_on = pass_on
         self._dispatcher: Stoppable | None = None
         self._drain: Callable[[], str] = lambda: ""
         self._session: asyncio.Task[Any] | None = None
@@ -62,6 +64,7 @@ class Interrupts:
 
     def _receive(self) -> None:
         self.count += 1
+        self._pass_on()
         if self.count == 1 and self._dispatcher is not None:
             self._notify(
                 f"finishing in-flight rows ({self._drain()}); press Ctrl-C again to stop now"

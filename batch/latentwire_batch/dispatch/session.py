@@ -68,6 +68,8 @@ class SessionPlan:
         max_retries: further tries for a row that failed.
         watch: runs alongside without end, and fails when the run cannot continue.
         prepare: see `RowSink`.
+        slots_of: see `Fleet`.
+        pass_on: called at each signal that interrupts the session.
     """
 
     rows: Callable[[], Iterator[Row]]
@@ -78,6 +80,8 @@ class SessionPlan:
     max_retries: int
     watch: Callable[[], Coroutine[Any, Any, None]] | None = None
     prepare: Prepare | None = None
+    slots_of: Callable[[int], int] = lambda num_slots: num_slots
+    pass_on: Callable[[], None] = lambda: None
 
 
 async def run_session(plan: SessionPlan, console: Console) -> FleetSummary:
@@ -102,7 +106,7 @@ class _Session:
     def __init__(self, plan: SessionPlan, console: Console) -> None:
         self._plan = plan
         self._console = console
-        self._interrupts = Interrupts(console.say)
+        self._interrupts = Interrupts(console.say, plan.pass_on)
         self._guard = Guard()
 
     async def run(self) -> FleetSummary:
@@ -126,7 +130,7 @@ class _Session:
         plan, source = self._plan, self._plan.source
         try:
             clients = [source.connect(url) for url in await source.start()]
-            fleet = Fleet(clients, plan.concurrency, self._console.say)
+            fleet = Fleet(clients, plan.concurrency, self._console.say, plan.slots_of)
             self._guard.add(source.watch(lambda url: fleet.add(source.connect(url))))
             if plan.watch is not None:
                 self._guard.add(plan.watch())

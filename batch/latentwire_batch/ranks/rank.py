@@ -29,6 +29,7 @@ class Rank:
         local_index: position among the processes on this machine.
         local_count: processes on this machine.
         launch: identifies the launch that started the processes.
+        is_worker: whether the processes divide the slots of each replica among them.
 
     Row i belongs to the rank whose index is i modulo count.
     """
@@ -38,6 +39,22 @@ class Rank:
     local_index: int = 0
     local_count: int = 1
     launch: str = ""
+    is_worker: bool = False
+
+    @classmethod
+    def of_worker(cls, index: int, count: int, launch: str) -> Rank:
+        """Return the rank of a process that `collect` starts itself, or of its first process."""
+        return cls(index, count, index, count, launch, is_worker=True)
+
+    def slots_of(self, num_slots: int) -> int:
+        """Return how many rows this process may have in flight at a replica, at least 1.
+
+        Args:
+            num_slots: that the replica has.
+        """
+        if not self.is_worker:
+            return num_slots
+        return max(1, num_slots // self.count + (self.index < num_slots % self.count))
 
 
 ALONE = Rank()

@@ -42,6 +42,7 @@ class Share:
         wanted: settings of the run, seed included.
         agree: compares them with those of the output.
         watch: see `SessionPlan`.
+        pass_on: see `SessionPlan`.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Share:
         wanted: RunSettings,
         agree: Agree,
         watch: Callable[[], Coroutine[Any, Any, None]] | None,
+        pass_on: Callable[[], None] = lambda: None,
     ) -> None:
         self._run = run
         self._wanted = wanted
         self._agree = agree
         self._watch = watch
+        self._pass_on = pass_on
         self._store: RowStore | None = None
         self._encoder: LatentEncoder | None = None
 
@@ -108,6 +111,8 @@ class Share:
             max_retries=settings.max_retries,
             watch=self._watch,
             prepare=None if run.form.is_plain else self._prepare,
+            slots_of=run.rank.slots_of,
+            pass_on=self._pass_on,
         )
         return await run_session(plan, run.console)
 

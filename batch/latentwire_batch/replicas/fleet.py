@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from latentwire_batch.console import Notify
 from latentwire_batch.errors import ReplicasLostError, UsageError
 from latentwire_batch.replicas.health_watch import HANG_PATIENCE_S, until_hung
 from latentwire_batch.replicas.identity import ModelIdentity
-from latentwire_batch.replicas.replica import Replica
+from latentwire_batch.replicas.replica import Replica, default_window
 
 # Wait for the other replicas once one can take work; later ones join during the run.
 _GRACE_S = 3.0
@@ -58,6 +58,7 @@ class Fleet:
         clients: one per replica.
         concurrency: rows in flight per replica; None: see `default_window`.
         notify: receives notices about replicas that come and go.
+        slots_of: returns how many of a replica's slots this process may fill.
 
     Attributes:
         replicas: all of them, in the order of their indices.
@@ -69,12 +70,14 @@ class Fleet:
         clients: list[AsyncClient],
         concurrency: int | None,
         notify: Notify,
+        slots_of: Callable[[int], int] = lambda num_slots: num_slots,
     ) -> None:
         self.replicas = [Replica(index, client) for index, client in enumerate(clients)]
         self.changed = asyncio.Event()
         self._is_connected = asyncio.Event()
         self._concurrency = concurrency
         self._notify = notify
+        self._slots_of = slots_of
         self._identity: ModelIdentity | None = None
         self._all_down_since_s: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -199,7 +202,7 @@ class Fleet:
         self._start(self._rejoin(replica))
 
     def _come_up(self, replica: Replica, info: InfoResponse) -> None:
-        replica.come_up(info, self._concurrency)
+        replica.come_up(info, self._slots_of(self._concurrency or default_window(info)))
         self._watches[replica.index] = self._start(self._watch(replica))
 
     async def _watch(self, replica: Replica) -> None:

@@ -1,0 +1,142 @@
+"""`collect --workers` as processes: what they make, and what is left when one of them ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.batch.dataset_oracle import assert_complete, tasks_of
+from support.batch.stub_answers import Behaviour
+from support.batch.stub_replica import StubReplica
+
+_PATIENCE_S = 60.0
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tasks: Path, output: Path) -> Iterator[Start]:
+    """Start a collection over stubs."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*stubs: StubReplica, workers: int = 2) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "latentwire_batch", "--dataset", str(tasks)]
+        command += ["--output-dir", str(output), "--max-new-tokens", "12", "--seed", "7"]
+        command += [part for stub in stubs for part in ("--replica", stub.base_url)]
+        command += ["--workers", str(workers)]
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8"))
+        return started[-1]
+
+    yield run
+    for process in started:
+        for pid in workers_of(process):
+            os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.communicate()
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """Return the process ids of the workers that run."""
+    try:
+        found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii")
+    except OSError:
+        return []
+    return [int(pid) for pid in found.split()]
+
+
+def await_end_of(pids: list[int]) -> None:
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, stderr = process.communicate(timeout=_PATIENCE_S)
+    return process.returncode, stderr
+
+
+def test_workers_make_the_dataset_of_one_process(start: Start, tasks: Path, output: Path) -> None:
+    with StubReplica() as one, StubReplica() as other:
+        status, stderr = ended(start(one, other, workers=3))
+        assert (status, "all 40 rows are written" in stderr) == (0, True), stderr
+        assert_complete(output, tasks_of(tasks))
+        # Together they fill the slots of a replica, and no more.
+        assert one.most_in_flight <= one.behaviour.max_slots
+        assert len(one.received) + len(other.received) == 40
+
+
+def test_a_killed_worker_is_started_again(start: Start, tasks: Path, output: Path) -> None:
+    with StubReplica() as stub:
+        stub.stall_after = 6
+        process = start(stub)
+        assert stub.stalled.wait(_PATIENCE_S)
+        (pid,) = workers_of(process)
+        os.kill(pid, signal.SIGKILL)
+        stub.resume()
+        status, stderr = ended(process)
+        assert (status, "worker 1 ended early and is started again" in stderr) == (0, True), stderr
+        assert_complete(output, tasks_of(tasks))
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
+def test_interrupted_workers_resume_in_another_number(
+    start: Start, tasks: Path, output: Path, number: signal.Signals
+) -> None:
+    with StubReplica(Behaviour(delay_s=0.05)) as stub:
+        process = start(stub)
+        stub.wait_answered(8)
+        pids = workers_of(process)
+        assert len(pids) == 1
+        process.send_signal(number)
+        status, stderr = ended(process)
+        assert (status, "rerun the same command to resume" in stderr) == (130, True), stderr
+        await_end_of(pids)
+        # Rows in flight were finished, by all workers.
+        assert len(stub.answered) == len(stub.received) < 40
+        status, stderr = ended(start(stub, workers=1))
+        assert (status, "resuming" in stderr) == (0, True), stderr
+        assert len(stub.received) == 40
+        assert_complete(output, tasks_of(tasks))
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_first_process(start: Start) -> None:
+    with StubReplica() as stub:
+        stub.stall_after = 6
+        process = start(stub)
+        assert stub.stalled.wait(_PATIENCE_S)
+        pids = workers_of(process)
+        process.kill()
+        process.wait()
+        await_end_of(pids)
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_continue_ends_the_run(start: Start, output: Path) -> None:
+    with StubReplica() as stub:
+        stub.stall_after = 6
+        process = start(stub)
+        assert stub.stalled.wait(_PATIENCE_S)
+        # From now on the replica refuses the key that nobody gave.
+        stub.behaviour.api_key = "secret"
+        stub.resume()
+        status, stderr = ended(process)
+        assert status in (1, 2), stderr
+        assert (output / ".partial").exists()
+        assert workers_of(process) == []
