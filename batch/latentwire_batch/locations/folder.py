@@ -21,7 +21,7 @@ from latentwire_batch.locations.urls import shown, shown_name
 _WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "hf"})
 _S3 = frozenset({"s3", "s3a"})
 # Of one file, so many parts of so many bytes are in memory.
-_PART_BYTES = 16 << 20
+_PART_BYTES = 8 << 20
 _MAX_PARTS = 10_000
 _PARTS_AT_A_TIME = 4
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -154,6 +157,33 @@ def test_an_upload_that_was_cut_short_goes_on_where_it_ended(
     assert len(statuses) > 3
     names = [name for name in sent if name]
     assert len(names) == len(set(names)) > 20
+    assert_complete(downloaded(folder, tmp_path), tasks_of(tasks))
+
+
+def test_an_interrupt_ends_an_upload_which_the_next_run_completes(
+    remote: Remote,
+    stub: StubReplica,
+    folder: Folder,
+    tasks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = threading.Event()
+
+    def put(*_: object) -> None:
+        # Only an upload that does not wait for it ends before the gate opens.
+        os.kill(os.getpid(), signal.SIGINT)
+        gate.wait()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "put", put)
+        ended = remote(replicas=[stub])
+        gate.set()
+    assert ended.status == 130
+    assert "rerun the same command to resume" in ended.stderr
+    assert not folder.exists("manifest.json")
+    stub.behaviour.is_dead = True
+    assert remote(replicas=[stub]).status == 0
     assert_complete(downloaded(folder, tmp_path), tasks_of(tasks))
 
 
