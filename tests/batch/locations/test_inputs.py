@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 from fsspec.implementations.memory import MemoryFileSystem
 
 import latentwire
@@ -117,6 +118,29 @@ def test_compressed_data_that_is_cut_off_is_refused_wherever_it_is(
             list(TaskSource(place, FIELDS).rows())
 
 
+@pytest.mark.parametrize("name", ["gzip", "xz", "zstd", "jsonl", "parquet"])
+def test_a_store_that_refuses_is_not_taken_for_damaged_data(
+    name: str, memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.pipe_file("/in/tasks", INPUTS[name]())
+    source = TaskSource(place_of("memory://in/tasks"), FIELDS)
+    assert list(source.rows()) == EXPECTED
+
+    kind = type(memory.open("/in/tasks"))
+    # The first one tells the compression.
+    answers = iter([kind.read])
+
+    def read(self: object, length: int = -1) -> bytes:
+        answer = next(answers, None)
+        if answer is None:
+            raise PermissionError(13, "denied", "/home/me")
+        return bytes(answer(self, length))
+
+    monkeypatch.setattr(kind, "read", read)
+    with pytest.raises(InputError, match="^cannot be read: access is denied$"):
+        list(source.rows())
+
+
 @pytest.mark.parametrize("name", ["jsonl", "gzip", "zstd", "xz", "parquet"])
 def test_tasks_in_a_bucket_are_collected(
     name: str, s3: S3Server, collect: Collect, stub: StubReplica, output: Path
@@ -130,25 +154,25 @@ def test_tasks_in_a_bucket_are_collected(
 
 
 def test_parquet_is_read_by_ranges_of_the_wanted_columns(
-    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(1)
     table = pa.Table.from_pylist(ROWS)
     ballast = pa.array([rng.bytes(200_000) for _ in ROWS], pa.binary())
     sink = pa.BufferOutputStream()
     pq.write_table(table.append_column("latent", ballast), sink, row_group_size=100)
-    memory.pipe_file("/in/tasks", bytes(sink.getvalue()))
+    s3.filesystem().pipe_file(f"{BUCKET}/tasks", bytes(sink.getvalue()))
     num_read = 0
-    real = type(memory.open("/in/tasks")).read
+    real = s3fs.core.S3File._fetch_range
 
-    def read(self: object, length: int = -1) -> bytes:
+    def fetch(self: s3fs.core.S3File, start: int, end: int) -> bytes:
         nonlocal num_read
-        data: bytes = real(self, length)
+        data: bytes = real(self, start, end)
         num_read += len(data)
         return data
 
-    monkeypatch.setattr(type(memory.open("/in/tasks")), "read", read)
-    assert list(TaskSource(place_of("memory://in/tasks"), FIELDS).rows()) == EXPECTED
+    monkeypatch.setattr(s3fs.core.S3File, "_fetch_range", fetch)
+    assert list(TaskSource(place_of(f"s3://{BUCKET}/tasks"), FIELDS).rows()) == EXPECTED
     # The first block tells the format; a buffer may reach into the next column.
     assert num_read < len(sink.getvalue()) / 2
 
