@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from latentwire_batch.dataset.hub_layout import final_sinks
 from latentwire_batch.dataset.manifest import Counts
 from latentwire_batch.dataset.matrices import Shape
 from latentwire_batch.dataset.reader import EncodedRow
@@ -25,9 +26,10 @@ from latentwire_batch.dataset.schema import (
     BatchBuilder,
     DatasetSchema,
 )
-from latentwire_batch.dataset.writers import BatchSink, HfDatasetSink, ParquetSink
+from latentwire_batch.dataset.writers import BatchSink
 from latentwire_batch.journal.row_store import RowStore
-from latentwire_batch.output.layout import DATA_NAME, FAILURES_NAME, HF_DATASET_NAME
+from latentwire_batch.output.layout import FAILURES_NAME
+from latentwire_batch.tasks.inputs import SplitRows
 from latentwire_batch.tasks.results import FailedRow, RowState, RowText
 
 
@@ -93,8 +95,9 @@ class Assembly:
     Args:
         directory: exists and is empty.
         width: hidden size of the model, the width of latents in logs that do not state it.
-        max_shard_bytes: largest Arrow file of `hf_dataset/`.
+        max_shard_bytes: see `final_sinks`.
         schema: of the dataset.
+        splits: the rows of each split, for the hub layout; empty: the classic one.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Assembly:
         width: int,
         max_shard_bytes: int,
         schema: DatasetSchema = CLASSIC_SCHEMA,
+        splits: Sequence[SplitRows] = (),
     ) -> None:
         self._directory = directory
         self._schema = schema
@@ -113,10 +117,7 @@ class Assembly:
             _Filling(BatchBuilder(min(DEFAULT_BATCH_BYTES, max_shard_bytes), schema))
             for _ in range(2)
         )
-        self._sinks: tuple[BatchSink, ...] = (
-            ParquetSink(directory / DATA_NAME, schema),
-            HfDatasetSink(directory / HF_DATASET_NAME, max_shard_bytes, schema),
-        )
+        self._sinks = final_sinks(directory, schema, max_shard_bytes, splits)
         # Encoding Parquet takes as long as reading the rows and writing Arrow together, so each
         # sink has its own thread, which also keeps its batches in order.
         self._writers = [ThreadPoolExecutor(1, thread_name_prefix="assembly") for _ in self._sinks]

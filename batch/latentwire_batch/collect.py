@@ -8,10 +8,12 @@ import time
 from collections import Counter
 
 from latentwire import PlanOptions
+from latentwire.split_files import DATA_DIRECTORY
 from latentwire_batch.assembly import Assembly, Totals
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.dataset.card import build_card
+from latentwire_batch.dataset.hub_layout import splits_json, written_splits
 from latentwire_batch.dataset.manifest import Manifest, declaration, read_manifest
 from latentwire_batch.dataset.previous import previous_rows
 from latentwire_batch.dataset.schema import DatasetSchema
@@ -86,6 +88,8 @@ def _collect(run: Run, workers: Workers | None) -> ExitStatus:
     layout, destination, overwrite = run.layout, run.destination, run.settings.overwrite
     if layout.root.exists() and not layout.root.is_dir():
         raise UsageError(f"{layout.flag}: is not a directory")
+    if run.splits and not layout.is_remote and (layout.root / DATA_DIRECTORY).is_file():
+        raise UsageError("--output-dir: its data is not a directory")
     if not overwrite and not layout.partial.exists():
         status = _status_of_finished(run)
         if status is not None:
@@ -95,7 +99,7 @@ def _collect(run: Run, workers: Workers | None) -> ExitStatus:
     with locked_output(layout):
         refuse_other_launches(layout)
         if overwrite:
-            destination.discard()
+            destination.discard(run.split_names)
         destination.finish_install()
         if layout.settings.exists():
             destination.refuse_rival()
@@ -200,12 +204,14 @@ class Collection:
         with emptied_staging(self._layout.staging) as staging:
             declared = json.dumps(declaration(self._stored, matrices), ensure_ascii=False)
             schema = DatasetSchema(self._stored.columns, declared, matrices)
-            Assembly(staging, width, self._run.settings.max_shard_size, schema).run(
+            splits = written_splits(self._run.splits, store.states())
+            Assembly(staging, width, self._run.settings.max_shard_size, schema, splits).run(
                 store, previous_rows(self._layout, schema.matrices, schema.extras), totals
             )
         elapsed_s = earlier_s + store.elapsed_s + time.monotonic() - started_s
         counts = totals.counts(self._run.num_rows)
-        manifest = Manifest(self._stored, counts, elapsed_s).to_json(fleet, matrices)
+        described = Manifest(self._stored, counts, elapsed_s)
+        manifest = described.to_json(fleet, matrices, splits_json(splits))
         write_text(staging / CARD_NAME, build_card(manifest, schema))
         write_json(staging / MANIFEST_NAME, manifest)
         self._run.destination.install()

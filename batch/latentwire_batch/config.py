@@ -39,10 +39,14 @@ class InputFields(BaseModel):
         description="Tasks: JSON (a list), JSON Lines, Parquet, or a save_to_disk directory; also "
         "compressed, or behind a URL. Or a dataset of the Hugging Face hub, like owner/name. "
         "Repeat the flag for several, whose rows follow one another; LATENTWIRE_COLLECT_DATASET is "
-        "one of them, or a JSON list.",
+        "one of them, or a JSON list. With --layout hub, NAME= in front names the split, as in "
+        "test=PATH.",
     )
     split: str | None = Field(
-        default=None, description="Split of a hub dataset, or of a directory with several splits."
+        default=None,
+        description="Split to read, of a hub dataset or a directory with several. With --layout "
+        "hub also the name of the split that other inputs give; absent: train. Without it, "
+        "--layout hub writes all splits of the input.",
     )
     dataset_config: str | None = Field(
         default=None, description="Configuration of a hub dataset that has several."
@@ -204,7 +208,8 @@ class ShardFields(BaseModel):
     max_shard_size: int = Field(
         default=500 * 10**6,
         ge=1,
-        description="Maximum bytes of one Arrow file of hf_dataset, like 500MB or 1GiB.",
+        description="Maximum bytes of rows in one Arrow file of hf_dataset, or in one file of "
+        "the hub layout before compression, like 500MB or 1GiB.",
     )
 
     @field_validator("max_shard_size", mode="before")
@@ -237,6 +242,11 @@ class CollectSettings(
         env_prefix="LATENTWIRE_COLLECT_", env_ignore_empty=True, frozen=True
     )
 
+    layout: Literal["classic", "hub"] = Field(
+        default="classic",
+        description="Names of the dataset's files. classic: data.parquet and hf_dataset. hub: "
+        "data/train-00000-of-00001.parquet and so on, in which load_dataset finds the splits.",
+    )
     k: int | None = Field(
         default=None,
         ge=0,

@@ -28,7 +28,7 @@ def finished_counts(run: Run) -> Counts | None:
     """
     value = run.destination.manifest()
     if value is None:
-        if run.destination.has_foreign_files():
+        if run.destination.has_foreign_files(run.split_names):
             raise UsageError(
                 "--output-dir: holds a dataset without a manifest; --overwrite replaces it"
             )

@@ -18,7 +18,7 @@ from latentwire_batch.ranks.rank import Rank
 from latentwire_batch.run_settings import RunSettings
 from latentwire_batch.shards.shard import ALL_ROWS, Shard
 from latentwire_batch.tasks.hub_dataset import HubDataset
-from latentwire_batch.tasks.inputs import NumberedRow, TaskInputs
+from latentwire_batch.tasks.inputs import NumberedRow, SplitRows, TaskInputs
 from latentwire_batch.tasks.opening import OpenedTasks
 from latentwire_batch.tasks.reader import TaskSource
 from latentwire_batch.tasks.rows import DataIdentity, Row, UnusableRow, identify
@@ -39,6 +39,7 @@ class Run:
         num_unusable: rows of this run that are set aside.
         form: in which latents are stored.
         shard: to which the rows of this run belong; None: all rows are its own.
+        splits: of the input, for the hub layout; empty: the classic layout.
     """
 
     settings: CollectSettings
@@ -51,6 +52,7 @@ class Run:
     num_unusable: int = 0
     form: StoredForm = field(default_factory=StoredForm)
     shard: Shard | None = None
+    splits: tuple[SplitRows, ...] = ()
 
     @classmethod
     def of(
@@ -82,7 +84,7 @@ class Run:
             for part in tasks.parts
         )
         source = TaskInputs(tasks.parts, sources, settings.limit)
-        set_aside = _SetAside(shard or ALL_ROWS)
+        set_aside = _SetAside(shard or ALL_ROWS, len(sources))
         try:
             data = identify(set_aside.watch(source.numbered_rows()))
         except InputError as error:
@@ -92,7 +94,10 @@ class Run:
         if set_aside.count and rank.index == 0:
             console.say(f"--skip-invalid: {set_aside}")
         hubs, own = tasks.hub_datasets, set_aside.own_count
-        return cls(settings, source, data, destination, console, rank, hubs, own, form, shard)
+        splits = source.splits(set_aside.part_counts) if settings.layout == "hub" else ()
+        return cls(
+            settings, source, data, destination, console, rank, hubs, own, form, shard, splits
+        )
 
     @property
     def layout(self) -> OutputLayout:
@@ -103,6 +108,11 @@ class Run:
     def num_rows(self) -> int:
         """Rows of this run: those of the input, or of its shard."""
         return (self.shard or ALL_ROWS).num_rows(self.data.num_rows)
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The names of the splits, in order."""
+        return tuple(split.name for split in self.splits)
 
     def wanted_settings(self, seed: int | None) -> RunSettings:
         """Return the settings that are known before a replica has answered.
@@ -124,13 +134,19 @@ class Run:
             seed=seed,
             requested_model=None if settings.replica else _model_name(settings.model),
             shard=self.shard,
+            splits=self.splits,
         )
 
 
 class _SetAside:
-    """Counts the rows that are set aside, in all and of one shard, and remembers the first."""
+    """Counts the rows that are set aside, in all and of one shard, and remembers the first.
 
-    def __init__(self, shard: Shard) -> None:
+    Attributes:
+        part_counts: the rows of each part of the input.
+    """
+
+    def __init__(self, shard: Shard, num_parts: int) -> None:
+        self.part_counts = [0] * num_parts
         self.count = self.own_count = 0
         self._shard = shard
         self._first: UnusableRow | None = None
@@ -139,6 +155,7 @@ class _SetAside:
         """Pass all rows on."""
         for numbered in rows:
             row = numbered.row
+            self.part_counts[numbered.part] += 1
             if isinstance(row, UnusableRow):
                 self.count += 1
                 self.own_count += self._shard.holds(row.index)

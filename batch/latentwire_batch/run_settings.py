@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from latentwire import PlanOptions
 from latentwire.number_formats import NumberFormat
@@ -24,11 +24,14 @@ from latentwire_batch.tasks.hub_dataset import (
     hub_datasets_from_json,
     hub_datasets_to_json,
 )
+from latentwire_batch.tasks.inputs import SplitRows
 from latentwire_batch.tasks.rows import DataIdentity, RowFields
 
 _MAX_SHOWN_CHARS = 40
 _STORAGE_DTYPE = "storage_dtype"
 _SHARD = "shard"
+_LAYOUT, _SPLITS = "layout", "splits"
+Layout = Literal["classic", "hub"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class RunSettings:
         requested_model: name of the model that own replicas serve; None with given replicas.
         model: the served model; None before a replica has answered.
         shard: to which the rows belong; None: all rows of the input.
+        splits: of the input, with the hub layout; empty: the classic layout, which has none.
     """
 
     data: DataIdentity
@@ -64,6 +68,7 @@ class RunSettings:
     requested_model: str | None = None
     model: ModelIdentity | None = None
     shard: Shard | None = None
+    splits: tuple[SplitRows, ...] = ()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunSettings:
@@ -91,6 +96,7 @@ class RunSettings:
                 requested_model=value.get("requested_model"),
                 model=None if model is None else ModelIdentity.from_json(model),
                 shard=None if shard is None else Shard.from_json(shard),
+                splits=tuple(SplitRows(**split) for split in value.get(_SPLITS, ())),
             )
         except (LookupError, TypeError, ValueError) as error:
             raise StorageError("the output's settings are damaged") from error
@@ -101,6 +107,11 @@ class RunSettings:
         if self.seed is None or self.row_seed_bits is None:
             return None
         return Seeds(self.seed, self.row_seed_bits, self.options.get("date"))
+
+    @property
+    def layout(self) -> Layout:
+        """The names of the dataset's files."""
+        return "hub" if self.splits else "classic"
 
     def with_seeds(self, seeds: Seeds) -> RunSettings:
         """Return these settings with the seeds that were chosen."""
@@ -121,6 +132,8 @@ class RunSettings:
             _STORAGE_DTYPE: None if self.storage_dtype == "float32" else self.storage_dtype,
             "input": None if self.fields is None else {**hub, **self.fields.to_json()},
             _SHARD: None if self.shard is None else self.shard.to_json(),
+            _LAYOUT: self.layout if self.splits else None,
+            _SPLITS: [asdict(split) for split in self.splits] or None,
             "seed": self.seed,
             "row_seed_bits": self.row_seed_bits,
             "requested_model": self.requested_model,
@@ -147,8 +160,11 @@ class RunSettings:
         Returns:
             One phrase per differing setting; empty when the runs agree.
         """
-        own = self.to_json() | {_STORAGE_DTYPE: self.storage_dtype}
+        own = self.to_json() | {_STORAGE_DTYPE: self.storage_dtype, _LAYOUT: self.layout}
         compared = {_SHARD: None, **wanted.to_json(), _STORAGE_DTYPE: wanted.storage_dtype}
+        compared[_LAYOUT] = wanted.layout
+        if wanted.layout != self.layout:
+            compared.pop(_SPLITS, None)
         for part in ("prompt", "sampling"):
             # An option that this run sets and the other leaves to the service is a difference.
             compared[part] = {**dict.fromkeys(own[part]), **compared[part]}

@@ -10,11 +10,13 @@ from latentwire_batch.dataset.card import (
     column_lines,
     compressed_section,
     front_matter,
+    same_rows_text,
+    splits_in,
     table,
 )
 from latentwire_batch.dataset.card_reading import reading_text
 from latentwire_batch.dataset.schema import FileSchema
-from latentwire_batch.output.layout import CARD_MARK, DATA_NAME
+from latentwire_batch.output.layout import CARD_MARK
 
 _PLAIN_BODY = """
 {mark}
@@ -28,9 +30,7 @@ _PLAIN_BODY = """
 {columns}
 {compressed}
 {reading}
-`{data_name}` and `hf_dataset/` hold the same rows.
-
-## Counts
+{same_rows}## Counts
 
 | Count | Value |
 | --- | --- |
@@ -54,7 +54,7 @@ def build_rewritten_card(manifest: Mapping[str, Any], schema: FileSchema, width:
 
 
 def _plain_card(manifest: Mapping[str, Any], schema: FileSchema, width: int) -> str:
-    title = "Compressed latents"
+    title, splits = "Compressed latents", splits_in(manifest)
     body = _PLAIN_BODY.format(
         mark=CARD_MARK,
         title=title,
@@ -62,8 +62,8 @@ def _plain_card(manifest: Mapping[str, Any], schema: FileSchema, width: int) -> 
         version=manifest["compression"]["versions"]["latentwire"],
         columns=column_lines(schema.columns, width),
         compressed=compressed_section(manifest),
-        reading=reading_text(schema.matrices),
-        data_name=DATA_NAME,
+        reading=reading_text(schema.matrices, splits),
+        same_rows=same_rows_text(splits),
         counts=table(manifest["counts"]),
     )
-    return front_matter(title, schema) + body
+    return front_matter(title, schema, splits) + body

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from latentwire_batch.compression.card import build_rewritten_card
@@ -20,6 +21,7 @@ from latentwire_batch.compression.settings import chosen_compressors
 from latentwire_batch.compression.source import SourceDataset
 from latentwire_batch.compression.stored_form import StoredForm
 from latentwire_batch.console import Console
+from latentwire_batch.dataset.hub_layout import splits_json
 from latentwire_batch.dataset.schema import FileSchema
 from latentwire_batch.errors import InputError, StorageError, UsageError
 from latentwire_batch.evaluation.progress import EvaluationProgress
@@ -34,7 +36,9 @@ from latentwire_batch.output.layout import (
 )
 from latentwire_batch.output.ownership import locked_output
 from latentwire_batch.output.publish import finish_install, install
+from latentwire_batch.output.split_data import split_data
 from latentwire_batch.output.staging import emptied_staging
+from latentwire_batch.tasks.inputs import SplitRows
 
 
 def compress(settings: CompressSettings, console: Console) -> ExitStatus:
@@ -54,7 +58,7 @@ def compress(settings: CompressSettings, console: Console) -> ExitStatus:
     work = _Work(settings, console, layout)
     with locked_output(layout):
         if settings.overwrite:
-            discard_all(layout)
+            discard_all(layout, work.splits)
         finish_install(layout)
         if work.is_finished():
             return report_nothing_to_do(console, layout)
@@ -81,6 +85,11 @@ class _Work:
         self._outcome = Outcome(source, step, form, encoder)
         self._columns = RewrittenColumns.of(source, encoder, form)
 
+    @property
+    def splits(self) -> list[str]:
+        """The names of the splits; empty for the classic layout."""
+        return [split.name for split in self._outcome.source.splits]
+
     def is_finished(self) -> bool:
         """Whether the output holds the wanted dataset already.
 
@@ -92,7 +101,7 @@ class _Work:
         if stored is None:
             stored, is_finished = read_json(self._layout.manifest), True
         if stored is None:
-            if self._layout.has_final_files():
+            if self._layout.has_final_files() or split_data(self._layout.root, self.splits):
                 raise UsageError(
                     "--output-dir: holds a dataset without a manifest; --overwrite replaces it"
                 )
@@ -122,10 +131,11 @@ class _Work:
             declaration = json.dumps(outcome.declaration(), ensure_ascii=False)
             schema = self._columns.schema(declaration)
             with emptied_staging(layout.staging) as staging:
-                written = self._rewrite(staging, rows, schema)
+                splits = _written_splits(outcome.source, rows)
+                written = self._rewrite(staging, rows, schema, splits)
                 write_failures(staging / FAILURES_NAME, outcome.source, rows.lost())
             losses = Counter(row.code for row in rows.lost())
-        manifest = outcome.manifest(written)
+        manifest = outcome.manifest(written, splits_json(splits))
         write_text(
             staging / CARD_NAME, build_rewritten_card(manifest, schema, outcome.source.width)
         )
@@ -145,11 +155,31 @@ class _Work:
         if rows.num_settled < num_rows:
             raise InputError("DATASET: has fewer rows than when it was first read")
 
-    def _rewrite(self, staging: Path, rows: CompressedRows, schema: FileSchema) -> Written:
+    def _rewrite(
+        self,
+        staging: Path,
+        rows: CompressedRows,
+        schema: FileSchema,
+        splits: Sequence[SplitRows],
+    ) -> Written:
         num_rows, max_shard_bytes = self._outcome.source.num_rows, self._settings.max_shard_size
         with EvaluationProgress(self._console, num_rows, "rows written") as progress:
-            rewriting = Rewriting(staging, self._columns, schema, max_shard_bytes, progress.advance)
+            rewriting = Rewriting(
+                staging, self._columns, schema, max_shard_bytes, progress.advance, splits
+            )
             return rewriting.run(rows)
+
+
+def _written_splits(source: SourceDataset, rows: CompressedRows) -> list[SplitRows]:
+    """Count the rows of each split that are not lost."""
+    start, splits = 0, []
+    for split in source.splits:
+        end = start + split.num_rows
+        splits.append(
+            SplitRows(split.name, sum(not rows.is_lost(row) for row in range(start, end)))
+        )
+        start = end
+    return splits
 
 
 def _form(settings: CompressSettings, source: SourceDataset) -> StoredForm:

@@ -17,11 +17,12 @@ import pyarrow as pa
 
 from latentwire_batch.compression.columns import RewrittenColumns
 from latentwire_batch.compression.row_log import CompressedRows
+from latentwire_batch.dataset.hub_layout import final_sinks
 from latentwire_batch.dataset.schema import DEFAULT_BATCH_BYTES, LATENT_COLUMN, FileSchema
-from latentwire_batch.dataset.writers import BatchSink, HfDatasetSink, ParquetSink
+from latentwire_batch.dataset.writers import BatchSink
 from latentwire_batch.errors import InputError
-from latentwire_batch.output.layout import DATA_NAME, HF_DATASET_NAME
 from latentwire_batch.tasks.arrow_files import input_errors
+from latentwire_batch.tasks.inputs import SplitRows
 
 _SLICE_ROWS = 16
 _SUMMED = ("prompt_tokens", "completion_tokens")
@@ -73,8 +74,9 @@ class Rewriting:
         directory: exists and is empty.
         columns: of the new dataset.
         schema: of its files.
-        max_shard_bytes: largest Arrow file of `hf_dataset/`.
+        max_shard_bytes: see `final_sinks`.
         advance: called for every row of the source.
+        splits: the rows of each split, for the hub layout; empty: the classic one.
     """
 
     def __init__(
@@ -84,15 +86,13 @@ class Rewriting:
         schema: FileSchema,
         max_shard_bytes: int,
         advance: Callable[[], None],
+        splits: Sequence[SplitRows] = (),
     ) -> None:
         self._columns = columns
         self._schema = schema
         self._advance = advance
         self._max_batch_bytes = min(DEFAULT_BATCH_BYTES, max_shard_bytes)
-        self._sinks: tuple[BatchSink, ...] = (
-            ParquetSink(directory / DATA_NAME, schema),
-            HfDatasetSink(directory / HF_DATASET_NAME, max_shard_bytes, schema),
-        )
+        self._sinks = final_sinks(directory, schema, max_shard_bytes, splits)
         # Encoding Parquet takes longer than all the rest, so each sink has its own thread.
         self._writers = [ThreadPoolExecutor(1, thread_name_prefix="rewrite") for _ in self._sinks]
         self._jobs: list[Future[None]] = []

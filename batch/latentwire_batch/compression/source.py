@@ -22,6 +22,7 @@ from latentwire_batch.errors import InputError, UsageError
 from latentwire_batch.locations import Place, RemotePath
 from latentwire_batch.output.layout import FAILURES_NAME
 from latentwire_batch.tasks.arrow_files import STATE_NAME, input_errors
+from latentwire_batch.tasks.inputs import SplitRows
 
 FEATURES_KEY = b"huggingface"
 """Under it, `datasets` keeps the features of a file in its metadata."""
@@ -37,6 +38,7 @@ class SourceDataset:
 
     Attributes:
         files: of the dataset.
+        splits: the rows of each split; empty where the files name none.
         schema: of its files.
         num_rows: that it holds.
         sha256: of its schema, sizes and file descriptions; another dataset has another one.
@@ -46,6 +48,7 @@ class SourceDataset:
     """
 
     files: DatasetFiles
+    splits: tuple[SplitRows, ...]
     schema: pa.Schema
     num_rows: int
     sha256: str
@@ -54,25 +57,23 @@ class SourceDataset:
     declaration: Mapping[str, Any]
 
     @classmethod
-    def of(cls, path: Place, split: str | None = None) -> SourceDataset:
+    def of(cls, path: Place) -> SourceDataset:
         """Open a dataset.
-
-        Args:
-            path: of the dataset.
-            split: the only one to read; None: all.
 
         Raises:
             InputError: when it cannot be read, or holds no latents.
         """
-        files = locate(path, split)
+        files = locate(path)
         with input_errors():
             schema = files.schema
-            num_rows = files.num_rows()
+            counts = [(name, part.num_rows()) for name, part in files.by_split()]
+            num_rows = sum(count for _, count in counts)
             sha256 = _digest(files, schema, num_rows)
         manifest = read_manifest_json(files.root)
         declaration = stored_declaration(files) or {}
         width = _width(files, declaration if manifest is None else manifest)
-        return cls(files, schema, num_rows, sha256, width, manifest, declaration)
+        splits = tuple(SplitRows(name, count) for name, count in counts if name is not None)
+        return cls(files, splits, schema, num_rows, sha256, width, manifest, declaration)
 
     @property
     def failures(self) -> Place:

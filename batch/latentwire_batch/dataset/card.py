@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from latentwire.protocol import LatentInfo, latent_info
+from latentwire.split_files import DATA_DIRECTORY
 from latentwire_batch.dataset.card_reading import reading_text
 from latentwire_batch.dataset.manifest import cut_plans
 from latentwire_batch.dataset.matrices import Column
 from latentwire_batch.dataset.schema import FileSchema
 from latentwire_batch.output.layout import CARD_MARK, DATA_NAME
+from latentwire_batch.output.split_data import SPLITS, with_rows
 
 _FRONT_MATTER = """\
 ---
@@ -26,8 +28,7 @@ tags:
 configs:
 - config_name: default
   data_files:
-  - split: train
-    path: {data_name}
+{data_files}
 {features}---
 """
 
@@ -45,9 +46,7 @@ Plans and latents of {num_rows} tasks, made by latentwire {version} with the mod
 {meaning} {kept}{cut}
 {compressed}
 {reading}
-`{data_name}` holds the same rows.
-
-## How it was made
+{same_rows}## How it was made
 
 | Setting | Value |
 | --- | --- |
@@ -77,7 +76,7 @@ def build_card(manifest: Mapping[str, Any], schema: FileSchema) -> str:
     model, settings, counts = manifest["model"], manifest["settings"], manifest["counts"]
     name = str(model["model"])
     title = f"Latents of {name}"
-    columns = schema.columns
+    columns, splits = schema.columns, splits_in(manifest)
     body = _BODY.format(
         mark=CARD_MARK,
         title=_one_line(title),
@@ -89,25 +88,41 @@ def build_card(manifest: Mapping[str, Any], schema: FileSchema) -> str:
         meaning=_latent(manifest).meaning,
         kept=_kept(settings),
         compressed=compressed_section(manifest),
-        reading=reading_text(schema.matrices),
-        data_name=DATA_NAME,
+        reading=reading_text(schema.matrices, splits),
+        same_rows=same_rows_text(splits),
         settings=table(_settings(model, settings)),
         counts=table(_counts(counts)),
     )
-    return front_matter(title, schema) + body
+    return front_matter(title, schema, splits) + body
 
 
-def front_matter(title: str, schema: FileSchema) -> str:
+def splits_in(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the splits of an output that have files, in the order of the rows; empty: classic."""
+    return tuple(with_rows(manifest.get(SPLITS) or {}))
+
+
+def same_rows_text(splits: Sequence[str]) -> str:
+    """Say which files hold the rows a second time."""
+    return "" if splits else f"`{DATA_NAME}` holds the same rows.\n\n"
+
+
+def front_matter(title: str, schema: FileSchema, splits: Sequence[str] = ()) -> str:
     """Build the part of a card that the hub reads.
 
     Args:
         title: of the dataset.
         schema: of its files.
+        splits: of the hub layout; empty: the classic layout.
     """
-    # JSON text is YAML text.
+    files = {split: f"{DATA_DIRECTORY}/{split}-*" for split in splits} or {"train": DATA_NAME}
+    # JSON text is YAML text. Unquoted, some names would be numbers or truth values.
     return _FRONT_MATTER.format(
         pretty_name=json.dumps(title),
-        data_name=DATA_NAME,
+        data_files="\n".join(
+            f"  - split: {json.dumps(split) if splits else split}\n"
+            f"    path: {json.dumps(path) if splits else path}"
+            for split, path in files.items()
+        ),
         features="" if schema.features is None else _features(schema.features),
     )
 

@@ -16,6 +16,19 @@ print(dataset[0]["task"], dataset[0]["{name}"].shape)
 ```
 """
 
+_OF_SPLIT = """\
+```python
+from pathlib import Path
+
+from datasets import load_dataset
+
+dataset = load_dataset(str(Path.cwd()), split="{split}").with_format("numpy")
+print(dataset[0]["task"], dataset[0]["{name}"].shape)
+```
+
+`data/` holds the rows of each split: {splits}.
+"""
+
 _ENCODED = """\
 ```python
 import latentwire
@@ -91,14 +104,18 @@ def rotate_back(rows, seed):
 """
 
 
-def reading_text(matrices: Sequence[MatrixColumn]) -> str:
+def reading_text(matrices: Sequence[MatrixColumn], splits: Sequence[str] = ()) -> str:
     """Return Markdown that says how to read the matrix columns of a dataset.
 
     Args:
         matrices: its matrix columns.
+        splits: of the hub layout; empty: the classic layout.
     """
     name = matrices[0].name
     encoded = [matrix for matrix in matrices if matrix.storage.dtype != "float32"]
+    if not encoded and splits:
+        shown = ", ".join(f"`{split}`" for split in splits)
+        return _OF_SPLIT.format(name=name, split=splits[0], splits=shown)
     if not encoded:
         return _PLAIN.format(name=name)
     formats = "\n".join(

@@ -15,10 +15,11 @@ from typing import Any, Self, cast
 
 import pyarrow as pa
 
-from latentwire.split_files import DATA_DIRECTORY, SplitFilesError, find_splits, split_of
+from latentwire.split_files import DATA_DIRECTORY, SplitFilesError, find_splits
 from latentwire_batch.errors import InputError
 from latentwire_batch.locations import Place
 from latentwire_batch.output.layout import DATA_NAME, HF_DATASET_NAME, MANIFEST_NAME
+from latentwire_batch.output.split_data import SPLITS
 from latentwire_batch.tasks.arrow_files import (
     STATE_NAME,
     BatchSource,
@@ -30,8 +31,6 @@ from latentwire_batch.tasks.arrow_files import (
     record_batches,
 )
 
-SPLITS = "splits"
-"""The key of a manifest with the rows of each split, in order."""
 _COUNT_BATCH_ROWS = 4096
 
 
@@ -179,10 +178,7 @@ def _files_of(place: Place) -> list[Place]:
 
 
 def _root_of(path: Place) -> Place:
-    if path.name in (DATA_NAME, HF_DATASET_NAME):
-        return path.parent
-    is_shard = split_of(path.name) is not None and path.parent.name == DATA_DIRECTORY
-    return path.parent.parent if is_shard else path
+    return path.parent if path.name in (DATA_NAME, HF_DATASET_NAME) else path
 
 
 def _order(root: Place) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from latentwire_batch.compression.facts import COMPRESSORS
 from latentwire_batch.dataset.matrices import MatrixColumn
 from latentwire_batch.errors import StorageError
 from latentwire_batch.output.durable import read_json
+from latentwire_batch.output.split_data import SPLITS
 from latentwire_batch.replicas.fleet import FleetSummary
 from latentwire_batch.run_settings import RunSettings
 
@@ -88,22 +89,32 @@ class Manifest:
         return cls(RunSettings.from_json(settings), counts, elapsed_s)
 
     def to_json(
-        self, fleet: FleetSummary | None, matrices: Sequence[MatrixColumn]
+        self,
+        fleet: FleetSummary | None,
+        matrices: Sequence[MatrixColumn],
+        splits: Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
         """Return the manifest as JSON values, with the versions of this installation.
 
         Args:
             matrices: the columns of matrices.
             fleet: the replicas that answered last; None when all rows were stored before.
+            splits: rows of each split in the files, for the hub layout; None: the classic one.
         """
         declared = declaration(self.settings, matrices)
         return {
             **{name: value for name, value in declared.items() if name != "versions"},
+            **layout_json(splits),
             "counts": self.counts.to_json(),
             "replicas": {} if fleet is None else fleet.to_json(),
             "elapsed_s": round(self.elapsed_s, 3),
             "versions": declared["versions"],
         }
+
+
+def layout_json(splits: Mapping[str, int] | None) -> dict[str, Any]:
+    """Return what a manifest says about its files; nothing for the classic layout."""
+    return {"layout": "hub", SPLITS: dict(splits)} if splits else {}
 
 
 def declaration(settings: RunSettings, matrices: Sequence[MatrixColumn]) -> dict[str, Any]:

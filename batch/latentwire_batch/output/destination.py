@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from latentwire_batch.output.durable import read_json
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.output.publish import finish_install, install
 from latentwire_batch.output.remote import RemoteDestination
+from latentwire_batch.output.split_data import split_data
 
 _UNSAFE = re.compile(r"[^\w.-]+")
 _MAX_NAME_CHARS = 40
@@ -42,8 +43,12 @@ class Destination(Protocol):
         """Return the manifest of the finished output; None when there is none."""
         ...
 
-    def has_foreign_files(self) -> bool:
-        """Whether files of a dataset are there, but no manifest and no unfinished run of them."""
+    def has_foreign_files(self, splits: Collection[str]) -> bool:
+        """Whether files of a dataset are there, but no manifest and no unfinished run of them.
+
+        Args:
+            splits: of the run; empty for the classic layout.
+        """
         ...
 
     def claimed(self) -> dict[str, Any] | None:
@@ -70,8 +75,12 @@ class Destination(Protocol):
         """Complete an installation that was cut short; do nothing when there is none."""
         ...
 
-    def discard(self) -> None:
-        """Remove everything that a run wrote, the manifest first."""
+    def discard(self, splits: Collection[str]) -> None:
+        """Remove everything that a run wrote, the manifest first.
+
+        Args:
+            splits: of the run; those that the manifest names are removed as well.
+        """
         ...
 
 
@@ -85,9 +94,9 @@ class LocalDestination:
         """Return the manifest of the finished output; None when there is none."""
         return read_json(self.layout.manifest)
 
-    def has_foreign_files(self) -> bool:
+    def has_foreign_files(self, splits: Collection[str]) -> bool:
         """Whether files of a dataset are there, but no manifest."""
-        return self.layout.has_final_files()
+        return self.layout.has_final_files() or bool(split_data(self.layout.root, splits))
 
     def claimed(self) -> dict[str, Any] | None:
         """Return None: all runs find the settings in the layout."""
@@ -110,9 +119,9 @@ class LocalDestination:
         """Complete the renames; see `publish.finish_install`."""
         finish_install(self.layout)
 
-    def discard(self) -> None:
+    def discard(self, splits: Collection[str]) -> None:
         """Remove everything; see `discard.discard_all`."""
-        discard_all(self.layout)
+        discard_all(self.layout, splits)
 
 
 def destination_of(output_dir: Place, work_dir: Path | None, notify: Notify) -> Destination:

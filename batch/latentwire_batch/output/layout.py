@@ -108,6 +108,11 @@ class OutputLayout:
         return self.partial / "upload.jsonl"
 
     @property
+    def discarded(self) -> Path:
+        """Names the splits whose files are being removed."""
+        return self.partial / "discarded.json"
+
+    @property
     def manifest(self) -> Path:
         """Exists when the output is complete."""
         return self.finished / MANIFEST_NAME

@@ -7,11 +7,12 @@ folder: the manifest of a finished output, and the settings of an unfinished run
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from latentwire.split_files import DATA_DIRECTORY, split_of
 from latentwire_batch.console import Notify
 from latentwire_batch.errors import StorageError, UsageError, storage_error
 from latentwire_batch.locations import Folder
@@ -28,6 +29,7 @@ from latentwire_batch.output.layout import (
     MANIFEST_NAME,
     OutputLayout,
 )
+from latentwire_batch.output.split_data import SPLITS, names_json, recorded_splits
 from latentwire_batch.output.upload import Upload, is_left_over
 
 
@@ -49,12 +51,12 @@ class RemoteDestination:
         """Return the manifest of the finished output; None when there is none."""
         return self._read_json(MANIFEST_NAME)
 
-    def has_foreign_files(self) -> bool:
+    def has_foreign_files(self, splits: Collection[str]) -> bool:
         """Whether files of a dataset are there, but no manifest and no unfinished run of them."""
         with _errors("cannot be read"):
             names = self.folder.sizes()
         return CLAIM_NAME not in names and any(
-            is_final(name) and name != CARD_NAME for name in names
+            is_final(name, splits) and name != CARD_NAME for name in names
         )
 
     def claimed(self) -> dict[str, Any] | None:
@@ -78,7 +80,8 @@ class RemoteDestination:
         directory = self.layout.finished
         with _errors("cannot be read"):
             remove(directory)
-            names = [name for name in self.folder.sizes() if is_final(name)]
+            splits = _splits_in(manifest)
+            names = [name for name in self.folder.sizes() if is_final(name, splits)]
             has_arrow = any(name.startswith(f"{HF_DATASET_NAME}/") for name in names)
             # One of the two forms of the rows is enough.
             left_out = {MANIFEST_NAME, CARD_NAME, *([DATA_NAME] if has_arrow else [])}
@@ -115,11 +118,16 @@ class RemoteDestination:
             self.folder.remove([CLAIM_NAME])
             discard_partial(self.layout)
 
-    def discard(self) -> None:
+    def discard(self, splits: Collection[str]) -> None:
         """Remove everything that a run wrote, the manifest first."""
+        found = {*splits, *recorded_splits(self.layout), *_splits_in(self._read(MANIFEST_NAME))}
         with _errors("cannot be cleared"):
+            # Without the manifest, nothing else says which files in `data/` are ours.
+            write_json(self.layout.discarded, names_json(found))
             self.folder.remove([MANIFEST_NAME])
-            names = [name for name in self.folder.sizes() if is_final(name) or name == CLAIM_NAME]
+            names = [
+                name for name in self.folder.sizes() if is_final(name, found) or name == CLAIM_NAME
+            ]
             self.folder.remove(name for name in names if self._is_replaceable(name))
             discard_partial(self.layout)
 
@@ -134,10 +142,11 @@ class RemoteDestination:
         names = sorted(name for name in names if name != MANIFEST_NAME)
         sent = [name for name in names if self._is_replaceable(name)]
         Upload(self.folder, staging, self.layout.upload_record, self.notify).send(sent)
+        splits = _splits_in(manifest)
         stale = [
             name
             for name in self.folder.sizes()
-            if name not in names and (is_final(name) or is_left_over(name))
+            if name not in names and (is_final(name, splits) or is_left_over(name))
         ]
         self.folder.remove(name for name in stale if self._is_replaceable(name))
         self.folder.write(MANIFEST_NAME, manifest)
@@ -177,9 +186,23 @@ class RemoteDestination:
         return value
 
 
-def is_final(name: str) -> bool:
-    """Whether a file of the folder is one of a finished output, or in one of its directories."""
-    return name.partition("/")[0] in FINAL_NAMES
+def is_final(name: str, splits: Collection[str] = ()) -> bool:
+    """Whether a file of the folder is one of a finished output, or in one of its directories.
+
+    Args:
+        name: relative to the folder.
+        splits: of the output, whose files are in `data/`.
+    """
+    directory, _, rest = name.partition("/")
+    return directory in FINAL_NAMES or (directory == DATA_DIRECTORY and split_of(rest) in splits)
+
+
+def _splits_in(manifest: bytes | None) -> set[str]:
+    """Name the splits of a manifest; empty for a damaged one, which another step reports."""
+    try:
+        return set(json.loads(manifest or b"{}").get(SPLITS) or ())
+    except (ValueError, AttributeError, TypeError):
+        return set()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,19 @@ def hub_name(text: str, is_marked: bool = False) -> str | None:
     return text if is_marked or is_elsewhere else None
 
 
+@dataclass(frozen=True)
+class SavedSplit:
+    """One split of a dataset of the hub, saved here.
+
+    Attributes:
+        name: of the split; that of a slice, like `train[:100]`, is in front of the bracket.
+        path: of a `load_from_disk` directory.
+    """
+
+    name: str
+    path: Path
+
+
 @contextmanager
 def saved_hub_dataset(
     wanted: HubDataset,
@@ -109,27 +122,55 @@ def saved_hub_dataset(
     Raises:
         InputError: when it cannot be loaded; the text is the predicate of "the dataset".
     """
+    with saved_hub_splits(wanted, fields, limit, temp_dir, takes_all=False) as splits:
+        yield splits[0].path
+
+
+@contextmanager
+def saved_hub_splits(
+    wanted: HubDataset,
+    fields: RowFields | None = None,
+    limit: int | None = None,
+    temp_dir: Path | None = None,
+    *,
+    takes_all: bool = True,
+) -> Iterator[list[SavedSplit]]:
+    """Save splits like `saved_hub_dataset`.
+
+    Args:
+        wanted: the dataset, and one of its splits or none.
+        fields: see `saved_hub_dataset`.
+        limit: maximum number of rows to save of each split; None: all.
+        temp_dir: see `saved_hub_dataset`.
+        takes_all: whether all splits are saved when none is wanted, instead of the only one.
+
+    Raises:
+        InputError: see `saved_hub_dataset`.
+    """
     # Importing it takes a second, and nothing else needs it.
     import datasets
 
     _keep_quiet(datasets)
-    split = _loaded_split(datasets, wanted)
+    splits = _loaded_splits(datasets, wanted, takes_all)
+    with ExitStack() as opened:
+        try:
+            directory = tempfile.TemporaryDirectory(prefix="latentwire-", dir=temp_dir)
+            parent = Path(opened.enter_context(directory))
+            saved: list[SavedSplit] = []
+            for name, split in splits.items():
+                path = parent / f"split-{len(saved)}"
+                _needed(split, fields, limit).save_to_disk(str(path))
+                saved.append(SavedSplit(name, path))
+        except OSError as error:
+            raise InputError(f"cannot be copied to a temporary folder: {_reason(error)}") from error
+        yield saved
+
+
+def _needed(split: Any, fields: RowFields | None, limit: int | None) -> Any:
     if fields is not None and set(fields.task_columns) & set(split.column_names):
         kept = [name for name in dict.fromkeys(fields.columns) if name in split.column_names]
         split = split.select_columns(kept)
-    if limit is not None and limit < len(split):
-        split = split.select(range(limit))
-    try:
-        directory = tempfile.TemporaryDirectory(prefix="latentwire-", dir=temp_dir)
-    except OSError as error:
-        raise InputError(f"cannot be copied to a temporary folder: {_reason(error)}") from error
-    with directory as parent:
-        path = Path(parent) / "dataset"
-        try:
-            split.save_to_disk(str(path))
-        except OSError as error:
-            raise InputError(f"cannot be copied to a temporary folder: {_reason(error)}") from error
-        yield path
+    return split.select(range(limit)) if limit is not None and limit < len(split) else split
 
 
 def _keep_quiet(datasets: Any) -> None:
@@ -144,7 +185,7 @@ def _keep_quiet(datasets: Any) -> None:
         disable_progress_bars()
 
 
-def _loaded_split(datasets: Any, wanted: HubDataset) -> Any:
+def _loaded_splits(datasets: Any, wanted: HubDataset, takes_all: bool) -> dict[str, Any]:
     name, split = wanted.dataset, wanted.split
     # The library prepares all splits whichever is wanted. It reads slices, like "train[:100]".
     is_slice = split is not None and not split.isidentifier() and "[" in split
@@ -172,18 +213,20 @@ def _loaded_split(datasets: Any, wanted: HubDataset) -> Any:
     except RuntimeError as error:
         # It consists of code, which is not run.
         raise InputError("cannot be loaded without running its code; pass its files") from error
-    return loaded if is_slice else _choose(loaded, wanted)
+    if split is not None and is_slice:
+        return {split.partition("[")[0]: loaded}
+    return _choose(loaded, wanted, takes_all)
 
 
-def _choose(splits: Any, wanted: HubDataset) -> Any:
+def _choose(splits: Any, wanted: HubDataset, takes_all: bool) -> dict[str, Any]:
     names = list(splits)
-    if wanted.split in splits:
-        return splits[wanted.split]
     if wanted.split is not None:
-        raise InputError(f"has no split {wanted.split!r}; it has {_shown(names)}")
-    if len(names) != 1:
+        if wanted.split not in splits:
+            raise InputError(f"has no split {wanted.split!r}; it has {_shown(names)}")
+        return {wanted.split: splits[wanted.split]}
+    if len(names) != 1 and not takes_all:
         raise InputError(f"has several splits; choose one of: {_shown(names)}")
-    return splits[names[0]]
+    return dict(splits)
 
 
 def _wrong_choice(datasets: Any, wanted: HubDataset) -> str:

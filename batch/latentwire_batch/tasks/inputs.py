@@ -74,6 +74,19 @@ class InputPart:
 
 
 @dataclass(frozen=True)
+class SplitRows:
+    """A split, and the number of its rows.
+
+    Attributes:
+        name: of the split.
+        num_rows: that follow those of the split before it.
+    """
+
+    name: str
+    num_rows: int
+
+
+@dataclass(frozen=True)
 class NumberedRow:
     """A row, and which part of the input it is of."""
 
@@ -123,6 +136,18 @@ class TaskInputs:
                         return
             except InputError as error:
                 raise InputError(f"{self._place(number)}{error}") from error
+
+    def splits(self, num_rows: Sequence[int]) -> tuple[SplitRows, ...]:
+        """Return the splits in order; empty where the parts name none.
+
+        Args:
+            num_rows: of each part, as far as it is read.
+        """
+        sums: dict[str, int] = {}
+        for part, count in zip(self.parts, num_rows, strict=True):
+            if part.split is not None:
+                sums[part.split] = sums.get(part.split, 0) + count
+        return tuple(SplitRows(name, count) for name, count in sums.items())
 
     def _place(self, number: int) -> str:
         if len(self.parts) == 1:

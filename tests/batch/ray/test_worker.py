@@ -201,5 +201,7 @@ def test_a_node_without_the_output_directory_is_refused(
 def test_latents_are_stored_in_the_wanted_form(start: Start, layout: OutputLayout) -> None:
     start(FakeEngine(), storage_dtype="int8")(rows_block(ROWS))
     store = stored(layout)
-    assert store.read(0).shapes == [[store.read(0).num_steps, 8]]
+    shapes = store.read(0).shapes
+    assert shapes is not None
+    assert list(map(list, shapes)) == [[store.read(0).num_steps, 8]]
     store.close()
