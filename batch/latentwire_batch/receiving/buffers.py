@@ -54,8 +54,7 @@ class BufferPool:
         block = self._idle_block(num_bytes)
         if block is None:
             block = np.empty(_rounded(num_bytes), np.uint8).data
-        # Everything that is made of it refers to this array. The array refers to the block through
-        # a memoryview, and not through an array, for which numpy would put the block in its place.
+        # Everything that is made of the returned view refers to this array, and not to the block.
         array = np.frombuffer(block, np.uint8)
         weakref.finalize(array, self._returned.append, block).atexit = False
         return array.data[:num_bytes]

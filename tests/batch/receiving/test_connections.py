@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import socket
+import threading
 import tracemalloc
 from typing import Any
 
@@ -164,6 +165,52 @@ def test_a_slow_answer_is_no_silence() -> None:
             assert asyncio.get_running_loop().time() - started_s > 0.3
 
     asyncio.run(main())
+
+
+def test_an_end_that_the_loop_has_not_seen_is_no_failure() -> None:
+    """The server closes a connection while this process is busy."""
+    closed = threading.Event()
+
+    def serve(server: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(http(packed()))
+                answered.wait(30)
+            closed.set()
+
+    answered = threading.Event()
+
+    async def main(port: int) -> None:
+        async with receiving(f"http://127.0.0.1:{port}") as client:
+            await client.plan_latent("a")
+            answered.set()
+            assert closed.wait(30)
+            assert isinstance(await client.plan_latent("a"), PlanLatent)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        asyncio.run(main(server.getsockname()[1]))
+        thread.join()
+
+
+def test_two_addresses_that_refuse_are_a_port_without_listener(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+
+    async def addresses(*_: object, **__: object) -> list[tuple[Any, ...]]:
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        return [(*kind, ("127.0.0.1", port)), (*kind, ("127.0.0.2", port))]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", addresses)
+    error = asyncio.run(failure(receiving(f"http://replica.example:{port}")))
+    assert str(error).endswith("/plan_latent: nothing listens there")
+    assert verdict_of(error) is Verdict.REPLICA_AWAY
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
