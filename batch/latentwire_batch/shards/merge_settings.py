@@ -29,10 +29,13 @@ class MergeSettings(ShardFields, BaseSettings):
         default=False, description="Discard the dataset in --output-dir and merge again."
     )
 
-    @field_validator("output_dir", mode="before")
+    @field_validator("shards", "output_dir", mode="before")
     @classmethod
-    def _refuse_empty(cls, value: object) -> object:
-        """Refuse what a script passes when its own variable is not set: it is no folder."""
-        if value == "":
-            raise ValueError("must not be empty")
+    def _refuse_other_places(cls, value: object) -> object:
+        """Refuse URLs, and what a script passes when its own variable is not set."""
+        for place in value if isinstance(value, list | tuple) else (value,):
+            if place == "":
+                raise ValueError("must not be empty")
+            if "://" in str(place):
+                raise ValueError("must be a directory: copy shards from and to a URL yourself")
         return value

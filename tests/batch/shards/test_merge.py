@@ -203,6 +203,24 @@ def swap(folder: Path, other: Path) -> None:
     folder.symlink_to(other)
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "SHARDS: required"),
+        ([""], "SHARDS: must not be empty"),
+        (["s3://bucket/out"], "SHARDS: must be a directory: copy shards"),
+        (
+            ["x", "--output-dir", "s3://bucket/out"],
+            "--output-dir: must be a directory: copy shards",
+        ),
+        (["x", "--output-dir", ""], "--output-dir: must not be empty"),
+    ],
+)
+def test_what_is_no_directory_is_refused(args: list[str], words: str, merge: Merge) -> None:
+    ended = merge(*args, sources=())
+    assert (ended.status, f"latentwire merge: {words}" in ended.stderr) == (2, True), ended.stderr
+
+
 def test_damaged_shards_are_refused(
     collect: Collect, merge: Merge, stub: StubReplica, output: Path, merged: Path, tasks: Path
 ) -> None:
