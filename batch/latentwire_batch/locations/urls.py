@@ -9,8 +9,10 @@ from urllib.parse import unquote
 # At least two characters: `C://` begins with a drive.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _LOCAL_SCHEMES = frozenset({"file", "local"})
-_USER = re.compile(r"(://)[^/@]*@")
+_USER = re.compile(r"(://)[^/]*@")
 _QUERY = re.compile(r"[?#].*")
+# Here both characters are part of a name, as in a directory.
+_WITHOUT_QUERY = frozenset({"s3", "s3a", "gs", "gcs", "hf", "memory"})
 
 
 def scheme_of(text: str) -> str | None:
@@ -38,11 +40,14 @@ def local_path(text: str) -> Path | None:
 
 def shown(url: str) -> str:
     """Return a URL for a message: without a user, a password and a query, which may hold keys."""
-    return _QUERY.sub("", _USER.sub(r"\1", url)).rstrip("/")
+    without_user = _USER.sub(r"\1", url)
+    if scheme_of(url) in _WITHOUT_QUERY:
+        return without_user.rstrip("/")
+    return _QUERY.sub("", without_user).rstrip("/")
 
 
 def shown_name(url: str) -> str:
-    """Return the last part of a URL's path for a message."""
+    """Return the last part of a URL's path."""
     return PurePosixPath(shown(url)).name
 
 

@@ -134,4 +134,7 @@ def test_errors_of_a_store_have_words(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_url_is_shown_without_keys() -> None:
     assert Folder("sftp://me:word@host/a/out/").shown == "sftp://host/a/out"
     assert Folder("https://host/x.jsonl?X-Amz-Signature=abc").name == "x.jsonl"
+    assert Folder("sftp://me:w@rd@host/a").shown == "sftp://host/a"
     assert "word" not in repr(Folder("sftp://me:word@host/a/out/"))
+    # In an object store these are names.
+    assert Folder("s3://bucket/a#b/what?/").shown == "s3://bucket/a#b/what?"

@@ -269,3 +269,10 @@ def test_a_remote_path_has_the_names_of_pathlib() -> None:
     assert place_of("file:///tmp/a%20b") == Path("/tmp/a b")
     assert place_of("C://odd") == Path("C://odd")
     assert repr(RemotePath("sftp://me:word@host/a")) == "RemotePath('sftp://host/a')"
+
+
+def test_names_with_marks_of_urls_are_found_in_a_folder(memory: MemoryFileSystem) -> None:
+    for name in ("part #1?.jsonl", "b.txt"):
+        memory.pipe_file(f"/in/{name}", b"{}")
+    (found,) = RemotePath("memory://in").glob("*.jsonl")
+    assert (found.name, found.read_bytes()) == ("part #1?.jsonl", b"{}")
