@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from latentwire_batch.assembly import Assembly, Totals
 from latentwire_batch.console import Console
 from latentwire_batch.dataset.card import build_card
+from latentwire_batch.dataset.hub_layout import splits_json, written_splits
 from latentwire_batch.dataset.manifest import Counts, Manifest, declaration
 from latentwire_batch.dataset.previous import previous_rows
 from latentwire_batch.dataset.reader import EncodedRow
@@ -48,6 +50,7 @@ from latentwire_batch.shards.finished import (
 )
 from latentwire_batch.shards.folder import MERGED
 from latentwire_batch.shards.merge_settings import MergeSettings
+from latentwire_batch.tasks.inputs import SplitRows
 from latentwire_batch.tasks.results import FailedRow
 
 # Besides the shards' files: libraries, the output, the terminal.
@@ -153,11 +156,11 @@ class _Merging:
         declared = json.dumps(declaration(merged.settings, matrices), ensure_ascii=False)
         schema = DatasetSchema(merged.settings.columns, declared, matrices)
         with emptied_staging(layout.staging) as staging:
-            assert merged.settings.model is not None
-            width, max_bytes = merged.settings.model.hidden_size, self._settings.max_shard_size
-            failures = self._assemble(Assembly(staging, width, max_bytes, schema), schema, totals)
+            failures, splits = self._assemble(staging, schema, totals)
         elapsed_s = merged.elapsed_s + time.monotonic() - started_s
-        said = replace(merged, elapsed_s=elapsed_s).to_json(_fleet(self._shards), matrices)
+        said = replace(merged, elapsed_s=elapsed_s).to_json(
+            _fleet(self._shards), matrices, splits_json(splits)
+        )
         said[MERGED] = self._merged
         write_text(staging / CARD_NAME, build_card(said, schema))
         write_json(staging / MANIFEST_NAME, said)
@@ -166,8 +169,12 @@ class _Merging:
         install(layout)
         return self._report(failures)
 
-    def _assemble(self, assembly: Assembly, schema: DatasetSchema, totals: Totals) -> Counter[str]:
-        """Write the rows and the list of failures; return the failures by code."""
+    def _assemble(
+        self, staging: Path, schema: DatasetSchema, totals: Totals
+    ) -> tuple[Counter[str], Sequence[SplitRows]]:
+        """Write the rows and the list of failures; return the failures by code, and the splits."""
+        model, splits = self._manifest.settings.model, self._manifest.settings.splits
+        assert model is not None
         counts = self._manifest.counts
         store = RowStore(RecordLog(self._layout.log), counts.rows)
         try:
@@ -179,6 +186,11 @@ class _Merging:
                     store.add_failed(row)
                     failed[row.index] = True
                     failures[row.code] += 1
+            written, max_bytes = (
+                written_splits(splits, store.states()),
+                self._settings.max_shard_size,
+            )
+            assembly = Assembly(staging, model.hidden_size, max_bytes, schema, written)
             with EvaluationProgress(self._console, counts.finished, "rows merged") as progress:
                 rows = _interleaved(self._shards, schema, failed, progress.advance)
                 assembly.run(store, rows, totals)
@@ -186,7 +198,7 @@ class _Merging:
                 next(rows, None)
         finally:
             store.close()
-        return failures
+        return failures, written
 
     def _report(self, failures: Counter[str]) -> ExitStatus:
         counts, options = self._manifest.counts, self._manifest.settings.options
