@@ -78,7 +78,7 @@ class MemoryStore:
 
     def count(self, state: RowState) -> int:
         pending = sum(map(self.is_pending, range(self.num_rows)))
-        return {RowState.PENDING: pending, RowState.ELSEWHERE: 0}[state]
+        return {RowState.PENDING: pending, RowState.ELSEWHERE: 0, RowState.OUTSIDE: 0}[state]
 
     def suspicion(self, index: int) -> Suspicion | None:
         return self.suspicions.get(index)
