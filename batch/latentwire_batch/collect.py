@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from pathlib import Path
 
 from latentwire import PlanOptions
 from latentwire.split_files import DATA_DIRECTORY
@@ -22,6 +23,7 @@ from latentwire_batch.dispatch.seeds import Seeds, draw_seed, today
 from latentwire_batch.errors import RunInterrupted, StorageError, UsageError
 from latentwire_batch.existing_output import finished_counts, refuse_differences
 from latentwire_batch.exit_status import (
+    FINISHED,
     ExitStatus,
     Written,
     report_interrupted,
@@ -29,6 +31,7 @@ from latentwire_batch.exit_status import (
     report_written,
 )
 from latentwire_batch.follower import follow
+from latentwire_batch.hub.push import hub_target
 from latentwire_batch.journal.row_store import RowStore
 from latentwire_batch.output.durable import write_json, write_text
 from latentwire_batch.output.layout import CARD_NAME, MANIFEST_NAME
@@ -74,8 +77,12 @@ def collect(
         raise UsageError("--on ray: cannot run under torchrun or srun; start one process")
     try:
         notify = console.say if rank.index == 0 else _ignore
+        target = hub_target(settings, shard)
         with opened_tasks(settings, notify) as tasks:
-            return _collect(Run.of(settings, console, rank, tasks, shard), workers)
+            status = _collect(Run.of(settings, console, rank, tasks, shard), workers)
+        if target is not None and rank.index == 0 and status in FINISHED:
+            target.push(Path(str(settings.output_dir)), console.say)
+        return status
     except RunInterrupted:
         return report_interrupted(console)
 

@@ -247,6 +247,15 @@ class CollectSettings(
         description="Names of the dataset's files. classic: data.parquet and hf_dataset. hub: "
         "data/train-00000-of-00001.parquet and so on, in which load_dataset finds the splits.",
     )
+    push_to_hub: str | None = Field(
+        default=None,
+        description="Also push the finished dataset to this dataset of the Hugging Face hub, like "
+        "owner/name, with the token of HF_TOKEN or hf auth login. Needs --layout hub.",
+    )
+    private: bool = Field(
+        default=False,
+        description="Make the dataset of --push-to-hub private, if it does not exist yet.",
+    )
     k: int | None = Field(
         default=None,
         ge=0,

@@ -38,6 +38,10 @@ class ExitStatus(IntEnum):
     INTERRUPTED = 130
 
 
+FINISHED = (ExitStatus.ALL_ROWS, ExitStatus.SOME_ROWS_FAILED)
+"""Statuses with which a dataset is complete in its place."""
+
+
 def status_of(error: BatchError) -> ExitStatus:
     """Return the exit status for an error."""
     return ExitStatus.USAGE if isinstance(error, UsageError) else ExitStatus.FAILED

@@ -1,0 +1,1 @@
+"""Finished datasets on the Hugging Face hub."""
