@@ -59,7 +59,9 @@ def _vllm_backend(
 
     prepare_environment(os.environ, settings.log_level)
     from latentwire_service.vllm_engine.backend import VllmBackend
+    from latentwire_service.vllm_engine.watchdog import start_watchdog
 
+    start_watchdog(os.environ)
     return VllmBackend(settings, on_step, on_failure)
 
 

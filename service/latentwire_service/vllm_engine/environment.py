@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import MutableMapping
 
 # Read by `row_worker`: vLLM's processes end with this one.
 SERVICE_PID = "LATENTWIRE_VLLM_SERVICE_PID"
+# Read by `watchdog`, which finds vLLM's processes by it. Process ids are used again.
+SERVICE_TOKEN = "LATENTWIRE_VLLM_SERVICE_TOKEN"
 
 
 def prepare_environment(environ: MutableMapping[str, str], log_level: str) -> None:
@@ -24,3 +27,4 @@ def prepare_environment(environ: MutableMapping[str, str], log_level: str) -> No
     level = {"debug": "DEBUG", "error": "ERROR"}.get(log_level, "WARNING")
     environ.setdefault("VLLM_LOGGING_LEVEL", level)
     environ[SERVICE_PID] = str(os.getpid())
+    environ[SERVICE_TOKEN] = uuid.uuid4().hex

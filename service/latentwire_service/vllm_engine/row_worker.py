@@ -6,6 +6,7 @@ process. A row is the input of the LM head: after the final norm.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -28,9 +29,11 @@ _WATCH_PERIOD_S = 1.0
 
 def _end_with_service(pid: int) -> None:
     """End this process when the service is gone, however it ended: a GPU must not stay taken."""
-    service = psutil.Process(pid)
-    while service.is_running() and service.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(_WATCH_PERIOD_S)
+    # It may be gone already, and may go between two questions.
+    with contextlib.suppress(psutil.NoSuchProcess):
+        service = psutil.Process(pid)
+        while service.is_running() and service.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(_WATCH_PERIOD_S)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""A service that is told to end while vLLM starts."""
+"""A service that ends while vLLM starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from support.engine import vllm_models
 pytestmark = [pytest.mark.vllm, vllm_models.NEEDS_VLLM, pytest.mark.timeout(1200)]
 
 
-def test_a_service_that_ends_during_the_start_takes_vllms_processes_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_a_service_that_ends_during_the_start_takes_vllms_processes_along(
+    tmp_path: Path, ending: signal.Signals
+) -> None:
     import psutil
 
     model = vllm_models.save("llama", tmp_path / "tiny")
@@ -33,7 +36,7 @@ def test_a_service_that_ends_during_the_start_takes_vllms_processes_along(tmp_pa
             assert service.poll() is None
             time.sleep(0.05)
             children = psutil.Process(service.pid).children(recursive=True)
-        service.send_signal(signal.SIGTERM)
+        service.send_signal(ending)
         service.wait(600)
         give_up_at = time.monotonic() + 60
         while any(each.is_running() and each.status() != "zombie" for each in children):
