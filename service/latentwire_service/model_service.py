@@ -167,12 +167,22 @@ class ModelService:
         raise EngineUnavailableError(message)
 
     def start_loading(self) -> None:
-        """Load the model on a thread of its own; `/health` answers meanwhile."""
-        self._loader.start()
+        """Load the model on a thread of its own, once; `/health` answers meanwhile."""
+        if self._loader.ident is None:
+            self._loader.start()
 
-    def wait_loaded(self) -> None:
-        """Block until loading has ended; `state` and `failure` say how."""
+    def check_loaded(self) -> None:
+        """Block until loading has ended.
+
+        Raises:
+            ValueError: the model cannot be served.
+            RuntimeError: loading failed for another reason.
+        """
         self._loader.join()
+        if isinstance(self.failure, ModelError):
+            raise ValueError(" ".join(str(self.failure).split())) from self.failure
+        if self.failure is not None:
+            raise RuntimeError("loading the model failed") from self.failure
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Refuse new requests and finish the accepted ones. Blocks until they are finished.

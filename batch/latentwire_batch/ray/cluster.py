@@ -88,7 +88,9 @@ def connected(settings: CollectSettings, notify: Notify) -> Iterator[Placement]:
             **(options if address == "local" else {}),
         )
     except ConnectionError as error:
-        raise UsageError("--ray-address: no Ray cluster answers there") from error
+        raise UsageError(
+            "--ray-address: no Ray cluster answers there, or it does not accept this user's token"
+        ) from error
     try:
         _quiet(ray)
         placement = place(settings, ray.cluster_resources())

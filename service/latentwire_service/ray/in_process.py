@@ -20,7 +20,7 @@ from latentwire.protocol import InfoResponse, PlanLatentRequest
 from latentwire.settings_flags import FlagError, parse_settings
 from latentwire_service.api.error_handlers import error_body
 from latentwire_service.api.rendering import AnswerContext, answer_tensors, plan_response
-from latentwire_service.engine.errors import EngineUnavailableError, ModelError, QueueFullError
+from latentwire_service.engine.errors import EngineUnavailableError, QueueFullError
 from latentwire_service.engine.hf.cpu.cpu_tuning import (
     drop_unreadable,
     keep_freed_memory,
@@ -44,6 +44,17 @@ def open_engine(flags: Sequence[str]) -> InProcessService:
         ValueError: a setting or the model cannot be used.
         RuntimeError: loading failed for another reason.
     """
+    settings = readable_settings(flags)
+    prepare_process()
+    return InProcessService(settings)
+
+
+def readable_settings(flags: Sequence[str]) -> Settings:
+    """Read flags of `latentwire serve`.
+
+    Raises:
+        ValueError: a flag is wrong, or the engine cannot be used with it.
+    """
     try:
         settings = parse_settings(Settings, flags, "latentwire serve", "")
     except FlagError as error:
@@ -51,11 +62,14 @@ def open_engine(flags: Sequence[str]) -> InProcessService:
     refusal = engine_refusal(settings)
     if refusal is not None:
         raise ValueError(refusal)
+    return settings
+
+
+def prepare_process() -> None:
+    """Set up threads and memory as `latentwire serve` does, before torch is imported."""
     drop_unreadable(os.environ)
-    # torch reads them when it is imported.
     os.environ.update(thread_environment(os.environ))
     keep_freed_memory()
-    return InProcessService(settings)
 
 
 class InProcessService:
@@ -80,12 +94,7 @@ class InProcessService:
             settings.step_timeout,
         )
         self._service.start_loading()
-        self._service.wait_loaded()
-        failure = self._service.failure
-        if isinstance(failure, ModelError):
-            raise ValueError(" ".join(str(failure).split())) from failure
-        if failure is not None:
-            raise RuntimeError("loading the model failed") from failure
+        self._service.check_loaded()
         describe = partial(
             service_info,
             settings=settings,
