@@ -69,7 +69,7 @@ class StoredDataset:
                 names = matrix_names(schema) if columns is None else columns
                 self._matrices = [stored_matrix(schema, name) for name in names]
                 self._extras = _extras(schema)
-                self._batches: BatchSource = self._files.open(self._columns(schema))
+                self._batches: BatchSource = self._files.open_batches(self._columns(schema))
         except InputError as error:
             raise DatasetError(f"{path.name}: {error}") from error
         self._ends = list(accumulate(self._batches.num_rows))

@@ -80,8 +80,8 @@ class DatasetFiles:
         for path in self.paths:
             yield from record_batches(path, choose, max_rows)
 
-    def open(self, columns: Sequence[str]) -> BatchSource:
-        """Open the files for reading in any order: see `open_batches`."""
+    def open_batches(self, columns: Sequence[str]) -> BatchSource:
+        """Open the files for reading in any order: see `arrow_files.open_batches`."""
         sources = [open_batches(path, columns) for path in self.paths]
         return sources[0] if len(sources) == 1 else JoinedBatches(sources)
 

@@ -152,7 +152,7 @@ class RemotePath:
 
     def read_bytes(self) -> bytes:
         """Return the content; raises FileNotFoundError."""
-        with self.open() as file:
+        with self.open("rb") as file:
             return file.read()
 
     def read_text(self, encoding: str = "utf-8") -> str:

@@ -217,7 +217,7 @@ def _opened_arrow(path: Place) -> Iterator[pa.NativeFile]:
         with pa.memory_map(str(path)) as mapped:
             yield mapped
         return
-    with path.open() as raw, pa.PythonFile(raw, "r") as file:
+    with path.open("rb") as raw, pa.PythonFile(raw, "r") as file:
         yield file
 
 

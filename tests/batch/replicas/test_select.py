@@ -11,7 +11,7 @@ from latentwire_batch.replicas.select import given_replicas
 
 
 def settings_with(tmp_path: Path, **given: object) -> CollectSettings:
-    paths = {"dataset": tmp_path / "tasks.jsonl", "output_dir": tmp_path / "out"}
+    paths = {"dataset": (str(tmp_path / "tasks.jsonl"),), "output_dir": tmp_path / "out"}
     return CollectSettings.model_validate({**paths, "replica": ("http://127.0.0.1:1",), **given})
 
 
