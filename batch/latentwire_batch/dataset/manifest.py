@@ -50,8 +50,17 @@ class Counts:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Counts:
-        """Read what `to_json` returned; raises LookupError when a value is missing."""
-        return cls(**{name: value[name] for name in cls.__dataclass_fields__})
+        """Read what `to_json` returned.
+
+        Raises:
+            LookupError, TypeError, ValueError: when it is something else.
+        """
+        counts = cls(**{name: value[name] for name in cls.__dataclass_fields__})
+        numbers = {**asdict(counts), **counts.finish_reasons}
+        del numbers["finish_reasons"]
+        if not all(type(number) is int and number >= 0 for number in numbers.values()):
+            raise ValueError("not a count")
+        return counts
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as JSON values."""
@@ -78,7 +87,7 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            StorageError: when a value is missing.
+            StorageError: when a value is missing or damaged.
         """
         try:
             settings = {**value["settings"], "model": value["model"]}

@@ -19,16 +19,18 @@ def read_json(path: Place) -> dict[str, Any] | None:
     """Read a JSON object that `write_json` wrote; None when the file does not exist.
 
     Raises:
-        StorageError: when the file exists and cannot be read.
+        StorageError: when the file exists, and cannot be read or holds something else.
     """
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise storage_error("cannot be read", error) from error
     except ValueError as error:
         raise StorageError(f"the output's {path.name} is damaged: not JSON") from error
+    if not isinstance(value, dict):
+        raise StorageError(f"the output's {path.name} is damaged: not an object")
     return value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,6 +45,16 @@ class FleetSummary:
     count: int
     devices: tuple[str, ...]
     versions: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> FleetSummary:
+        """Read what `to_json` returned.
+
+        Raises:
+            LookupError, TypeError, ValueError: when it is something else.
+        """
+        lists = [tuple(map(str, value[name])) for name in ("devices", "versions")]
+        return cls(int(value["count"]), *lists)
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON values."""

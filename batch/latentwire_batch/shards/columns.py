@@ -53,16 +53,19 @@ def _files(shard: FinishedShard) -> DatasetFiles:
 
 def _column(shards: Sequence[FinishedShard], name: str) -> MatrixColumn:
     said = shards[0].said
-    stored = said.get(STORAGE, {}).get(name)
-    storage = MatrixStorage() if stored is None else MatrixStorage.from_json(stored)
+    with shards[0].reading_manifest():
+        stored = said.get(STORAGE, {}).get(name)
+        storage = MatrixStorage() if stored is None else MatrixStorage.from_json(stored)
+        compressors: Mapping[str, Mapping[str, Any]] = said.get(COMPRESSORS, {})
+        names = {column: str(facts["name"]) for column, facts in compressors.items()}
     if name == LATENT_COLUMN:
         return latent_column(storage)
     width = storage.width if storage.width is not None else _width(shards, name)
-    compressors: Mapping[str, Mapping[str, Any]] = said.get(COMPRESSORS, {})
-    for column, facts in compressors.items():
+    for column, compressor in names.items():
         if name == column or name.startswith(f"{column}__"):
-            meaning = compressed_meaning(str(facts["name"]), name == column, width)
-            return MatrixColumn(name, storage, meaning)
+            return MatrixColumn(
+                name, storage, compressed_meaning(compressor, name == column, width)
+            )
     return MatrixColumn(name, storage)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from latentwire_batch.errors import InputError, StorageError
 from latentwire_batch.output.durable import read_json
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.output.locks import is_locked
+from latentwire_batch.replicas.fleet import FleetSummary
 from latentwire_batch.shards.folder import shards_in
 from latentwire_batch.shards.shard import Shard
 
@@ -36,6 +38,25 @@ class FinishedShard:
     layout: OutputLayout
     manifest: Manifest
     said: Mapping[str, Any]
+
+    @property
+    def fleet(self) -> FleetSummary | None:
+        """The replicas that answered last; None when there were none.
+
+        Raises:
+            StorageError: when the manifest is damaged.
+        """
+        with self.reading_manifest():
+            fleet = self.said.get("replicas")
+            return FleetSummary.from_json(fleet) if fleet else None
+
+    @contextmanager
+    def reading_manifest(self) -> Iterator[None]:
+        """Raise StorageError when a value of the manifest is of another kind."""
+        try:
+            yield
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise StorageError(f"shard {self.shard}: its manifest.json is damaged") from error
 
 
 def digest_of(shards: Iterable[FinishedShard]) -> str:
@@ -83,6 +104,12 @@ class _Found:
         self._running: set[Shard] = set()
 
     def add(self, folder: Path) -> None:
+        try:
+            self._add(folder)
+        except StorageError as error:
+            raise StorageError(f"{shown(folder)}: {error}") from error
+
+    def _add(self, folder: Path) -> None:
         layout = OutputLayout(folder)
         said, unfinished = read_json(layout.manifest), read_json(layout.settings)
         shard = _shard_of(folder, said, unfinished)

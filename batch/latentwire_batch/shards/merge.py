@@ -242,12 +242,12 @@ def _sum(one: Counts, other: Counts) -> Counts:
 
 def _fleet(shards: Sequence[FinishedShard]) -> FleetSummary | None:
     """Return the replicas of all shards together; None when no shard names any."""
-    fleets = [shard.said["replicas"] for shard in shards if shard.said.get("replicas")]
+    fleets = [shard.fleet for shard in shards if shard.fleet is not None]
     if not fleets:
         return None
-    devices = {device for fleet in fleets for device in fleet["devices"]}
-    versions = {version for fleet in fleets for version in fleet["versions"]}
-    count = sum(fleet["count"] for fleet in fleets)
+    devices = {device for fleet in fleets for device in fleet.devices}
+    versions = {version for fleet in fleets for version in fleet.versions}
+    count = sum(fleet.count for fleet in fleets)
     return FleetSummary(count, tuple(sorted(devices)), tuple(sorted(versions)))
 
 

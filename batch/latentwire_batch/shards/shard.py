@@ -45,7 +45,7 @@ class Shard:
             LookupError, TypeError, ValueError: when it is something else.
         """
         index, count = value["index"], value["count"]
-        if not (isinstance(index, int) and isinstance(count, int) and 0 <= index < count):
+        if not (type(index) is type(count) is int and 0 <= index < count):
             raise ValueError("not a shard")
         return cls(index, count)
 

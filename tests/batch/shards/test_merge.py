@@ -251,6 +251,35 @@ def test_damaged_shards_are_refused(
     assert merge().status == 3
 
 
+def test_damaged_manifests_are_refused(
+    collect: Collect, merge: Merge, stub: StubReplica, output: Path, merged: Path
+) -> None:
+    collect_shards(collect, stub, 2, "--storage-dtype", "bfloat16", "--limit", "4")
+    files = sorted(output.glob("*/manifest.json"))
+    whole = said(files[0].parent)
+    counts, shard = whole["counts"], {"index": False, "count": 2}
+    damages: list[Any] = [
+        [whole],
+        "text",
+        {**whole, "counts": {**counts, "finished": "2"}},
+        {**whole, "counts": {**counts, "latent_steps": -1}},
+        {**whole, "counts": {**counts, "finish_reasons": ["stop"]}},
+        {**whole, "replicas": [1]},
+        {**whole, "storage": 5},
+        {**whole, "storage": {"hidden_state": 5}},
+        {**whole, "compressors": {"a": {}}},
+        {**whole, "settings": {**whole["settings"], "shard": shard}},
+    ]
+    for value in damages:
+        files[0].write_text(json.dumps(value), "utf-8")
+        ended = merge()
+        assert ended.status in (1, 2), value
+        assert re.search("shard-00000-of-00002|shard 0/2", ended.stderr), (value, ended.stderr)
+        assert not merged.exists(), value
+    files[0].write_text(json.dumps(whole), "utf-8")
+    assert merge().status == 0
+
+
 def test_the_output_is_no_shard_and_keeps_other_datasets(
     collect: Collect, merge: Merge, stub: StubReplica, output: Path, merged: Path, tasks: Path
 ) -> None:
