@@ -28,3 +28,6 @@ def prepare_environment(environ: MutableMapping[str, str], log_level: str) -> No
     environ.setdefault("VLLM_LOGGING_LEVEL", level)
     environ[SERVICE_PID] = str(os.getpid())
     environ[SERVICE_TOKEN] = uuid.uuid4().hex
+    # vLLM names its processes. The new name would take the place of the variables, among them the
+    # token, where the system shows them.
+    environ["SPT_NOENV"] = "1"

@@ -22,9 +22,18 @@ from latentwire_service.vllm_engine.watchdog import start_watchdog
 
 prepare_environment(os.environ, "info")
 start_watchdog(os.environ)
-sleep = "import time; time.sleep(600)"
-print(subprocess.Popen([sys.executable, "-c", sleep]).pid, flush=True)
+subprocess.Popen([sys.executable, "-c", sys.argv[1]])
 sys.stdin.read()
+"""
+# Tells that it runs, then sleeps; named like vLLM's processes where vLLM is installed.
+_CHILD = """
+import contextlib, time
+with contextlib.suppress(ImportError):
+    from setproctitle import setproctitle
+
+    setproctitle("VLLM::EngineCore")
+print("runs", flush=True)
+time.sleep(600)
 """
 
 
@@ -41,7 +50,7 @@ def stranger() -> Iterator[subprocess.Popen[bytes]]:
 
 def _service(environ: Mapping[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", _SERVICE],
+        [sys.executable, "-c", _SERVICE, _CHILD],
         env=environ,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -56,7 +65,7 @@ def test_children_end_after_the_service_however_it_ends(
     with _service(os.environ) as service:
         assert service.stdin is not None
         assert service.stdout is not None
-        assert int(service.stdout.readline()) > 0
+        assert service.stdout.readline() == "runs\n"
         if is_killed:
             service.send_signal(signal.SIGKILL)
         else:
