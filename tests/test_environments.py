@@ -159,7 +159,7 @@ def variables_that_are_no_text() -> Iterator[tuple[str, str]]:
         for name, field in settings.model_fields.items():
             # A path is any text, and `serve` looks at what it names after it has opened its log.
             is_text = re.search(r"\b(int|float|bool|tuple)\b", str(field.annotation)) is None
-            if not is_text and name not in {"bridge", "compressor"}:
+            if not is_text and name not in {"bridge", "compressor", "dataset"}:
                 yield command, name
 
 

@@ -67,7 +67,7 @@ COLLECT = Subcommand(
     name="collect",
     module="latentwire_batch.__main__",
     extra="batch",
-    dependencies=frozenset({"datasets", "fsspec", "pyarrow", "rich"}),
+    dependencies=frozenset({"datasets", "fsspec", "h11", "pyarrow", "rich"}),
 )
 INSPECT = Subcommand(
     name="inspect",
