@@ -23,6 +23,8 @@ _CLIENT_SCHEME = "ray://"
 _VARIABLES = {
     # Nothing is sent to anybody.
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Replicas are the work of this machine. Ray gives its workers the niceness 15.
+    "RAY_worker_niceness": "0",
     # A call after the end must not start another cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     # Ray Data's own actors cause an error message that concerns no user.

@@ -15,6 +15,8 @@ TESTS = Path(__file__).parents[2]
 ENVIRONMENT = {
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray lowers the priority of its workers, which get no time next to other tests.
+    "RAY_worker_niceness": "0",
     # All that connect run on this machine, and a token would be a file in the home directory.
     "RAY_AUTH_MODE": "disabled",
     "OMP_NUM_THREADS": "1",
