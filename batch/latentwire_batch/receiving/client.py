@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from latentwire import AsyncClient, InfoResponse, exchange
+from latentwire import AsyncClient, InfoResponse, PlanLatent, ProtocolError, exchange
 from latentwire.call import Call
 from latentwire.constants import (
     DEFAULT_CONNECT_TIMEOUT_S,
@@ -59,6 +59,17 @@ class ReceivingClient(AsyncClient):
         if url.scheme == "http" and values["proxy"] is None and not url.userinfo:
             self._connections = Connections(url.raw_host.decode(), url.port or 80, pool)
 
+    async def plan_latent(self, task: str | None = None, **given: Any) -> PlanLatent:
+        """Plan one task; see `AsyncClient`. An answer to another request is a ProtocolError."""
+        plan = await super().plan_latent(task, **given)
+        for name in ("seed", "task_id"):
+            sent = given.get(name)
+            if sent is not None and getattr(plan, name) != sent:
+                # A connection that is one answer behind would stay so.
+                self._drop_idle_connections()
+                raise ProtocolError(f"answer {plan.id} has another {name} than the request")
+        return plan
+
     async def info(self) -> InfoResponse:
         """Return what the service serves; raises like `plan_latent`."""
         info = await super().info()
@@ -67,9 +78,12 @@ class ReceivingClient(AsyncClient):
 
     async def aclose(self) -> None:
         """Close the connections."""
+        self._drop_idle_connections()
+        await super().aclose()
+
+    def _drop_idle_connections(self) -> None:
         if self._connections is not None:
             self._connections.close()
-        await super().aclose()
 
     async def _attempt(self, call: Call, timeout_s: float, *, is_stream: bool = False) -> Outcome:
         connections = self._connections

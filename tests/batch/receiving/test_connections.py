@@ -95,6 +95,26 @@ def test_a_connection_that_cannot_be_used_again_is_replaced(answer: bytes) -> No
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("sent", [{"seed": 2}, {"task_id": "other"}])
+@pytest.mark.parametrize("form", [(packed, SAFETENSORS), (in_json, JSON)])
+def test_an_answer_to_another_request_is_refused_with_its_connection(
+    sent: dict[str, Any], form: Any
+) -> None:
+    async def main() -> None:
+        content, media_type = form
+        scripts = [Script([http(content(), media_type)], closes=False)]
+        async with ScriptedServer(scripts) as server, receiving(server.base_url) as client:
+            assert (await client.plan_latent("a", seed=1)).seed == 1
+            error = await failure(client, **sent)
+            assert isinstance(error, ProtocolError)
+            assert verdict_of(error) is Verdict.ROW_FAILED
+            assert "has another" in str(error)
+            assert (await client.plan_latent("a", seed=1)).seed == 1
+            assert server.num_connections == 2
+
+    asyncio.run(main())
+
+
 def test_requests_at_the_same_time_have_a_connection_each() -> None:
     async def main() -> None:
         scripts = [Script([http(packed())], closes=False)]
