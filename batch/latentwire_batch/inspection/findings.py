@@ -77,6 +77,7 @@ def _declared_facts(declared: Mapping[str, Any]) -> dict[str, str]:
         latent = latent_info(model["model"], model["revision"])
         found |= {
             "model": f"{model['model']}{revision}",
+            **_engine(model),
             "latent": latent.model_copy(update=declared["latent"]).meaning,
             "k": "all rows" if settings["k"] is None else str(settings["k"]),
             "seed": str(settings["seed"]),
@@ -92,6 +93,12 @@ def _declared_facts(declared: Mapping[str, Any]) -> dict[str, str]:
             "failed rows": f"{counts['failed']:,}",
         }
     return found
+
+
+def _engine(model: Mapping[str, Any]) -> dict[str, str]:
+    # Manifests of earlier versions do not name it.
+    name, version = model.get("engine"), model.get("engine_version")
+    return {"engine": f"{name} {version}" if version else str(name)} if name else {}
 
 
 def problems(inspection: Inspection, origin: Origin | None = None) -> list[str]:

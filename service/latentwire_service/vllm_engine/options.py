@@ -28,12 +28,17 @@ _OWN_ARGS: Mapping[str, str] = {
     "quantization": "use --quantization",
     "worker_extension_cls": "hidden rows need it",
     "runner": "only generation has plans",
+    "convert": "only generation has plans",
+    "max_num_active_seqs": "use --max-slots",
+    "max_num_queued_reqs": "use --max-queue",
+    "max_num_queued_tokens": "use --max-queue",
     "generation_config": "the service applies it",
     "override_generation_config": "the service applies the model's own",
 }
 # Hidden rows are not right with these.
 _REFUSED_ARGS: Mapping[str, str] = {
     "speculative_config": "with speculative decoding, hidden rows would belong to drafts",
+    "diffusion_config": "hidden rows belong to tokens that come one after the other",
     "data_parallel_size": "start one service per replica",
     "enable_lora": "requests cannot name an adapter",
 }

@@ -309,6 +309,26 @@ def test_a_lone_file_shows_its_model_and_settings(
     assert "seed 7" in shown
 
 
+@pytest.mark.parametrize(
+    ("engine", "shown"),
+    [
+        ({"engine": "vllm", "engine_version": "0.32.0"}, "engine vllm 0.32.0 latent"),
+        ({"engine": "latentwire", "engine_version": None}, "engine latentwire latent"),
+        ({}, "model stub latent"),
+    ],
+)
+def test_the_engine_of_the_rows_is_shown_where_it_is_named(
+    made: Path, engine: dict[str, str | None], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((made / "manifest.json").read_text())
+    manifest["model"] = {
+        name: value for name, value in manifest["model"].items() if not name.startswith("engine")
+    } | engine
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    assert main([str(made)]) == 0
+    assert shown in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("manifest", ["{", "[]", "{}", '{"model": 3}', '{"counts": {}}'])
 def test_a_damaged_manifest_does_not_stop_the_inspection(made: Path, manifest: str) -> None:
     (made / "manifest.json").write_text(manifest)

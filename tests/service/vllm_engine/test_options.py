@@ -85,6 +85,10 @@ def test_values_are_json_or_else_text() -> None:
         ('speculative_config={"method": "ngram"}', "speculative decoding"),
         ("spec_model=x", "speculative decoding"),
         ("data_parallel_size_local=2", "one service per replica"),
+        ("convert=embed", "only generation has plans"),
+        ("max-num-queued-reqs=1", "use --max-queue"),
+        ("max_num_active_seqs=1", "use --max-slots"),
+        ("diffusion_config={}", "one after the other"),
         ("nonsense=1", "no argument of that name"),
     ],
 )
