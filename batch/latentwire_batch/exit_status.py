@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
 from latentwire.settings_flags import name_variables
 from latentwire.terminal import replace_unencodable
@@ -114,9 +115,11 @@ def report_written(console: Console, written: Written) -> ExitStatus:
         console.say(f"the dataset is in {place}; look at it with: latentwire inspect {place}")
     else:
         parent = _shown(written.output_dir.parent)
+        is_here = isinstance(written.output_dir, Path)
+        first = "" if is_here else f"copy {parent} to a directory SHARDS, and "
         console.say(
-            f"shard {shard} is in {place}; when all {shard.count} are done, join them with: "
-            f"latentwire merge {parent} -o DATASET"
+            f"shard {shard} is in {place}; when all {shard.count} are done, {first}join them with: "
+            f"latentwire merge {parent if is_here else 'SHARDS'} -o DATASET"
         )
     return ExitStatus.SOME_ROWS_FAILED if num_failed else ExitStatus.ALL_ROWS
 
