@@ -151,7 +151,7 @@ def test_commands_leave_the_files_that_they_name(workplace: Path) -> None:
         for flag in ("--output-dir", "--html", "--output")
         if flag in words
     ]
-    assert len(named) == 6
+    assert len(named) == 8
     assert all((workplace / path).exists() for path in named)
 
 
