@@ -2,8 +2,9 @@
 
     python -m benchmarks.collection.fast_stub --rows 256 --width 896
 
-It reads nothing of a request but its path, its length and whether it accepts safetensors, so the
-collector that is measured next to it is the limit. Prints its port.
+It reads nothing of a request but its path, its length, whether it accepts safetensors, and the seed
+and id that its answer repeats, so the collector that is measured next to it is the limit. Prints
+its port.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ from latentwire.safetensors_wire import pack
 from latentwire.tensors import wire_tensor
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+# The values of a request that its answer repeats, and what stands in their places in a made answer.
+_SEED, _ID = re.compile(rb'"seed": *(\d+)'), re.compile(rb'"task_id": *"(\w+)"')
+_PLACE_OF_SEED, _PLACE_OF_ID = 2**63 - 1, "x" * 20
 _MODEL = "stub"
+# Of an answer with rows: more than its HTTP head and the JSON before the rows.
+_HEAD_BYTES = 1 << 14
 _JSON, _SAFETENSORS = "application/json", "application/x-safetensors"
 
 
@@ -36,14 +42,14 @@ def plan(encoded: EncodedRows) -> PlanLatentResponse:
         id="plan-0",
         model=_MODEL,
         task=None,
-        task_id=None,
+        task_id=_PLACE_OF_ID,
         plan="A plan. " * (num_rows // 2),
         k=None,
         hidden_state=wire_tensor(encoded),
         latent=latent_info(_MODEL, None, engine="latentwire"),
         token_ids=[1000 + i for i in range(num_rows)],
         finish_reason="stop",
-        seed=1,
+        seed=_PLACE_OF_SEED,
         usage=Usage(prompt_tokens=40, completion_tokens=num_rows, latent_rows=num_rows),
         timings=Timings(queue_ms=0.0, prefill_ms=0.0, decode_ms=0.0),
     )
@@ -87,25 +93,44 @@ def _whole(content: bytes, media_type: str) -> bytes:
 
 
 def _requests(connection: socket.socket) -> Iterator[bytes]:
-    """Yield the heads of the requests of one connection."""
+    """Yield the requests of one connection."""
     received = b""
     while piece := connection.recv(1 << 16):
         received += piece
         end = received.find(b"\r\n\r\n") + 4
         length = _LENGTH.search(received)
         if end >= 4 and len(received) >= end + (int(length[1]) if length else 0):
-            yield received[:end]
+            yield received
             received = b""
+
+
+def _repeat(made: bytes, request: bytes) -> bytes:
+    """Return the head of an answer with the seed and the id of the request, as long as it was.
+
+    Args:
+        made: the head of a safetensors answer, whose metadata are JSON in JSON.
+        request: head and body.
+    """
+    seed, task_id = _SEED.search(request), _ID.search(request)
+    if seed is not None:
+        place = str(_PLACE_OF_SEED).encode()
+        made = made.replace(place, seed[1].ljust(len(place)))
+    if task_id is not None:
+        place = b'\\"%s\\"' % _PLACE_OF_ID.encode()
+        made = made.replace(place, (b'\\"%s\\"' % task_id[1]).ljust(len(place)))
+    return made
 
 
 def _serve(connection: socket.socket, known: Mapping[str, bytes]) -> None:
     with connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            for head in _requests(connection):
-                path = head.split(b" ", 2)[1].decode()
-                wants_lists = path == "/plan_latent" and _SAFETENSORS.encode() not in head
-                connection.sendall(known["lists" if wants_lists else path])
+            for request in _requests(connection):
+                path = request.split(b" ", 2)[1].decode()
+                wants_lists = path == "/plan_latent" and _SAFETENSORS.encode() not in request
+                made = known["lists" if wants_lists else path]
+                connection.sendall(_repeat(made[:_HEAD_BYTES], request))
+                connection.sendall(memoryview(made)[_HEAD_BYTES:])
         except ConnectionError:
             pass
 
