@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 class Gate:
     """Lets many rows in together, or one group that is alone.
 
-    A group that waits comes before rows that come later, so that it does not wait for ever.
+    A group that waits comes before rows that come later, so that it is sent at some time.
     """
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ def test_replicas_take_what_the_cluster_has(
     [
         ({}, 12, 0, r"--gpus-per-replica: a replica needs 1 GPU, and the Ray cluster has 0"),
         ({"replicas": 9}, 20, 8, r"--replicas: 9 need 9 GPUs, and the Ray cluster has 8"),
-        # As many CPUs as replicas: Ray Data's own tasks would wait for ever.
+        # As many CPUs as replicas: Ray Data's own tasks would never run.
         ({"replicas": 2, "device": "cpu"}, 3, 0, r"need 4 logical CPUs, .* has 3"),
     ],
 )
