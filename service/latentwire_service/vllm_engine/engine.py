@@ -56,7 +56,17 @@ class Core(Protocol):
 
 @dataclass(eq=False)
 class _Running:
-    """A request in vLLM: tokens and rows arrive apart, each in its order."""
+    """A request in vLLM: tokens and rows arrive apart, each in its order.
+
+    Attributes:
+        number: its name towards vLLM.
+        request: what its caller waits for.
+        token_ids: arrived, and not delivered.
+        rows: arrived, and not delivered.
+        num_rows: rows that arrived.
+        ended_by: vLLM's own reason; None before its last token.
+        fault: fails the request, after the steps before it are delivered.
+    """
 
     number: int
     request: Request
@@ -64,6 +74,7 @@ class _Running:
     rows: deque[Row] = field(default_factory=deque)
     num_rows: int = 0
     ended_by: str | None = None
+    fault: EngineError | None = None
 
     @property
     def has_step(self) -> bool:
@@ -209,8 +220,10 @@ class VllmEngine:
                 running.ended_by = event.ended_by
                 changed[event.request] = None
             elif isinstance(event, RequestFailed) and event.request in self._running:
-                error = EngineFailedError(f"vLLM failed on the request: {event.reason}")
-                self._fail(self._running[event.request].request, error)
+                running = self._running[event.request]
+                running.fault = EngineFailedError(f"vLLM failed on the request: {event.reason}")
+                running.ended_by = "failed"
+                changed[event.request] = None
         return [number for number in changed if number in self._running]
 
     def _read_rows(self, batch: RowBatch) -> Iterable[int]:
@@ -218,21 +231,19 @@ class VllmEngine:
         for position, (number, index) in enumerate(zip(batch.requests, batch.indices, strict=True)):
             running = self._running.get(number)
             # Cancelled, or ended by a stop string before vLLM knew.
-            if running is None:
+            if running is None or running.fault is not None:
                 continue
             if index != running.num_rows:
                 message = f"row {index} came from vLLM in place of row {running.num_rows}"
-                self._fail(running.request, LatentInvalidError(message))
+                running.fault = LatentInvalidError(message)
             elif batch.rows.shape[1] != self._hidden_size:
-                message = f"a hidden row is not {self._hidden_size} wide"
-                self._fail(running.request, LatentInvalidError(message))
+                running.fault = LatentInvalidError(f"a hidden row is not {self._hidden_size} wide")
             elif not is_finite[position]:
-                message = "the model's hidden state is not finite"
-                self._fail(running.request, LatentInvalidError(message))
+                running.fault = LatentInvalidError("the model's hidden state is not finite")
             else:
                 running.num_rows += 1
                 running.rows.append(batch.rows[position])
-                yield number
+            yield number
 
     def _deliver(self, running: _Running, tally: _Tally) -> None:
         """Give a request its tokens with their rows; end it if it is done."""
@@ -253,7 +264,10 @@ class VllmEngine:
         except DetokenizationError as error:
             self._fail(request, error)
             return
-        if running.ended_by is not None and not running.token_ids:
+        # A row may arrive before the tokens of the rows before it.
+        if running.fault is not None and (not running.rows or running.ended_by is not None):
+            self._fail(request, running.fault)
+        elif running.ended_by is not None and not running.token_ids:
             message = f"vLLM ended the request early ({running.ended_by})"
             self._fail(request, EngineFailedError(message))
 

@@ -197,7 +197,11 @@ def test_a_cancelled_request_is_aborted_and_frees_its_slot(
 
 FAULTS: dict[str, tuple[list[Event], type[Exception], str]] = {
     "a missing row": ([rows((0, 1))], LatentInvalidError, "row 1 came .* in place of row 0"),
-    "a row twice": ([rows((0, 0), (0, 0))], LatentInvalidError, "row 0 .* in place of row 1"),
+    "a row twice": (
+        [rows((0, 0), (0, 0)), NewTokens(0, [7])],
+        LatentInvalidError,
+        "row 0 .* in place of row 1",
+    ),
     "another width": (
         [RowBatch([0], [0], np.zeros((1, WIDTH + 1), np.float32))],
         LatentInvalidError,
@@ -228,6 +232,35 @@ def test_what_breaks_one_request_leaves_the_others(
     with pytest.raises(kind, match=message):
         completion(broken)
     assert completion(other).token_ids == [9]
+    assert engine.num_running == 0
+
+
+BAD_ROW = RowBatch([0], [1], np.full((1, WIDTH), np.nan, np.float32))
+
+
+@pytest.mark.parametrize(
+    "reports",
+    [
+        [[rows((0, 0)), NewTokens(0, [7]), BAD_ROW]],
+        [[rows((0, 0)), BAD_ROW, NewTokens(0, [7, 8])]],
+        [[rows((0, 0)), BAD_ROW], [NewTokens(0, [7])]],
+        [[rows((0, 0)), NewTokens(0, [7]), RequestFailed(0, "no memory")]],
+        [[rows((0, 0), (0, 1)), NewTokens(0, [7]), RequestFailed(0, "no memory")]],
+    ],
+)
+def test_steps_before_a_fault_are_delivered(
+    engine: VllmEngine, core: FakeCore, reports: list[list[Event]]
+) -> None:
+    steps: list[Step] = []
+    request = engine.new_request(make_spec([5], 3), steps.append)
+    engine.add(request)
+    engine.step()
+    for events in reports:
+        assert not request.future.done()
+        step(engine, core, *events)
+    assert [each.token_id for each in steps] == [7]
+    with pytest.raises((LatentInvalidError, EngineFailedError)):
+        completion(request)
     assert engine.num_running == 0
 
 
