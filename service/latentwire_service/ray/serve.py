@@ -117,5 +117,6 @@ def app(args: ServeArgs) -> serve.Application:
     Args:
         args: from the configuration.
     """
-    deployment = serve.deployment(serve.ingress()(LatentService))
-    return deployment.options(name=LatentService.__name__).bind(args.flags)
+    ingress: type = serve.ingress()(LatentService)
+    deployment = serve.deployment(name=LatentService.__name__)(ingress)
+    return deployment.bind(args.flags)
