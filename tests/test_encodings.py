@@ -19,11 +19,9 @@ ROOT = Path(__file__).parent.parent
 TEXT = "Täsk ☀ — 世界 \U0001f600"
 ENVIRONMENTS = {
     "C": {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-    "POSIX": {"LANG": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
     "ascii": {"PYTHONIOENCODING": "ascii"},
     "latin-1": {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"},
     "no such locale": {"LC_ALL": "xx_XX.KOI8-R", "PYTHONUTF8": "0"},
-    "ISO-8859-1": {"LC_ALL": "en_US.ISO-8859-1", "PYTHONUTF8": "0"},
 }
 
 
