@@ -56,7 +56,7 @@ class InputFields(BaseModel):
     )
     output_dir: GivenPlace = Field(
         description="Directory to write the dataset of latents to, or a URL like "
-        "s3://bucket/folder, to which finished files are uploaded."
+        "s3://bucket/folder, to which finished files are uploaded; also -o."
     )
     work_dir: Path | None = Field(
         default=None,

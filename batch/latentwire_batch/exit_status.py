@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+
+from pydantic_settings import BaseSettings
 
 from latentwire.settings_flags import name_variables
 from latentwire.terminal import replace_unencodable
@@ -43,18 +47,34 @@ FINISHED = (ExitStatus.ALL_ROWS, ExitStatus.SOME_ROWS_FAILED)
 """Statuses with which a dataset is complete in its place."""
 
 
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a command like Ctrl-C, in a command that does not handle signals itself."""
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
 def status_of(error: BatchError) -> ExitStatus:
     """Return the exit status for an error."""
     return ExitStatus.USAGE if isinstance(error, UsageError) else ExitStatus.FAILED
 
 
-def run_to_exit_status(run: Callable[[], int], console: Console, args: Sequence[str]) -> int:
-    """Run a collection's command line; report the error or signal that ends it early.
+def run_to_exit_status(
+    run: Callable[[], int],
+    console: Console,
+    args: Sequence[str],
+    settings_type: type[BaseSettings] = CollectSettings,
+) -> int:
+    """Run a command line; report the error or signal that ends it early.
 
     Args:
-        run: parses the command line, collects, and returns the exit status.
+        run: parses the command line, works, and returns the exit status.
         console: for the report.
         args: the command line; an error in a setting that it does not give names the variable.
+        settings_type: of the settings.
 
     Returns:
         The exit status.
@@ -62,11 +82,8 @@ def run_to_exit_status(run: Callable[[], int], console: Console, args: Sequence[
     replace_unencodable()
     try:
         return run()
-    except UsageError as error:
-        console.say(name_variables(str(error), CollectSettings, args))
-        return status_of(error)
     except BatchError as error:
-        console.say(str(error))
+        console.say(name_variables(str(error), settings_type, args))
         return status_of(error)
     except KeyboardInterrupt:
         return report_interrupted(console)

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NoReturn, TypeVar, get_origin
 
 from pydantic import ValidationError
@@ -26,8 +27,11 @@ SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 _METAVARS = {"int": "N", "float": "X", "Path": "PATH", "RemotePath": "URL"}
 _PYTHON_TYPE = re.compile(r"(?:tuple|list)\[.*\]|\b(?:int|float|str|Path|RemotePath|SecretStr)\b")
 _BLAMED_FLAG = re.compile(r"(?:(?<=^)|(?<=; ))--[a-z][\w-]*(?=: )")
-# How argparse begins this error.
+# How argparse words these errors.
 _UNKNOWN = "unrecognized arguments: "
+_NO_VALUE = "expected one argument"
+# One letter, as in other tools that write one output.
+_SHORT_FLAGS = {"-o": "output_dir"}
 _NO_DEFAULT = re.compile(r" ?\(default: (?:None|\(\)|\[\])\)")
 
 
@@ -38,12 +42,24 @@ class FlagError(Exception):
 class FlagParser(argparse.ArgumentParser):
     """Raises `FlagError` instead of exiting, so that a command reports every error alike."""
 
-    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, but word the error of one flag as `--flag: reason`."""
         try:
-            return super().parse_known_args(*args, **kwargs)
+            return super().parse_known_args(args, namespace)
         except argparse.ArgumentError as error:
-            self.error(f"{error.argument_name}: {error.message}")
+            reason = error.message
+            if reason == _NO_VALUE:
+                reason += self._dash_advice(str(error.argument_name), args or ())
+            self.error(f"{error.argument_name}: {reason}")
+
+    def _dash_advice(self, flag: str, args: Sequence[str]) -> str:
+        """Say how a value that begins with a dash is given, where one follows the flag."""
+        for word, following in pairwise(args):
+            name = following.partition("=")[0]
+            if word == flag and name.startswith("-") and name not in self._option_string_actions:
+                # Not the value: it may be a key.
+                return f"; a value that begins with a dash is given as {flag}=VALUE"
+        return ""
 
     def error(self, message: str) -> NoReturn:
         """Raise FlagError; for an unknown flag, name the flag that it resembles."""
@@ -52,9 +68,10 @@ class FlagParser(argparse.ArgumentParser):
         raise FlagError(message)
 
     def _suggestion(self, unknown: Sequence[str]) -> str:
-        name = next((text.partition("=")[0] for text in unknown if text.startswith("--")), "")
+        name = next((text.partition("=")[0] for text in unknown if text.startswith("-")), "")
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        similar = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.75)
+        wanted = "--" + name.lstrip("-").replace("_", "-")
+        similar = difflib.get_close_matches(wanted, known, n=1, cutoff=0.75)
         return f"; did you mean {similar[0]}?" if similar else ""
 
 
@@ -101,7 +118,8 @@ def parse_settings(
     def name_flag(name: str) -> str:
         return name.upper() if name in positional else flag_of(name)
 
-    return make_settings(settings_type, vars(parser.parse_args(args)), name_flag)
+    words = with_long_flags(args, settings_type)
+    return make_settings(settings_type, vars(parser.parse_args(words)), name_flag)
 
 
 def make_settings(
@@ -159,10 +177,39 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def with_long_flags(args: Sequence[str], settings_type: type[BaseSettings]) -> list[str]:
+    """Return a command line with `--output-dir` in place of `-o`.
+
+    The value may follow in the same word, as in `-oDIR` and `-o=DIR`. A long flag that lacks a dash
+    stays as it is, and is refused when the line is parsed.
+
+    Args:
+        args: the command line.
+        settings_type: only the short flags of its fields are replaced.
+    """
+    fields = settings_type.model_fields
+    long_flags = {flag_of(name) for name in fields}
+    known = {short: flag_of(name) for short, name in _SHORT_FLAGS.items() if name in fields}
+    words: list[str] = []
+    for number, word in enumerate(args):
+        if word == "--":
+            return [*words, *args[number:]]
+        flag, value = known.get(word[:2]), word[2:]
+        if flag is None or f"-{word.partition('=')[0]}" in long_flags:
+            words.append(word)
+        else:
+            words.append(f"{flag}={value.removeprefix('=')}" if value else flag)
+    return words
+
+
+def _given_flags(args: Sequence[str], settings_type: type[BaseSettings]) -> set[str]:
+    return {word.partition("=")[0] for word in with_long_flags(args, settings_type)}
+
+
 def origin_of(name: str, settings_type: type[BaseSettings], args: Sequence[str]) -> str:
     """Return the flag that sets a field, or the variable where that is set and the flag is not."""
     flag = flag_of(name)
-    is_given = any(arg.partition("=")[0] == flag for arg in args)
+    is_given = flag in _given_flags(args, settings_type)
     return flag if is_given else _set_variable(settings_type, name) or flag
 
 
@@ -183,7 +230,7 @@ def name_variables(
     prefix = settings_type.model_config.get("env_prefix", "")
     # pydantic-settings reads variables without regard to case.
     variables = {name.upper(): name for name, value in environ.items() if value}
-    given = {arg.partition("=")[0] for arg in args}
+    given = _given_flags(args, settings_type)
 
     def source(flag: re.Match[str]) -> str:
         variable = variables.get((prefix + flag[0][2:]).replace("-", "_").upper())

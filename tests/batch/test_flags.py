@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_origin
+from typing import Any, get_origin
 
 import pytest
+from pydantic_settings import BaseSettings
 
+from latentwire.settings_flags import name_variables, origin_of
 from latentwire_batch.__main__ import main
+from latentwire_batch.compression.command_settings import CompressSettings
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.errors import UsageError
 from latentwire_batch.flags import parse_settings
+from latentwire_batch.shards.merge_settings import MergeSettings
+from latentwire_service.bridges.fitting.settings import FitSettings
+from latentwire_service.compressors.fitting.settings import CompressorSettings
 from support.batch.collecting import Collect
 
 REQUIRED = ["--dataset", "in.jsonl", "--output-dir", "out"]
@@ -132,13 +138,64 @@ def test_the_variable_of_the_dataset_is_one_input_or_a_json_list(
         ),
         (["--depth", "1"], "unrecognized arguments: --depth 1$"),
         (["--max-new", "1"], "unrecognized arguments: --max-new"),
-        (["--k"], "--k: expected one argument"),
+        (["--k"], "--k: expected one argument$"),
+        (["--k", "--overwrite"], "--k: expected one argument$"),
+        (
+            ["--id-field", "-id"],
+            "--id-field: expected one argument; .* dash is given as --id-field=VALUE$",
+        ),
+        # One dash too few is not -o with a strange directory.
+        (["-overwrite"], r"unrecognized arguments: -overwrite; did you mean --overwrite\?$"),
+        (["-output-dir=x"], "unrecognized arguments: -output-dir=x; did you mean --output-dir"),
+        (["-seed", "7"], r"unrecognized arguments: -seed 7; did you mean --seed\?$"),
         (["--chat-template", "llama"], "--chat-template: must be one of auto, none, qwen"),
     ],
 )
 def test_a_bad_flag_is_named(args: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=f"^{message}"):
         parse(*args)
+
+
+@pytest.mark.parametrize(
+    ("settings_type", "others"),
+    [
+        (CollectSettings, ["--dataset", "a"]),
+        (MergeSettings, ["a", "b"]),
+        (CompressSettings, ["a"]),
+        (FitSettings, ["a"]),
+        (CompressorSettings, ["a"]),
+    ],
+)
+def test_every_command_takes_its_directory_in_a_short_form(
+    settings_type: type[BaseSettings], others: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forms = {
+        ("-o", "out"): "out",
+        ("-oout",): "out",
+        ("-o=out",): "out",
+        ("--output-dir", "out"): "out",
+        ("--output-dir=out",): "out",
+        ("-o-out",): "-out",
+        ("-o=-out",): "-out",
+        ("--output-dir=-out",): "-out",
+        ("-o=a=b",): "a=b",
+    }
+    monkeypatch.setenv(f"{settings_type.model_config['env_prefix']}OUTPUT_DIR", "unused")
+    for words, expected in forms.items():
+        for line in ([*others, *words], [*words, *others]):
+            settings: Any = parse_settings(settings_type, line, "c", "about")
+            assert settings.output_dir == Path(expected)
+        message = "--output-dir: is not a directory"
+        assert name_variables(message, settings_type, words) == message
+        assert origin_of("output_dir", settings_type, words) == "--output-dir"
+    for words, reason in {("-o",): "expected one argument", ("-o", "-x"): "VALUE"}.items():
+        with pytest.raises(UsageError, match=f"^--output-dir: .*{reason}$"):
+            parse_settings(settings_type, [*others, *words], "c", "about")
+
+
+def test_words_after_two_dashes_are_no_flags() -> None:
+    settings = parse_settings(MergeSettings, ["-oout", "--", "-o", "-x"], "c", "about")
+    assert settings.shards == (Path("-o"), Path("-x"))
 
 
 def test_bad_usage_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,10 +50,8 @@ def run_fit(
         return status
 
     replace_unencodable()
-    # One letter, as in other tools that write one output.
-    words = ["--output-dir" if word == "-o" else word for word in args]
     try:
-        settings = parse_settings(settings_class, words, command, description)
+        settings = parse_settings(settings_class, args, command, description)
     except FlagError as error:
         return say(str(error), _BAD_USAGE)
     except SystemExit as request:
