@@ -134,6 +134,7 @@ class Assembly:
             StorageError: when a row cannot be read back.
             OSError: when a file cannot be written.
         """
+        store.will_read(RowState.FINISHED)
         try:
             for index, state in enumerate(store.states()):
                 if state == RowState.FINISHED:

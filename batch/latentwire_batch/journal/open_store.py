@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from latentwire_batch.dataset.manifest import Manifest
 from latentwire_batch.dataset.previous import finished_indices
 from latentwire_batch.journal.record_log import RecordLog
-from latentwire_batch.journal.row_store import RowStore
+from latentwire_batch.journal.row_store import RowLog, RowStore
+from latentwire_batch.journal.segments.segments import Segments
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.ranks.rank import Rank
 from latentwire_batch.shards.shard import ALL_ROWS, Shard
@@ -25,6 +26,7 @@ def open_store(
     manifest: Manifest | None,
     reopens_failed: bool,
     shard: Shard = ALL_ROWS,
+    segments: Segments | None = None,
 ) -> RowStore:
     """Open the logs of all ranks, this rank's own for writing.
 
@@ -35,17 +37,21 @@ def open_store(
         manifest: of a complete earlier run whose finished rows are kept; None for none.
         reopens_failed: whether rows that failed become pending again.
         shard: the rows of others are left out.
+        segments: of replicas on other machines, which are read like the logs of other ranks.
 
     Raises:
         StorageError: when a log cannot be read.
     """
     with ExitStack() as opened:
-        logs = [RecordLog(layout.rank_log(rank.index))]
-        opened.callback(logs[0].close)
+        log = RecordLog(layout.rank_log(rank.index))
+        opened.callback(log.close)
+        others: list[RowLog] = []
         for path in layout.logs_of_others(rank.index):
-            logs.append(RecordLog(path, is_own=False))
-            opened.callback(logs[-1].close)
-        store = RowStore(logs[0], num_rows, logs[1:])
+            others.append(RecordLog(path, is_own=False))
+            opened.callback(others[-1].close)
+        if segments is not None:
+            others.append(segments.open())
+        store = RowStore(log, num_rows, others)
         store.restrict(shard)
         if manifest is not None:
             store.keep(finished_indices(manifest, layout))

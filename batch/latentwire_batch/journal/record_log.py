@@ -32,6 +32,8 @@ import numpy as np
 import numpy.typing as npt
 
 from latentwire_batch.errors import StorageError, storage_error
+from latentwire_batch.journal.segments.row_index import RecordFile, RowIndex
+from latentwire_batch.locations import Folder
 
 _MAGIC = b"LWR1"
 _FIELDS = struct.Struct("<4sBxxxIqQI")
@@ -96,6 +98,44 @@ def _damaged(header: _Header) -> StorageError:
     )
 
 
+def record_head(record: Record) -> bytes:
+    """Return what stands in front of a record's body: its header and its JSON object."""
+    meta = json.dumps(record.meta, ensure_ascii=False).encode()
+    checksum = zlib.crc32(meta)
+    for piece in record.body:
+        checksum = zlib.crc32(piece, checksum)
+    fields = _FIELDS.pack(_MAGIC, record.kind, len(meta), record.row, record.body_bytes, checksum)
+    return fields + _CHECKSUM.pack(zlib.crc32(fields)) + meta
+
+
+def parse_record(data: memoryview) -> Record:
+    """Read a whole record from memory; its body is a view of the memory.
+
+    Raises:
+        StorageError: when it does not match its checksums.
+    """
+    header = _parse_header(bytes(data[:HEADER_BYTES]))
+    if header is None:
+        raise StorageError("a record of a finished row is damaged")
+    content = data[HEADER_BYTES : header.record_bytes]
+    if zlib.crc32(content) != header.checksum:
+        raise StorageError(f"the record of row {header.row} is damaged")
+    meta = json.loads(bytes(content[: header.meta_bytes]))
+    return Record(header.kind, header.row, meta, [content[header.meta_bytes :]])
+
+
+def _parse_header(raw: bytes) -> _Header | None:
+    if len(raw) < HEADER_BYTES:
+        return None
+    fields, checksum = raw[: _FIELDS.size], raw[_FIELDS.size :]
+    if zlib.crc32(fields) != _CHECKSUM.unpack(checksum)[0]:
+        return None
+    magic, kind, meta_bytes, row, body_bytes, body_checksum = _FIELDS.unpack(fields)
+    if magic != _MAGIC:
+        return None
+    return _Header(kind, meta_bytes, row, body_bytes, body_checksum)
+
+
 class RecordLog:
     """One log file, open for appending and for reading back.
 
@@ -105,12 +145,16 @@ class RecordLog:
         path: of the file; an own log is created if it is missing.
         is_own: False for another process's log, which is only read.
 
+    Attributes:
+        path: of the file.
+
     Raises:
         StorageError: when the file cannot be opened. Every other method raises it when the file
             cannot be read or written.
     """
 
     def __init__(self, path: Path, is_own: bool = True) -> None:
+        self.path = path
         self._is_own = is_own
         flags = os.O_RDWR | os.O_CREAT if is_own else os.O_RDONLY
         try:
@@ -140,22 +184,15 @@ class RecordLog:
 
     def append(self, record: Record) -> RecordRef:
         """Write a record at the end; a failed write leaves the file as it was."""
-        meta = json.dumps(record.meta, ensure_ascii=False).encode()
-        checksum = zlib.crc32(meta)
-        for piece in record.body:
-            checksum = zlib.crc32(piece, checksum)
-        fields = _FIELDS.pack(
-            _MAGIC, record.kind, len(meta), record.row, record.body_bytes, checksum
-        )
-        header = fields + _CHECKSUM.pack(zlib.crc32(fields))
+        head = record_head(record)
         offset = self._size
         try:
-            self._write_at(offset, [memoryview(header), memoryview(meta), *record.body])
+            self._write_at(offset, [memoryview(head), *record.body])
         except OSError as error:
             with suppress(OSError):
                 os.ftruncate(self._fd, offset)
             raise storage_error("cannot be written", error) from error
-        self._size = offset + len(header) + len(meta) + record.body_bytes
+        self._size = offset + len(head) + record.body_bytes
         return RecordRef(record.kind, record.row, offset)
 
     def sync(self) -> None:
@@ -164,6 +201,25 @@ class RecordLog:
             os.fsync(self._fd)
         except OSError as error:
             raise storage_error("cannot be written", error) from error
+
+    def locate(self, rows: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> RowIndex:
+        """Return where records are.
+
+        Args:
+            rows: that they are about.
+            offsets: of the records.
+        """
+        lengths = [self._known_header(offset).record_bytes for offset in offsets.tolist()]
+        return RowIndex(
+            files=(RecordFile(Folder(str(self.path.parent)), self.path.name),),
+            rows=rows,
+            file_numbers=np.zeros(rows.size, dtype=np.int32),
+            offsets=offsets,
+            lengths=np.array(lengths, dtype=np.int64),
+        )
+
+    def will_read(self, offsets: npt.NDArray[np.int64]) -> None:
+        """Hear in which order records are read from now on; the system reads ahead by itself."""
 
     def read_meta(self, offset: int) -> dict[str, Any]:
         """Read a record's JSON object, without its body."""
@@ -225,16 +281,7 @@ class RecordLog:
             target, offset = target[num_read:], offset + num_read
 
     def _header_at(self, offset: int) -> _Header | None:
-        raw = os.pread(self._fd, HEADER_BYTES, offset)
-        if len(raw) < HEADER_BYTES:
-            return None
-        fields, checksum = raw[: _FIELDS.size], raw[_FIELDS.size :]
-        if zlib.crc32(fields) != _CHECKSUM.unpack(checksum)[0]:
-            return None
-        magic, kind, meta_bytes, row, body_bytes, body_checksum = _FIELDS.unpack(fields)
-        if magic != _MAGIC:
-            return None
-        return _Header(kind, meta_bytes, row, body_bytes, body_checksum)
+        return _parse_header(os.pread(self._fd, HEADER_BYTES, offset))
 
     def _known_header(self, offset: int) -> _Header:
         try:

@@ -6,52 +6,58 @@ In memory it keeps 11 bytes per input row, whatever the size of the results.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from enum import IntEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from latentwire.number_formats import EncodedRows
-from latentwire_batch.journal.record_log import Record, RecordLog, RecordRef
+from latentwire_batch.journal.record_log import RecordLog, RecordRef
+from latentwire_batch.journal.row_records import (
+    RecordKind,
+    StoredRow,
+    elapsed_record,
+    failed_record,
+    finished_record,
+    stored_row,
+    suspect_record,
+)
+from latentwire_batch.journal.segments.row_index import RowIndex
 from latentwire_batch.ranks.rank import Rank
 from latentwire_batch.shards.shard import ALL_ROWS, Shard
-from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState, RowText, Suspicion
+from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState, Suspicion
 
 
-class RecordKind(IntEnum):
-    """Types of record in the log."""
+class RowLog(Protocol):
+    """A log that is only read. Methods raise StorageError when it cannot be read."""
 
-    FINISHED = 1
-    FAILED = 2
-    ELAPSED = 3
-    SUSPECT = 4
+    def recover(self) -> Iterator[RecordRef]:
+        """Yield every whole record, from the first one on."""
+        ...
 
+    def will_read(self, offsets: npt.NDArray[np.int64]) -> None:
+        """Hear in which order records are read from now on, which may make that faster."""
+        ...
 
-@dataclass(frozen=True)
-class StoredRow:
-    """A finished row without its latent.
+    def read_meta(self, offset: int) -> dict[str, Any]:
+        """Read a record's JSON object."""
+        ...
 
-    Attributes:
-        text: its text columns.
-        num_steps: rows of the latent.
-        prompt_tokens: length of the prompt.
-        completion_tokens: tokens generated.
-        finish_reason: "stop" or "length".
-        token_ids: the generated tokens; None in a log of an earlier version.
-        seed: that gave them; None in a log of an earlier version.
-        shapes: rows and width of each stored matrix; None: the latent alone, as float32.
-    """
+    def read_body_into(self, offset: int, out: Sequence[npt.NDArray[Any]]) -> None:
+        """Read a record's body into arrays, one after the other."""
+        ...
 
-    text: RowText
-    num_steps: int
-    prompt_tokens: int
-    completion_tokens: int
-    finish_reason: str
-    token_ids: Sequence[int] | None = None
-    seed: int | None = None
-    shapes: Sequence[tuple[int, int]] | None = None
+    def locate(self, rows: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> RowIndex:
+        """Return where records are.
+
+        Args:
+            rows: that they are about.
+            offsets: of the records.
+        """
+        ...
+
+    def close(self) -> None:
+        """Read no more."""
+        ...
 
 
 class RowStore:
@@ -62,12 +68,12 @@ class RowStore:
     Args:
         log: receives the records; the store closes it.
         num_rows: rows of the input.
-        others: logs of other ranks, which are only read; the store closes them.
+        others: logs of other processes, which are only read; the store closes them.
     """
 
-    def __init__(self, log: RecordLog, num_rows: int, others: Sequence[RecordLog] = ()) -> None:
+    def __init__(self, log: RecordLog, num_rows: int, others: Sequence[RowLog] = ()) -> None:
         self._log = log
-        self._logs = (log, *others)
+        self._logs: tuple[RowLog, ...] = (log, *others)
         self._log_numbers = np.zeros(num_rows, dtype=np.uint16)
         self._states = np.full(num_rows, RowState.PENDING, dtype=np.uint8)
         self._offsets = np.zeros(num_rows, dtype=np.int64)
@@ -141,58 +147,50 @@ class RowStore:
         Raises:
             StorageError: when it cannot be written; the row stays pending.
         """
-        row, latent = finished.row, finished.hidden_state
-        meta = {
-            "task": row.task,
-            "task_id": row.task_id,
-            "plan": finished.plan,
-            "num_steps": latent.shape[0],
-            "prompt_tokens": finished.prompt_tokens,
-            "completion_tokens": finished.completion_tokens,
-            "finish_reason": finished.finish_reason,
-            "token_ids": finished.token_ids,
-            "seed": finished.seed,
-        }
-        if finished.matrices is None:
-            body = [_bytes_of(np.ascontiguousarray(latent, dtype="<f4"))]
-        else:
-            meta["matrices"] = [[len(part.values), part.width] for part in finished.matrices]
-            body = [_bytes_of(array) for part in finished.matrices for array in _arrays(part)]
-        ref = self._log.append(Record(RecordKind.FINISHED, row.index, meta, body))
-        self._settle(row.index, True, ref.offset)
+        ref = self._log.append(finished_record(finished))
+        self._settle(finished.row.index, True, ref.offset)
 
     def add_failed(self, failed: FailedRow) -> None:
         """Append a row that has no latent; raises like `add_finished`."""
-        meta = {"task_id": failed.task_id, "code": failed.code, "message": failed.message}
-        ref = self._log.append(Record(RecordKind.FAILED, failed.index, meta))
+        ref = self._log.append(failed_record(failed))
         self._settle(failed.index, False, ref.offset)
 
     def add_suspect(self, index: int, suspicion: Suspicion) -> None:
         """Append the suspicion that a row ends replicas; raises like `add_finished`."""
-        self._log.append(Record(RecordKind.SUSPECT, index, asdict(suspicion)))
+        self._log.append(suspect_record(index, suspicion))
 
     def add_elapsed(self, elapsed_s: float) -> None:
         """Append the seconds that passed since the last call."""
-        self._log.append(Record(RecordKind.ELAPSED, 0, {"elapsed_s": elapsed_s}))
+        self._log.append(elapsed_record(elapsed_s))
         self._elapsed_s += elapsed_s
 
     def sync(self) -> None:
         """Make everything appended before durable."""
         self._log.sync()
 
+    def will_read(self, state: RowState) -> None:
+        """Announce that all rows in a state are read next, in input order."""
+        rows = np.flatnonzero(self._states == state)
+        numbers = self._log_numbers[rows]
+        for number, log in enumerate(self._logs):
+            log.will_read(self._offsets[rows[numbers == number]])
+
+    def finished_index(self) -> RowIndex:
+        """Return where the finished rows are, sorted by row."""
+        rows = np.flatnonzero(self._states == RowState.FINISHED)
+        numbers = self._log_numbers[rows]
+        parts = [
+            log.locate(own, self._offsets[own])
+            for number, log in enumerate(self._logs)
+            if (own := rows[numbers == number]).size
+        ]
+        joined = RowIndex.joined(parts)
+        return joined.take(np.argsort(joined.rows))
+
     def read(self, index: int) -> StoredRow:
         """Read a finished row without its latent."""
         meta = self._log_of(index).read_meta(int(self._offsets[index]))
-        return StoredRow(
-            text=RowText(task=meta["task"], task_id=meta["task_id"], plan=meta["plan"]),
-            num_steps=meta["num_steps"],
-            prompt_tokens=meta["prompt_tokens"],
-            completion_tokens=meta["completion_tokens"],
-            finish_reason=meta["finish_reason"],
-            token_ids=meta.get("token_ids"),
-            seed=meta.get("seed"),
-            shapes=meta.get("matrices"),
-        )
+        return stored_row(meta)
 
     def read_matrices_into(self, index: int, out: Sequence[npt.NDArray[Any]]) -> None:
         """Read a finished row's matrices.
@@ -206,6 +204,7 @@ class RowStore:
 
     def failed_rows(self) -> Iterator[FailedRow]:
         """Yield the rows that failed, in input order."""
+        self.will_read(RowState.FAILED)
         for index in np.flatnonzero(self._states == RowState.FAILED):
             meta = self._log_of(int(index)).read_meta(int(self._offsets[index]))
             yield FailedRow(int(index), meta["task_id"], meta["code"], meta["message"])
@@ -215,7 +214,7 @@ class RowStore:
         for log in self._logs:
             log.close()
 
-    def _log_of(self, index: int) -> RecordLog:
+    def _log_of(self, index: int) -> RowLog:
         return self._logs[int(self._log_numbers[index])]
 
     def _recover_row(self, ref: RecordRef, log_number: int) -> None:
@@ -229,11 +228,3 @@ class RowStore:
         self._states[index] = RowState.FINISHED if is_finished else RowState.FAILED
         self._offsets[index] = offset
         self._log_numbers[index] = log_number
-
-
-def _arrays(encoded: EncodedRows) -> list[npt.NDArray[Any]]:
-    return [encoded.values] if encoded.scales is None else [encoded.values, encoded.scales]
-
-
-def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -120,6 +120,11 @@ class Folder:
                 return None
             raise place_error(error) from error
 
+    def read_part(self, name: str, start: int, stop: int) -> bytes:
+        """Return the bytes of a file from one place to another, by one request."""
+        with location_errors():
+            return bytes(self.filesystem.cat_file(self.path(name), start=start, end=stop))
+
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading; reading raises the errors of its library."""
         with location_errors():
