@@ -79,13 +79,31 @@ def environment_of(name: str, locales: Path) -> dict[str, str]:
     return kept | ENVIRONMENTS[name] | ({"LOCPATH": str(locales)} if name == "ISO-8859-1" else {})
 
 
-def run(args: list[str], environment: dict[str, str], cwd: Path) -> tuple[int, str]:
-    command = [sys.executable, "-m", "latentwire", *args]
-    ended = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, timeout=120)
-    output = (ended.stdout + ended.stderr).decode(errors="replace")
+# Runs each command line of the first argument in one process, because a start of Python takes most
+# of the time. The last line holds the exit statuses.
+RUN_ALL = """
+import json, sys
+from latentwire.cli import main
+statuses = []
+for args in json.loads(sys.argv[1]):
+    sys.argv = ["latentwire", *args]
+    try:
+        main()
+    except SystemExit as ended:
+        statuses.append(ended.code or 0)
+print(json.dumps(statuses))
+"""
+
+
+def run_all(
+    commands: list[list[str]], environment: dict[str, str], cwd: Path
+) -> tuple[list[int], str]:
+    arguments = [sys.executable, "-c", RUN_ALL, json.dumps(commands)]
+    ended = subprocess.run(arguments, env=environment, cwd=cwd, capture_output=True, timeout=120)
+    output = (ended.stderr + ended.stdout).decode(errors="replace")
     assert "Traceback" not in output
     assert "UnicodeEncodeError" not in output
-    return ended.returncode, output
+    return json.loads(output.splitlines()[-1]), output
 
 
 @pytest.mark.slow
@@ -98,21 +116,24 @@ def test_every_command_works_in_every_locale(name: str, locales: Path, tmp_path:
     with StubReplica() as stub:
         collect = ["collect", "--dataset", "tasks.jsonl", "--output-dir", "out", "--skip-invalid"]
         collect += ["--replica", stub.base_url, "--prompt-template", "{task}"]
-        assert run(collect, environment, tmp_path)[0] == 3
-        retry = [*collect, "--retry-failed"]
-        assert run(retry, environment, tmp_path)[0] == 3
         plan = ["plan", "--url", stub.base_url, "--seed", "1", "--max-new-tokens", "9", "Hi"]
-        assert run(plan, environment, tmp_path)[0] == 0
+        commands = {
+            "collect": (collect, 3),
+            "a retry": ([*collect, "--retry-failed"], 3),
+            "plan": (plan, 0),
+            "inspect": (["inspect", "out", "--html", "report.html"], 1),
+            "help of serve": (["serve", "--help"], 0),
+            "help of plan": (["plan", "--help"], 0),
+            # Messages that quote a value which the terminal cannot show.
+            "a wrong value": (["collect", "--dataset", "x", "--k", TEXT], 2),
+            "no service": (["plan", "--url", "http://127.0.0.1:9", TEXT], 1),
+        }
+        args = [args for args, _ in commands.values()]
+        statuses, output = run_all(args, environment, tmp_path)
+        assert statuses == [status for _, status in commands.values()], output
+        assert "--k" in output
     tasks = pq.read_table(tmp_path / "out" / "data.parquet")["task"].to_pylist()
     assert tasks == [record["task"] for record in records[:3]]
     failures = (tmp_path / "out" / "failures.jsonl").read_text(encoding="utf-8")
     assert json.loads(failures)["task_id"] == "é"
-    assert run(["inspect", "out", "--html", "report.html"], environment, tmp_path)[0] == 1
     assert TEXT in (tmp_path / "report.html").read_text(encoding="utf-8")
-    for command in ("serve", "plan"):
-        assert run([command, "--help"], environment, tmp_path)[0] == 0
-    # A message that quotes a value which the terminal cannot show.
-    status, output = run(["collect", "--dataset", "x", "--k", TEXT], environment, tmp_path)
-    assert status == 2
-    assert "--k" in output
-    run(["plan", "--url", "http://127.0.0.1:9", TEXT], environment, tmp_path)

@@ -146,7 +146,7 @@ def test_the_same_seed_gives_the_same_bridge(place: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_killed_fit_continues_to_the_same_bridge(place: Path, tmp_path: Path) -> None:
-    more = ("--kind", "mlp", "--steps", "60", "--check-every", "2", "--patience", "99")
+    more = ("--kind", "mlp", "--steps", "24", "--check-every", "2", "--patience", "99")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(command(place, whole, *more)) == 0
     run = [sys.executable, "-m", "latentwire", "fit-bridge", *command(place, killed, *more)]
