@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from latentwire.number_formats import NumberFormat
+from latentwire_batch.dataset.checksum import crc32
 from latentwire_batch.dataset.durable_file import DurableFile
 from latentwire_batch.dataset.parquet.file_writer import VALUES_PATH, ParquetFileWriter
 from latentwire_batch.dataset.schema import CLASSIC_SCHEMA, FileSchema
@@ -155,7 +155,7 @@ def _add_to_digest(digest: hashlib._Hash, batch: pa.RecordBatch) -> None:
         for buffer in column.buffers():
             if buffer is not None:
                 # A checksum first, because cryptographic digests are several times slower.
-                digest.update(zlib.crc32(buffer).to_bytes(4, "little"))
+                digest.update(crc32(buffer).to_bytes(4, "little"))
 
 
 def _dataset_info(schema: FileSchema) -> dict[str, Any]:

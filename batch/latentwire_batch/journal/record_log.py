@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from latentwire_batch.dataset.checksum import crc32
 from latentwire_batch.errors import StorageError, storage_error
 from latentwire_batch.journal.segments.row_index import RecordFile, RowIndex
 from latentwire_batch.locations import Folder
@@ -101,11 +101,11 @@ def _damaged(header: _Header) -> StorageError:
 def record_head(record: Record) -> bytes:
     """Return what stands in front of a record's body: its header and its JSON object."""
     meta = json.dumps(record.meta, ensure_ascii=False).encode()
-    checksum = zlib.crc32(meta)
+    checksum = crc32(meta)
     for piece in record.body:
-        checksum = zlib.crc32(piece, checksum)
+        checksum = crc32(piece, checksum)
     fields = _FIELDS.pack(_MAGIC, record.kind, len(meta), record.row, record.body_bytes, checksum)
-    return fields + _CHECKSUM.pack(zlib.crc32(fields)) + meta
+    return fields + _CHECKSUM.pack(crc32(fields)) + meta
 
 
 def parse_record(data: memoryview) -> Record:
@@ -118,7 +118,7 @@ def parse_record(data: memoryview) -> Record:
     if header is None:
         raise StorageError("a record of a finished row is damaged")
     content = data[HEADER_BYTES : header.record_bytes]
-    if zlib.crc32(content) != header.checksum:
+    if crc32(content) != header.checksum:
         raise StorageError(f"the record of row {header.row} is damaged")
     meta = json.loads(bytes(content[: header.meta_bytes]))
     return Record(header.kind, header.row, meta, [content[header.meta_bytes :]])
@@ -128,7 +128,7 @@ def _parse_header(raw: bytes) -> _Header | None:
     if len(raw) < HEADER_BYTES:
         return None
     fields, checksum = raw[: _FIELDS.size], raw[_FIELDS.size :]
-    if zlib.crc32(fields) != _CHECKSUM.unpack(checksum)[0]:
+    if crc32(fields) != _CHECKSUM.unpack(checksum)[0]:
         return None
     magic, kind, meta_bytes, row, body_bytes, body_checksum = _FIELDS.unpack(fields)
     if magic != _MAGIC:
@@ -252,9 +252,9 @@ class RecordLog:
                 position += target.nbytes
         except OSError as error:
             raise storage_error("cannot be read", error) from error
-        checksum = zlib.crc32(meta)
+        checksum = crc32(meta)
         for target in targets:
-            checksum = zlib.crc32(target, checksum)
+            checksum = crc32(target, checksum)
         if checksum != header.checksum:
             raise _damaged(header)
 
@@ -301,6 +301,6 @@ class RecordLog:
             chunk = os.pread(self._fd, min(_READ_BYTES, end - position), position)
             if not chunk:
                 break
-            checksum = zlib.crc32(chunk, checksum)
+            checksum = crc32(chunk, checksum)
             position += len(chunk)
         return checksum

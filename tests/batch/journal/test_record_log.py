@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,13 @@ def test_records_come_back_as_written(tmp_path: Path) -> None:
     log.read_body_into(refs[2].offset, [out])
     np.testing.assert_array_equal(out, [[2, 3, 4], [5, 6, 7]])
     assert log.read_meta(refs[1].offset) == {"row": 1, "text": "ü"}
+
+
+def test_checksums_are_those_of_zlib(tmp_path: Path) -> None:
+    written(tmp_path / "log", 1)
+    content = (tmp_path / "log").read_bytes()
+    checksums = struct.unpack("<II", content[28:HEADER_BYTES])
+    assert checksums == (zlib.crc32(content[HEADER_BYTES:]), zlib.crc32(content[:32]))
 
 
 def test_an_empty_body_is_a_record_too(tmp_path: Path) -> None:
