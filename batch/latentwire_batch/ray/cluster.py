@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -12,6 +13,7 @@ from types import ModuleType
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Notify
 from latentwire_batch.errors import UsageError
+from latentwire_batch.ray.autoscaler import can_add_nodes
 from latentwire_batch.replicas.local_plan import gpus_per_replica
 
 INSTALL = '--on ray needs Ray: pip install "latentwire[ray]"'
@@ -19,6 +21,7 @@ INSTALL = '--on ray needs Ray: pip install "latentwire[ray]"'
 SPARE_CPUS = 2
 _ADDRESS_VARIABLE = "RAY_ADDRESS"
 _CLIENT_SCHEME = "ray://"
+_LOG_LEVEL_VARIABLE = "RAY_BACKEND_LOG_LEVEL"
 # Ray reads them when it is imported or started; those that the user set stay.
 _VARIABLES = {
     # Nothing is sent to anybody.
@@ -28,8 +31,9 @@ _VARIABLES = {
     # A call after the end must not start another cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     # Ray Data's own actors cause an error message that concerns no user.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    _LOG_LEVEL_VARIABLE: "fatal",
 }
+_STDERR = 2
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,38 @@ class Placement:
     replicas: int
     cpus: int
     gpus: int
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What each replica and each of Ray Data's own tasks takes."""
+        each: dict[str, float] = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+        return [each] * self.replicas + [{"CPU": 1}] * SPARE_CPUS
+
+    def shortage(self, num_cpus: int, num_gpus: int) -> str | None:
+        """Return what a cluster lacks, as the text of an error; None: nothing.
+
+        Args:
+            num_cpus: logical CPUs of the cluster.
+            num_gpus: of the cluster.
+        """
+        if self.gpus > num_gpus:
+            return (
+                f"--gpus-per-replica: a replica needs {_count(self.gpus, 'GPU')}, and the Ray "
+                f"cluster has {num_gpus}; --gpus-per-replica 0 uses CPUs"
+            )
+        wanted_gpus, wanted_cpus = self.replicas * self.gpus, self.replicas * self.cpus + SPARE_CPUS
+        if wanted_gpus > num_gpus:
+            return (
+                f"--replicas: {self.replicas} need {_count(wanted_gpus, 'GPU')}, and the Ray "
+                f"cluster has {num_gpus}; give fewer, or start more nodes"
+            )
+        if wanted_cpus > num_cpus:
+            return (
+                f"--replicas: {_count(self.replicas, 'replica')} and Ray Data need {wanted_cpus} "
+                f"logical CPUs, and the Ray cluster has {num_cpus}; give fewer replicas or "
+                "--threads, or start more nodes"
+            )
+        return None
 
 
 def import_ray() -> ModuleType:
@@ -83,56 +119,64 @@ def connected(settings: CollectSettings, notify: Notify) -> Iterator[Placement]:
         )
     options = {"num_cpus": _local_cpus(settings), "include_dashboard": False}
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(options if address == "local" else {}),
-        )
+        with _without_notice_of_log_level():
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **(options if address == "local" else {}),
+            )
     except ConnectionError as error:
         raise UsageError(
             "--ray-address: no Ray cluster answers there, or it does not accept this user's token"
         ) from error
     try:
         _quiet(ray)
-        placement = place(settings, ray.cluster_resources())
+
+        def can_grow(placement: Placement) -> bool:
+            return can_add_nodes(ray, placement.bundles)
+
+        placement = place(settings, ray.cluster_resources(), can_grow, notify)
         notify(_described(placement, len(ray.nodes())))
         yield placement
     finally:
         ray.shutdown()
 
 
-def place(settings: CollectSettings, resources: Mapping[str, float]) -> Placement:
+def place(
+    settings: CollectSettings,
+    resources: Mapping[str, float],
+    can_grow: Callable[[Placement], bool],
+    notify: Notify,
+) -> Placement:
     """Decide what the replicas take of a cluster.
 
     Args:
         settings: of the run.
         resources: of the whole cluster, `CPU` and `GPU`.
+        can_grow: whether an autoscaler adds nodes until the replicas fit.
+        notify: told when replicas wait for such nodes.
 
     Raises:
         UsageError: they do not fit.
     """
     num_cpus, num_gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     gpus = _gpus(settings)
-    cpus = settings.threads or 1
-    if gpus > num_gpus:
-        raise UsageError(
-            f"--gpus-per-replica: a replica needs {_count(gpus, 'GPU')}, and the Ray cluster has "
-            f"{num_gpus}; --gpus-per-replica 0 uses CPUs"
-        )
-    replicas = settings.replicas or (num_gpus // gpus if gpus else 1)
-    if replicas * gpus > num_gpus:
-        raise UsageError(
-            f"--replicas: {replicas} need {_count(replicas * gpus, 'GPU')}, and the Ray cluster "
-            f"has {num_gpus}; give fewer, or start more nodes"
-        )
-    if replicas * cpus + SPARE_CPUS > num_cpus:
-        raise UsageError(
-            f"--replicas: {_count(replicas, 'replica')} and Ray Data need "
-            f"{replicas * cpus + SPARE_CPUS} logical CPUs, and the Ray cluster has {num_cpus}; "
-            "give fewer replicas or --threads, or start more nodes"
-        )
-    return Placement(replicas, cpus, gpus)
+    replicas = settings.replicas or max(1, num_gpus // gpus if gpus else 1)
+    placement = Placement(replicas, settings.threads or 1, gpus)
+    shortage = placement.shortage(num_cpus, num_gpus)
+    if shortage is None:
+        return placement
+    if not can_grow(placement):
+        raise UsageError(shortage)
+    wanted = [f"{replicas * placement.cpus + SPARE_CPUS} logical CPUs"]
+    wanted += [_count(replicas * gpus, "GPU")] * bool(gpus)
+    notify(
+        f"the Ray cluster has {num_cpus} logical CPUs and {_count(num_gpus, 'GPU')}: "
+        f"{_count(replicas, 'replica')} wait until its autoscaler has added nodes, for "
+        f"{' and '.join(wanted)} in all; rows are planned from the first replica on"
+    )
+    return placement
 
 
 def _gpus(settings: CollectSettings) -> int:
@@ -170,3 +214,25 @@ def _quiet(ray: ModuleType) -> None:
     # A model may load for hours, and a row may take as long as --timeout.
     context.execution_no_progress_timeout_s = -1
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _without_notice_of_log_level() -> Iterator[None]:
+    """Drop the line in which Ray's C++ code says that it reads its log level.
+
+    It writes to the file descriptor, before it has a log. What else is written meanwhile follows.
+    """
+    kept = os.dup(_STDERR)
+    try:
+        with tempfile.TemporaryFile() as written:
+            os.dup2(written.fileno(), _STDERR)
+            try:
+                yield
+            finally:
+                os.dup2(kept, _STDERR)
+                written.seek(0)
+                for line in written:
+                    if _LOG_LEVEL_VARIABLE.encode() not in line:
+                        os.write(_STDERR, line)
+    finally:
+        os.close(kept)

@@ -88,7 +88,7 @@ def run_ray_session(plan: RaySessionPlan) -> FleetSummary:
         job = _job(plan, token, placement)
         stream = Stream(plan.rows, job, ledger, placement)
         try:
-            return run_interruptible(_Session(plan, ledger, stream).run())
+            return run_interruptible(_Session(plan, ledger, stream, placement.replicas).run())
         except ray.exceptions.RayError as error:
             raise _lost(error) from error
 
@@ -128,7 +128,9 @@ def _token(run: Run) -> Iterator[str]:
 
 
 class _Session:
-    def __init__(self, plan: RaySessionPlan, ledger: Any, stream: Stream) -> None:
+    def __init__(
+        self, plan: RaySessionPlan, ledger: Any, stream: Stream, num_replicas: int
+    ) -> None:
         self._plan = plan
         self._console = plan.run.console
         self._ledger = ledger
@@ -139,6 +141,8 @@ class _Session:
         self._in_flight: set[int] = set()
         self._num_left = 0
         self._num_starts = 0
+        # All replicas may start before the first of them has loaded the model.
+        self._max_starts = _MAX_STARTS + num_replicas
         self._is_stopping = False
         self._progress: ProgressReport | None = None
 
@@ -210,7 +214,7 @@ class _Session:
         match event.kind:
             case "starting":
                 self._num_starts += 1
-                if self._num_starts > _MAX_STARTS + len(self._infos):
+                if self._num_starts > self._max_starts:
                     raise ReplicasLostError(
                         f"replicas started {self._num_starts} times without planning a row; "
                         "finished rows are kept, rerun the same command to resume"

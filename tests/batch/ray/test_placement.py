@@ -10,11 +10,16 @@ import pytest
 from latentwire_batch.__main__ import main
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.errors import UsageError
+from latentwire_batch.ray import autoscaler
 from latentwire_batch.ray.cluster import Placement, place
 
 
 def settings(**given: Any) -> CollectSettings:
     return CollectSettings(dataset=("x",), output_dir=Path("out"), on="ray", **given)
+
+
+def _not_asked(_: Placement) -> bool:
+    raise AssertionError("the replicas fit")
 
 
 @pytest.mark.parametrize(
@@ -31,7 +36,9 @@ def settings(**given: Any) -> CollectSettings:
 def test_replicas_take_what_the_cluster_has(
     given: dict[str, Any], cpus: int, gpus: int, placement: Placement
 ) -> None:
-    assert place(settings(**given), {"CPU": cpus, "GPU": gpus}) == placement
+    said: list[str] = []
+    made = place(settings(**given), {"CPU": cpus, "GPU": gpus}, _not_asked, said.append)
+    assert (made, said) == (placement, [])
 
 
 @pytest.mark.parametrize(
@@ -46,8 +53,46 @@ def test_replicas_take_what_the_cluster_has(
 def test_a_cluster_that_is_too_small_is_refused(
     given: dict[str, Any], cpus: int, gpus: int, message: str
 ) -> None:
+    resources, said = {"CPU": float(cpus), "GPU": float(gpus)}, list[str]()
     with pytest.raises(UsageError, match=message):
-        place(settings(**given), {"CPU": cpus, "GPU": gpus})
+        place(settings(**given), resources, lambda _: False, said.append)
+    assert said == []
+    grown = place(settings(**given), resources, lambda _: True, said.append)
+    assert grown.replicas == given.get("replicas", 1)
+    assert len(said) == 1
+    assert "wait until its autoscaler has added nodes" in said[0]
+
+
+def test_the_autoscaler_learns_of_the_replicas_and_of_two_more_cpus() -> None:
+    asked: list[Placement] = []
+    given = settings(replicas=2, gpus_per_replica=2, threads=3)
+
+    def can_grow(placement: Placement) -> bool:
+        asked.append(placement)
+        return True
+
+    said: list[str] = []
+    place(given, {"CPU": 2.0}, can_grow, said.append)
+    (placement,) = asked
+    assert placement.bundles == [{"CPU": 3, "GPU": 2}] * 2 + [{"CPU": 1}] * 2
+    assert "for 8 logical CPUs and 4 GPUs in all" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("report", "is_managed", "answer"),
+    [
+        ({}, False, None),
+        ({"node_type_mapping": {"h": "node_7f"}}, False, None),
+        ({"node_type_mapping": {"h": "ray.head.default"}}, True, None),
+        ({"node_type_mapping": {"h": "head"}, "pending_launches": {"gpu": 2}}, True, True),
+        ({"node_type_mapping": {"h": "head"}, "pending_nodes": [["h", "gpu", "up"]]}, True, True),
+    ],
+)
+def test_a_report_of_the_autoscaler_is_understood(
+    report: dict[str, Any], is_managed: bool, answer: bool | None
+) -> None:
+    assert autoscaler._is_managed(report) == is_managed
+    assert autoscaler._first_answer(report) is answer
 
 
 @pytest.mark.parametrize(
