@@ -37,13 +37,20 @@ from latentwire_service.engine.seams.bridge import Bridge, BridgeError, Rows
 from latentwire_service.settings import Settings
 from latentwire_service.vllm_engine.core import ROW_WORKER, LoadedCore, MakeCore, VllmCore
 from latentwire_service.vllm_engine.engine import VllmEngine
-from latentwire_service.vllm_engine.options import TESTED_VERSIONS, engine_args
+from latentwire_service.vllm_engine.options import (
+    TESTED_VERSIONS,
+    ModelShape,
+    check_sizes,
+    engine_args,
+)
 from latentwire_service.vllm_engine.sampling import FIELD_REFUSALS, VllmSampling
 from latentwire_service.vllm_engine.self_check import check_rows
 
 logger = logging.getLogger(__name__)
 
 ENGINE = "vllm"
+# Kinds of devices of which vLLM has as many as it has workers.
+_COUNTED = ("cuda", "xpu")
 _REFUSALS: Mapping[str, str] = {
     LATENTS_IN: "the vLLM engine reads text only; --engine latentwire reads latents",
     LATENT_STEPS: "the vLLM engine makes no latent steps; --engine latentwire does",
@@ -159,6 +166,8 @@ class VllmBackend:
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
         )
+        num_devices = current_platform.device_count() if device in _COUNTED else None
+        check_sizes(settings, _shape_of(files), num_devices)
         sampling = VllmSampling(checked_settings(files.generation_config), files.eos_token_ids)
         args = engine_args(
             settings,
@@ -259,6 +268,19 @@ class VllmBackend:
         stop = files.generation_config.stop_strings or ()
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         return _Started(core, engine, thread, encoder, vocabulary, sampling, info, stop)
+
+
+def _shape_of(files: ModelFiles) -> ModelShape:
+    config = files.config.get_text_config()
+    ropes = getattr(config, "rope_parameters", None) or {}
+    # One set of parameters, or one for each kind of layers.
+    kinds = ropes.values() if all(isinstance(each, dict) for each in ropes.values()) else [ropes]
+    return ModelShape(
+        max_positions=files.max_positions,
+        is_stretched=any(each.get("rope_type", "default") != "default" for each in kinds),
+        num_heads=getattr(config, "num_attention_heads", None),
+        num_layers=getattr(config, "num_hidden_layers", None),
+    )
 
 
 def _warn_about_version(version: str) -> None:

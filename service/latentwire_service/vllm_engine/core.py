@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol, cast
 
 import zmq
+from pydantic import ValidationError
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.sampling_params import RequestOutputKind
@@ -305,5 +306,13 @@ class VllmCore:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = str(error)
+    if isinstance(error, ValidationError):
+        # Its own text ends with the values of all other fields and a link.
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        text = "; ".join(
+            ": ".join([*map(str, fault["loc"]), fault["msg"].removeprefix("Value error, ")])
+            for fault in faults
+        )
+    text = " ".join(text.split())
     return text or type(error).__name__

@@ -3,54 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from latentwire_service.engine.errors import ModelError
 from latentwire_service.settings import Settings
+from latentwire_service.vllm_engine.argument_table import ALLOWED, refusal, value_refusal
 
 # Versions that the tests ran with.
 TESTED_VERSIONS = ("0.32",)
-# The service sets these itself, or another flag does.
-_OWN_ARGS: Mapping[str, str] = {
-    "model": "use --model",
-    "tokenizer": "it is the model's own",
-    "skip_tokenizer_init": "the service tokenizes",
-    "served_model_name": "it is the name of --model",
-    "revision": "use --revision",
-    "trust_remote_code": "use --trust-remote-code",
-    "dtype": "use --dtype",
-    "max_model_len": "use --max-model-len",
-    "max_num_seqs": "use --max-slots",
-    "tensor_parallel_size": "use --tensor-parallel-size",
-    "pipeline_parallel_size": "use --pipeline-parallel-size",
-    "gpu_memory_utilization": "use --gpu-memory-utilization",
-    "quantization": "use --quantization",
-    "worker_extension_cls": "hidden rows need it",
-    "runner": "only generation has plans",
-    "convert": "only generation has plans",
-    "max_num_active_seqs": "use --max-slots",
-    "max_num_queued_reqs": "use --max-queue",
-    "max_num_queued_tokens": "use --max-queue",
-    "generation_config": "the service applies it",
-    "override_generation_config": "the service applies the model's own",
-}
-# Hidden rows are not right with these.
-_REFUSED_ARGS: Mapping[str, str] = {
-    "speculative_config": "with speculative decoding, hidden rows would belong to drafts",
-    "diffusion_config": "hidden rows belong to tokens that come one after the other",
-    "data_parallel_size": "start one service per replica",
-    "enable_lora": "requests cannot name an adapter",
-}
-_REFUSED_PREFIXES: Mapping[str, str] = {
-    "spec_": _REFUSED_ARGS["speculative_config"],
-    "speculative": _REFUSED_ARGS["speculative_config"],
-    "data_parallel": _REFUSED_ARGS["data_parallel_size"],
-}
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 DEFAULT_MAX_MODEL_LEN = 4096
 # On a CPU, vLLM would take a fraction of all memory, whether it is free or not.
 DEFAULT_CPU_CACHE_BYTES = 4 * 2**30
+# vLLM keeps the tokens of this many sequences at their full length, whether they run or not.
+MAX_SLOTS = 8192
+# Tokens that vLLM computes in one step if it is not told otherwise.
+_VLLM_STEP_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What the sizes of an engine have to fit. None: the model's config does not say.
+
+    Attributes:
+        max_positions: positions that the config allows.
+        is_stretched: whether the rotary frequencies are scaled for longer sequences.
+        num_heads: attention heads of a layer.
+        num_layers: layers.
+    """
+
+    max_positions: int | None = None
+    is_stretched: bool = False
+    num_heads: int | None = None
+    num_layers: int | None = None
 
 
 def parse_engine_args(given: Sequence[str], known: Collection[str]) -> dict[str, Any]:
@@ -61,7 +48,7 @@ def parse_engine_args(given: Sequence[str], known: Collection[str]) -> dict[str,
         known: names of vLLM's arguments.
 
     Raises:
-        ModelError: the form is another one, or the argument is unknown or refused.
+        ModelError: the form is another one, or the argument or its value is unknown or refused.
     """
     parsed: dict[str, Any] = {}
     for text in given:
@@ -69,16 +56,62 @@ def parse_engine_args(given: Sequence[str], known: Collection[str]) -> dict[str,
         name = name.strip().removeprefix("--").replace("-", "_")
         if not separator or not name:
             raise ModelError(f"--engine-arg {text!r} does not have the form KEY=VALUE")
-        reason = _refusal(name)
+        reason = refusal(name)
         if reason is not None:
             raise ModelError(f"--engine-arg cannot set {name}: {reason}")
         if name not in known:
-            raise ModelError(f"--engine-arg {name}: vLLM has no argument of that name")
+            raise ModelError(f"--engine-arg {name}: this vLLM has no argument of that name")
+        if name not in ALLOWED:
+            raise ModelError(
+                f"--engine-arg cannot set {name}: this version of latentwire does not know what it "
+                "does to hidden rows"
+            )
         try:
             parsed[name] = json.loads(value)
         except ValueError:
             parsed[name] = value
+        reason = value_refusal(name, parsed[name])
+        if reason is not None:
+            raise ModelError(f"--engine-arg: {reason}")
     return parsed
+
+
+def check_sizes(settings: Settings, shape: ModelShape, num_devices: int | None) -> None:
+    """Compare the sizes that flags give with the model and the machine.
+
+    Args:
+        settings: of the service.
+        shape: of the model.
+        num_devices: GPUs that this process sees; None: they do not limit the engine.
+
+    Raises:
+        ModelError: a size cannot be had; the message names its flag and the limit.
+    """
+    if settings.max_slots != "auto" and settings.max_slots > MAX_SLOTS:
+        raise ModelError(
+            f"--max-slots {settings.max_slots}: the vLLM engine has {MAX_SLOTS} slots at most"
+        )
+    limit, length = shape.max_positions, settings.max_model_len
+    if length != "auto" and limit is not None and length > limit and not shape.is_stretched:
+        raise ModelError(f"--max-model-len {length}: the model reads {limit} positions at most")
+    shares, stages = settings.tensor_parallel_size or 1, settings.pipeline_parallel_size or 1
+    if shape.num_heads is not None and shape.num_heads % shares:
+        raise ModelError(
+            f"--tensor-parallel-size {shares}: the {shape.num_heads} attention heads of a layer "
+            "cannot be shared equally"
+        )
+    if shape.num_layers is not None and stages > shape.num_layers:
+        raise ModelError(
+            f"--pipeline-parallel-size {stages}: the model has {shape.num_layers} layers"
+        )
+    if num_devices is not None and shares * stages > num_devices:
+        names = [
+            f"--{name}-parallel-size {size}"
+            for name, size in (("tensor", shares), ("pipeline", stages))
+            if size > 1
+        ]
+        needed = f"{shares * stages} GPUs are needed"
+        raise ModelError(f"{' with '.join(names)}: {needed}, and this process sees {num_devices}")
 
 
 def engine_args(
@@ -118,22 +151,15 @@ def engine_args(
         "quantization": settings.quantization,
         "disable_log_stats": True,
     }
+    # Requests that decode take a token each of the tokens of a step.
+    num_slots = args["max_num_seqs"] or 0
     if "prefill_chunk" in settings.model_fields_set:
-        # Requests that decode take a token each of the same budget.
-        num_slots = args["max_num_seqs"] or 0
         args["max_num_batched_tokens"] = max(settings.prefill_chunk, num_slots)
+    elif num_slots > _VLLM_STEP_TOKENS:
+        args["max_num_batched_tokens"] = num_slots
     if device == "cpu" and settings.gpu_memory_utilization is None:
         args["kv_cache_memory_bytes"] = DEFAULT_CPU_CACHE_BYTES
     return {name: value for name, value in args.items() if value is not None} | extra
-
-
-def _refusal(name: str) -> str | None:
-    if name in _OWN_ARGS:
-        return _OWN_ARGS[name]
-    if name in _REFUSED_ARGS:
-        return _REFUSED_ARGS[name]
-    prefixes = [prefix for prefix in _REFUSED_PREFIXES if name.startswith(prefix)]
-    return _REFUSED_PREFIXES[prefixes[0]] if prefixes else None
 
 
 def _dtype(name: str, device: str) -> str:
