@@ -29,6 +29,8 @@ _ADVICE = {
     "compression-failed": "the messages say why; another compressor needs another --output-dir",
     "number-format": "bfloat16 or float32 as --storage-dtype holds them; another format needs "
     "another --output-dir",
+    "connection-failed": "no replica ended, so look at the network, or the proxy between; "
+    "--retry-failed tries them again",
     "timeout": "rerun with --retry-failed and a larger --timeout",
 }
 

@@ -363,6 +363,10 @@ class InfoResponse(ResponseModel):
     bridges: list[BridgeInfo] = Field(
         default=[], description="What makes input embeddings of another model's hidden rows."
     )
+    uptime_s: float | None = Field(
+        default=None,
+        description="Seconds since the service began to load; null in answers of an older one.",
+    )
 
 
 class StatusResponse(ResponseModel):

@@ -118,12 +118,18 @@ class ModelService:
         self.compressors = compressors or CompressorCatalog()
         self._compressions = CompressionPools()
         self._is_hang_logged = False
+        self._started_s = time.monotonic()
         self._backend: Backend | None = None
         self._state = State.LOADING
         self._state_lock = threading.Lock()
         # A daemon, like the engine's thread: hours of loading must not keep a dying process alive.
         self._loader = threading.Thread(target=self._load, name="loader", daemon=True)
         self.failure: Exception | None = None
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since the service was made, right before it began to load the model."""
+        return time.monotonic() - self._started_s
 
     @property
     def state(self) -> State:

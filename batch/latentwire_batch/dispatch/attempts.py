@@ -56,7 +56,7 @@ class Attempt:
 
     Attributes:
         row: the row.
-        num_failures: tries that failed on a replica that stayed up.
+        num_failures: tries that failed on a replica that stayed up, broken connections included.
         num_away: tries that a replica refused because it was not ready.
         tried: indices of the replicas on which the row failed, or which ended with it.
         not_before_s: earliest moment of the next try, `time.monotonic` seconds.

@@ -12,13 +12,15 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from latentwire import LatentwireError, PlanLatent, QueueFullError
 from latentwire.retry import retry_delay
 from latentwire_batch.dispatch.attempts import Attempt, ResultSink, RetryPolicy, check_answer
-from latentwire_batch.dispatch.isolation import Isolation, is_guilty, suspect
+from latentwire_batch.dispatch.broken import BrokenRow, BrokenRows
+from latentwire_batch.dispatch.isolation import Isolation, is_guilty, suspect, suspicion_after
 from latentwire_batch.dispatch.verdicts import (
     LOSSES,
     Failure,
@@ -28,7 +30,7 @@ from latentwire_batch.dispatch.verdicts import (
     run_refusal,
     verdict_of,
 )
-from latentwire_batch.errors import ReplicasLostError, UsageError
+from latentwire_batch.errors import BatchError, ReplicasLostError, UsageError
 from latentwire_batch.replicas.fleet import Fleet
 from latentwire_batch.replicas.replica import Replica
 from latentwire_batch.tasks.results import FailedRow, FinishedRow, Suspicion
@@ -82,6 +84,7 @@ class Dispatcher:
         self._note_progress = note_progress
         self._waiting: deque[Attempt] = deque()
         self._isolation = Isolation()
+        self._broken = BrokenRows(fleet.has_other_up, policy.patience_s, time.monotonic)
         self._next_row: Row | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -103,16 +106,39 @@ class Dispatcher:
         try:
             while True:
                 self._fleet.changed.clear()
+                await self._judge_broken()
                 self._start_attempts()
                 if self._fatal is not None:
                     raise self._fatal
                 if not self._running and (self._is_stopping or self._is_exhausted()):
                     return
                 await self._wait_for_change()
+        except ReplicasLostError:
+            for broken in self._broken.take_unknown():
+                await self._retry_lost(broken.attempt, broken.num_together, broken.replica)
+            raise
         finally:
             for task in self._running:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
+            await self._note_broken()
+
+    async def _judge_broken(self) -> None:
+        """Send rows again of which it is known now whether their replica ended."""
+        for judged in self._broken.take_judged():
+            broken = judged.broken
+            if judged.is_end:
+                await self._retry_lost(broken.attempt, broken.num_together, broken.replica)
+            else:
+                await self._retry_failed(broken.attempt, broken.failure, broken.replica)
+
+    async def _note_broken(self) -> None:
+        """Store the suspicion of rows that still wait, for the next run."""
+        # After an error of the store, this would only be another one.
+        with suppress(BatchError):
+            for broken in self._broken.take_unknown():
+                suspicion = suspicion_after(broken.attempt.suspicion, broken.num_together)
+                await self._sink.suspected(broken.attempt.row.index, suspicion)
 
     def _start_attempts(self) -> None:
         while not self._is_stopping and self._fatal is None:
@@ -162,7 +188,7 @@ class Dispatcher:
 
     @property
     def _holds_many(self) -> bool:
-        return len(self._waiting) + len(self._isolation) >= _MAX_WAITING
+        return len(self._waiting) + len(self._isolation) + len(self._broken) >= _MAX_WAITING
 
     def _peek(self) -> Row | None:
         """Return the next row that is no suspect of an earlier run."""
@@ -178,7 +204,8 @@ class Dispatcher:
         return self._next_row
 
     def _is_exhausted(self) -> bool:
-        return self._peek() is None and not self._waiting and not self._isolation
+        is_any_left = self._waiting or self._isolation or self._broken
+        return self._peek() is None and not is_any_left
 
     def _start(self, attempt: Attempt, replica: Replica) -> None:
         # Counted here, because the next row is placed before the task runs.
@@ -199,16 +226,19 @@ class Dispatcher:
         self._fleet.changed.set()
 
     async def _try(self, attempt: Attempt, replica: Replica) -> None:
-        num_losses = replica.num_losses
+        num_losses, sent_s = replica.num_losses, time.monotonic()
         try:
             answer = await replica.answer_of(self._send(replica, attempt.row))
             assert replica.info is not None
             check_answer(answer, replica.info.hidden_size)
         except LatentwireError as error:
+            verdict = verdict_of(error)
+            if verdict is Verdict.CONNECTION_BROKE:
+                self._wait_for_judgement(error, attempt, replica, sent_s)
             # It may have ended and come back since the row was sent.
-            if num_losses == replica.num_losses and verdict_of(error) in LOSSES:
+            elif verdict in LOSSES and num_losses == replica.num_losses:
                 self._fleet.lose(replica)
-            await self._handle(error, attempt, replica)
+            await self._handle(verdict, error, attempt, replica)
             return
         replica.note_answer()
         await self._sink.finished(
@@ -225,9 +255,22 @@ class Dispatcher:
         )
         self._note_progress()
 
-    async def _handle(self, error: LatentwireError, attempt: Attempt, replica: Replica) -> None:
+    def _wait_for_judgement(
+        self, error: LatentwireError, attempt: Attempt, replica: Replica, sent_s: float
+    ) -> None:
+        broken_s = time.monotonic()
+        if replica.has_ended_since(sent_s, broken_s) is None:
+            self._fleet.lose(replica)
+        num_together = replica.num_at_loss
+        self._broken.add(
+            BrokenRow(attempt, replica, failure_of(error), num_together, sent_s, broken_s)
+        )
+
+    async def _handle(
+        self, verdict: Verdict, error: LatentwireError, attempt: Attempt, replica: Replica
+    ) -> None:
         failure = failure_of(error)
-        match verdict_of(error):
+        match verdict:
             case Verdict.RUN_IS_BAD:
                 version = "unknown" if replica.info is None else replica.info.version
                 raise UsageError(run_refusal(error, replica.name, version)) from error
@@ -239,13 +282,13 @@ class Dispatcher:
                 self._put_back(attempt)
             case Verdict.REPLICA_AWAY:
                 await self._retry_away(attempt, failure, replica)
-            case Verdict.REPLICA_LOST:
-                await self._retry_lost(attempt, replica)
+            case Verdict.REPLICA_ENDED:
+                await self._retry_lost(attempt, replica.num_at_loss, replica)
             case Verdict.ROW_FAILED:
                 await self._retry_failed(attempt, failure, replica)
 
-    async def _retry_lost(self, attempt: Attempt, replica: Replica) -> None:
-        attempt = suspect(attempt, replica.num_at_loss)
+    async def _retry_lost(self, attempt: Attempt, num_together: int, replica: Replica) -> None:
+        attempt = suspect(attempt, num_together)
         assert attempt.suspicion is not None
         if is_guilty(attempt.suspicion):
             await self._give_up(attempt, failure_of_guilty(attempt.suspicion))
@@ -308,6 +351,7 @@ class Dispatcher:
     def _due_moments_s(self) -> list[float]:
         """Return when to look again, without any change, `time.monotonic` seconds."""
         due_s = [attempt.not_before_s for attempt in self._waiting]
+        due_s += self._broken.due_moments_s()
         cool_end_s = self._fleet.next_cool_end_s()
         if cool_end_s is not None:
             due_s.append(cool_end_s)

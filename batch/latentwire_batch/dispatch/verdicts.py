@@ -15,6 +15,7 @@ from latentwire import (
     LatentwireError,
     NotReadyError,
     QueueFullError,
+    TransportError,
     TransportTimeoutError,
     UnauthorizedError,
     __version__,
@@ -30,8 +31,10 @@ class Verdict(Enum):
     """Another try cannot help."""
     ROW_FAILED = auto()
     """Another replica may succeed; the row is retried a limited number of times."""
-    REPLICA_LOST = auto()
-    """The replica ended while it had the row, perhaps because of it."""
+    REPLICA_ENDED = auto()
+    """The replica says that it ended while it had the row, perhaps because of it."""
+    CONNECTION_BROKE = auto()
+    """The replica had the row, and has ended or not: its next answer tells."""
     REPLICA_AWAY = auto()
     """The replica did not take the row."""
     REPLICA_BUSY = auto()
@@ -41,7 +44,7 @@ class Verdict(Enum):
 
 
 # The replica takes no rows until it answers `/ready` again.
-LOSSES = frozenset({Verdict.REPLICA_LOST, Verdict.REPLICA_AWAY})
+LOSSES = frozenset({Verdict.REPLICA_ENDED, Verdict.CONNECTION_BROKE, Verdict.REPLICA_AWAY})
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ _BAD_ROW_STATUSES = frozenset({400, 404, 405, 413, 422})
 # Equal in every row's request, so that every row would be refused alike.
 _RUN_FIELDS = frozenset({*SamplingFields.model_fields, "date"})
 
+# No request was sent: nothing listens, no packet comes back, or a proxy has no way to the replica.
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+
 
 def verdict_of(error: LatentwireError) -> Verdict:
     """Judge a failed try."""
@@ -69,10 +75,11 @@ def verdict_of(error: LatentwireError) -> Verdict:
             return Verdict.REPLICA_BUSY
         case NotReadyError():
             has_ended = error.body.engine_failed
-            return Verdict.REPLICA_LOST if has_ended else Verdict.REPLICA_AWAY
+            return Verdict.REPLICA_ENDED if has_ended else Verdict.REPLICA_AWAY
+        case TransportError() if isinstance(error.__cause__, _UNSENT):
+            return Verdict.REPLICA_AWAY
         case ConnectionFailedError():
-            was_sent = not isinstance(error.__cause__, httpx.ConnectError)
-            return Verdict.REPLICA_LOST if was_sent else Verdict.REPLICA_AWAY
+            return Verdict.CONNECTION_BROKE
         case InvalidArgumentError():
             return Verdict.ROW_IS_BAD
         case InvalidRequestError() if error.body.field in _RUN_FIELDS:

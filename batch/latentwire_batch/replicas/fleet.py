@@ -30,6 +30,8 @@ _REPORT_INTERVAL_S = 5.0
 _MAX_REPORT_INTERVAL_S = 60.0
 _MIN_PROBE_PAUSE_S = 0.25
 _MAX_PROBE_PAUSE_S = 2.0
+# Of each replica. A bad network would hide all other notices.
+_NUM_DROPPED_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Fleet:
         for replica in first:
             if not replica.is_up:
                 self._notify(f"{replica.name} is not ready; the run continues without it")
-                self._start(self._rejoin(replica))
+                self._start(self._join(replica))
         return self._identity
 
     async def _first_answers(
@@ -206,10 +208,9 @@ class Fleet:
             return
         replica.go_down()
         self._watches.pop(replica.index).cancel()
-        self._notify(f"{replica.name} does not answer; its rows are sent again")
         if not any(other.is_up for other in self.replicas):
             self._all_down_since_s = time.monotonic()
-        self._start(self._rejoin(replica))
+        self._start(self._regain(replica, time.monotonic()))
 
     def _come_up(self, replica: Replica, info: InfoResponse) -> None:
         replica.come_up(info, self._slots_of(self._concurrency or default_window(info)))
@@ -231,6 +232,10 @@ class Fleet:
         await until_hung(is_healthy, HANG_PATIENCE_S)
         self.lose(replica)
         replica.give_up()
+
+    def has_other_up(self, replica: Replica) -> bool:
+        """Whether a replica other than this one is up."""
+        return any(other.is_up and other is not replica for other in self.replicas)
 
     def back_off(self, replica: Replica, delay_s: float) -> None:
         """Send fewer rows to an overloaded replica, and none for `delay_s` seconds."""
@@ -273,10 +278,44 @@ class Fleet:
     async def _join(self, replica: Replica) -> None:
         await self._is_connected.wait()
         await self._rejoin(replica)
+        if replica.is_up:
+            self._notify(f"{replica.name} is ready")
 
-    async def _rejoin(self, replica: Replica) -> None:
+    async def _regain(self, replica: Replica, lost_s: float) -> None:
+        """Let a replica rejoin that was up, and tell what became of it."""
+        was_absent = False
+
+        def note_absence() -> None:
+            nonlocal was_absent
+            if not was_absent:
+                self._notify(f"{replica.name} does not answer; its rows are sent again")
+            was_absent = True
+
+        await self._rejoin(replica, note_absence)
+        if not replica.is_up:
+            return
+        if was_absent:
+            self._notify(f"{replica.name} is ready")
+        elif replica.has_ended_since(lost_s, lost_s):
+            self._notify(f"{replica.name} has started again; its rows are sent again")
+        else:
+            self._note_dropped(replica)
+
+    def _note_dropped(self, replica: Replica) -> None:
+        replica.num_dropped += 1
+        if replica.num_dropped > _NUM_DROPPED_SHOWN:
+            return
+        is_last = replica.num_dropped == _NUM_DROPPED_SHOWN
+        self._notify(
+            f"a row got no answer from {replica.name}, which is up; the row is sent again"
+            + "; further such rows are not shown" * is_last
+        )
+
+    async def _rejoin(
+        self, replica: Replica, note_absence: Callable[[], None] = lambda: None
+    ) -> None:
         try:
-            info = await self._greet(replica)
+            info = await self._greet(replica, note_absence)
         except UsageError as error:
             self._notify(f"{error}; removed from this run")
             return
@@ -286,17 +325,21 @@ class Fleet:
             return
         self._come_up(replica, info)
         self._all_down_since_s = None
-        self._notify(f"{replica.name} is ready")
         self.changed.set()
 
-    async def _greet(self, replica: Replica) -> InfoResponse:
+    async def _greet(
+        self, replica: Replica, note_absence: Callable[[], None] = lambda: None
+    ) -> InfoResponse:
         """Wait, without a limit, until a replica can take work; return its `/info`."""
         pause_s = _MIN_PROBE_PAUSE_S
         while True:
+            sent_s = time.monotonic()
             try:
                 reason = await replica.client.unready_reason()
                 if reason is None:
-                    return await replica.client.info()
+                    info = await replica.client.info()
+                    replica.note_life(info.uptime_s, sent_s)
+                    return info
                 replica.state = _state_of(reason)
             except UnauthorizedError as error:
                 raise UsageError(f"--api-key: {replica.name} rejected the key") from error
@@ -308,6 +351,8 @@ class Fleet:
                     raise UsageError(
                         f"--replica: {replica.name} does not answer like a latentwire service"
                     ) from error
+            replica.note_absence()
+            note_absence()
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _MAX_PROBE_PAUSE_S)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -25,6 +27,7 @@ class Replica:
         num_losses: how often it stopped answering.
         num_at_loss: rows that it had in flight when it last did.
         num_answers: rows that it answered.
+        num_dropped: how often it was up all the while that a row got no answer.
         sending: the requests with rows that it has not answered.
     """
 
@@ -43,7 +46,11 @@ class Replica:
         self.sending: set[asyncio.Task[PlanLatent]] = set()
         self._max_window = 1
         self.num_answers = 0
+        self.num_dropped = 0
         self._num_answers_of_window = 0
+        # `time.monotonic` seconds, of the newest process that answered, and of its last answer.
+        self._started_s = self._seen_s = -math.inf
+        self._absent_s: float | None = None
 
     @property
     def name(self) -> str:
@@ -65,6 +72,38 @@ class Replica:
         self.info = info
         self._max_window = self.window = concurrency or default_window(info)
         self.is_up = True
+
+    def note_absence(self) -> None:
+        """Take notice that it did not answer a probe, or was not ready."""
+        self._absent_s = time.monotonic()
+
+    def note_life(self, uptime_s: float | None, sent_s: float) -> None:
+        """Take notice of an answer to `/info`, which tells when the process started.
+
+        Args:
+            uptime_s: that it states. An earlier service states none; it counts as started again if
+                it was absent before.
+            sent_s: when it was requested, `time.monotonic` seconds.
+        """
+        self._seen_s = time.monotonic()
+        if uptime_s is None:
+            self._started_s = self._absent_s or self._started_s
+        elif sent_s - uptime_s > self._started_s:
+            # Another process, and not the same one with an answer that took longer. Behind a
+            # gateway it may be older than the row, and so no sign of an end.
+            self._started_s = self._seen_s - uptime_s
+        self._absent_s = None
+
+    def has_ended_since(self, sent_s: float, broken_s: float) -> bool | None:
+        """Whether the process that got a row has ended; None while that is not known.
+
+        Args:
+            sent_s: when the row was sent, `time.monotonic` seconds.
+            broken_s: when its connection broke.
+        """
+        if self._started_s > sent_s:
+            return True
+        return False if self._seen_s > broken_s else None
 
     def go_down(self) -> None:
         """Stop sending rows to it."""

@@ -208,7 +208,7 @@ def _add_state_routes(
     @router.get("/info", responses=documented_responses(401, 421, 503))
     async def info() -> InfoResponse:
         """Describe the model, the limits and the version of this service."""
-        return describe(service.info)
+        return describe(service.info).model_copy(update={"uptime_s": service.uptime_s})
 
 
 def _add_metrics_route(router: APIRouter, service: ModelService, metrics: Metrics) -> None:

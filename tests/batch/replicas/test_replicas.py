@@ -141,7 +141,7 @@ def test_a_row_that_takes_replicas_down_with_it_is_given_up(
     collect: Collect, stub: StubReplica, tasks: Path
 ) -> None:
     task_id, task = tasks_of(tasks)[0]
-    stub.behaviour.drop_tasks = {task}
+    stub.behaviour.killers = frozenset({task})
     ended = collect("--concurrency", "1", "--limit", "2", replicas=[stub])
     assert ended.status == 3
     assert "row 0 failed: ends-replica" in ended.stderr

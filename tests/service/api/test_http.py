@@ -124,7 +124,7 @@ def test_health_ready_and_info_answer(server: LiveServer, backend: str) -> None:
     assert "mean-pool" in info.compressors
     assert info.engine == ("vllm" if is_vllm else "latentwire")
     described = {"bridges", "capabilities", "refusals", "compressors", "compressor_info"}
-    described |= {"engine", "engine_version"}
+    described |= {"engine", "engine_version", "uptime_s"}
     assert info.model_dump(exclude=described) == {
         "model": "tiny",
         "revision": None,
@@ -144,6 +144,10 @@ def test_health_ready_and_info_answer(server: LiveServer, backend: str) -> None:
         "generation_defaults": {},
     }
     assert info.device in {"cpu", "cuda", "mps"}
+    later = InfoResponse.model_validate_json(server.http.get("/info").content)
+    assert info.uptime_s is not None
+    assert later.uptime_s is not None
+    assert 0 < info.uptime_s < later.uptime_s
     assert socket.gethostname() not in server.http.get("/info").text
 
 

@@ -41,13 +41,13 @@ class Behaviour:
         die_after: drop every connection after this many plans.
         gate: plan requests wait for it.
         nan_tasks: tasks whose latent has a NaN.
-        drop_tasks: tasks whose connection is dropped without an answer.
         speaks_json_only: answer with JSON, whatever `Accept` lists.
         killers: tasks that end the replica with all that it has in flight.
         restart_s: seconds from such an end until it is back; None: it stays away.
         tells_why: such an end is told by an answer, like that of a service whose engine failed.
         finish_reason: of every answer.
         refused_field: requests with this field are refused, as by a service that lacks it.
+        states_uptime: whether `/info` says how long it is up, unlike that of earlier services.
     """
 
     model: str = "stub"
@@ -66,13 +66,13 @@ class Behaviour:
     exit_on_death: bool = False
     gate: threading.Event | None = None
     nan_tasks: set[str] = field(default_factory=set)
-    drop_tasks: set[str] = field(default_factory=set)
     speaks_json_only: bool = False
     killers: frozenset[str] = frozenset()
     restart_s: float | None = 0.0
     tells_why: bool = False
     finish_reason: str = "stop"
     refused_field: str | None = None
+    states_uptime: bool = True
 
 
 def info(behaviour: Behaviour) -> dict[str, object]:

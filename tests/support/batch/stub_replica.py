@@ -62,6 +62,7 @@ class StubReplica:
         self.arrived = threading.Event()
         self.num_in_flight = self.most_in_flight = 0
         self.num_deaths = 0
+        self._started_s = time.monotonic()
         # After this many answers the stub sets `stalled`, and waits for `resume`.
         self.stall_after: int | None = None
         self.stalled = threading.Event()
@@ -107,7 +108,12 @@ class StubReplica:
             threading.Timer(self.behaviour.restart_s, self.revive).start()
 
     def revive(self) -> None:
+        self._started_s = time.monotonic()
         self.behaviour.is_dead = False
+
+    def uptime(self) -> dict[str, float]:
+        is_stated = self.behaviour.states_uptime
+        return {"uptime_s": time.monotonic() - self._started_s} if is_stated else {}
 
     def resume(self) -> None:
         with self.lock:
@@ -167,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self.close_connection = True
         elif path == "/info":
-            self._send(200, info(stub.behaviour))
+            self._send(200, info(stub.behaviour) | stub.uptime())
         else:
             self._problem(404, "not-found")
 
@@ -211,9 +217,6 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if behaviour.refused_field in body:
             self._problem(422, "invalid-request", {"field": behaviour.refused_field})
-            return
-        if body["task"] in behaviour.drop_tasks:
-            self.close_connection = True
             return
         if status is not None:
             self._problem(status, _CODES[status])

@@ -1,0 +1,123 @@
+"""A row whose connection breaks while its replica lives on is not blamed for an end."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from latentwire_batch.replicas.replica import Replica
+from latentwire_batch.replicas.source import new_client
+from support.batch.collecting import Collect, write_tasks
+from support.batch.dataset_oracle import assert_complete, tasks_of
+from support.batch.stub_replica import StubReplica
+from support.network.cutting_proxy import Cut, CuttingProxy
+
+MARKER = b'"task_id":"t1"'
+RETRIES = 3
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    return write_tasks(tmp_path / "tasks.jsonl", 6)
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentwire.retry.INITIAL_RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr("latentwire_batch.replicas.fleet._MIN_PROBE_PAUSE_S", 0.01)
+
+
+@pytest.mark.parametrize(
+    ("cut", "code", "states_uptime", "concurrency"),
+    [
+        ("before-head", "connection-failed", True, 4),
+        ("before-head", "connection-failed", False, 1),
+        ("in-head", "connection-failed", True, 1),
+        ("in-body", "connection-failed", True, 1),
+        ("reset", "connection-failed", True, 1),
+        ("refused", "connection-failed", True, 1),
+        ("refused", "connection-failed", True, 4),
+        ("silent", "timeout", True, 1),
+    ],
+)
+def test_a_broken_connection_to_a_living_replica_is_retried_and_fails_as_such(
+    cut: Cut,
+    code: str,
+    states_uptime: bool,
+    concurrency: int,
+    collect: Collect,
+    stub: StubReplica,
+    output: Path,
+    tasks: Path,
+) -> None:
+    stub.behaviour.states_uptime = states_uptime
+    flags = ["--concurrency", str(concurrency), "--max-retries", str(RETRIES)]
+    flags += ["--timeout", "0.3"] if cut == "silent" else []
+    with CuttingProxy(stub.port, MARKER, cut, num_cuts=99) as proxy:
+        ended = collect(*flags, "--replica", proxy.base_url)
+        assert ended.status == 3, ended.stderr
+        # A listener that closes also breaks connections that it has not accepted.
+        assert proxy.num_cut == RETRIES + 1 or cut == "refused"
+        assert_complete(output, tasks_of(tasks), without=(1,))
+        (failure,) = map(json.loads, (output / "failures.jsonl").read_text().splitlines())
+        assert (failure["row"], failure["code"]) == (1, code)
+        assert "ends-replica" not in ended.stderr
+        # The network gets better.
+        proxy.cuts_left = RETRIES - 1
+        assert collect(*flags, "--retry-failed", "--replica", proxy.base_url).status == 0
+        assert proxy.cuts_left == 0
+        assert_complete(output, tasks_of(tasks))
+
+
+def test_an_unreachable_replica_ends_the_run_and_fails_no_row(
+    collect: Collect, stub: StubReplica, output: Path, tasks: Path
+) -> None:
+    for _ in range(2):
+        with CuttingProxy(stub.port, MARKER, "refused", num_cuts=1) as proxy:
+            # It does not come back in time.
+            proxy.away_s = math.inf
+            flags = ("--replica-timeout", "0.2", "--concurrency", "4")
+            ended = collect(*flags, "--replica", proxy.base_url)
+            assert ended.status == 1, ended.stderr
+            assert "no replica has answered for 0.2 s; finished rows are kept" in ended.stderr
+    assert collect(replicas=[stub]).status == 0
+    assert_complete(output, tasks_of(tasks))
+
+
+class Clock:
+    now_s = 1000.0
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "has_ended"),
+    [
+        # (uptime that /info states, seconds that its answer takes); the row is sent at 1000 s, and
+        # breaks at 1010 s.
+        pytest.param((50.0, 0.0), (61.0, 0.0), False, id="lives"),
+        pytest.param((50.0, 0.0), (61.0, 30.0), False, id="lives, slow answer"),
+        pytest.param((0.5, 0.4), (12.5, 3.0), False, id="young, slow answer"),
+        pytest.param((50.0, 0.0), (2.0, 0.0), True, id="started again"),
+        pytest.param((50.0, 0.0), (0.0, 0.0), True, id="just started"),
+        pytest.param((50.0, 0.0), (31.0, 0.0), False, id="gateway, younger replica"),
+        pytest.param((50.0, 0.0), (5000.0, 0.0), False, id="gateway, older replica"),
+        pytest.param((None, 0.0), (None, 0.0), False, id="no uptime, was never absent"),
+        pytest.param((50.0, 0.0), (None, 0.0), False, id="no uptime any more"),
+    ],
+)
+def test_uptime_tells_whether_a_replica_ended(
+    first: tuple[float | None, float],
+    then: tuple[float | None, float],
+    has_ended: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("latentwire_batch.replicas.replica.time.monotonic", lambda: clock.now_s)
+    replica = Replica(0, new_client("http://127.0.0.1:1", 1.0))
+    for now_s, (uptime_s, takes_s) in ((999.0, first), (1011.0, then)):
+        assert replica.has_ended_since(1000.0, 1010.0) is None
+        clock.now_s = now_s + takes_s
+        replica.note_life(uptime_s, now_s)
+    assert replica.has_ended_since(1000.0, 1010.0) is has_ended

@@ -1,0 +1,140 @@
+"""A proxy on loopback that breaks the connections of some rows; the replica behind it lives on."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import struct
+import threading
+from contextlib import suppress
+from math import isinf
+from typing import Literal, Self
+
+Cut = Literal["before-head", "in-head", "in-body", "reset", "refused", "silent"]
+_HEAD_END = b"\r\n\r\n"
+
+
+class CuttingProxy:
+    """Passes requests on, and cuts the answers to those that contain a text.
+
+    Args:
+        port: of the replica.
+        marker: of the requests whose answers are cut.
+        cut: where; `refused` also stops listening for a moment, `silent` never closes.
+        num_cuts: how many answers are cut.
+
+    Attributes:
+        cuts_left: how many answers will be cut.
+        num_cut: how many were.
+        away_s: how long `refused` does not listen.
+    """
+
+    def __init__(self, port: int, marker: bytes, cut: Cut, num_cuts: int) -> None:
+        self._upstream = port
+        self._marker = marker
+        self._cut = cut
+        self.cuts_left = num_cuts
+        self._lock = threading.Lock()
+        self._is_over = threading.Event()
+        self._open: list[socket.socket] = []
+        self.num_cut = 0
+        self.away_s: float = 0.15
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._port = self._listener.getsockname()[1]
+        self.base_url = f"http://127.0.0.1:{self._port}"
+        self._thread = threading.Thread(target=self._accept)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._close_listener()
+        self._thread.join()
+        for connection in self._open:
+            connection.close()
+
+    def _accept(self) -> None:
+        while not self._is_over.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                # Closed, by the test's end or by `refused`.
+                if not self._is_over.wait(None if isinf(self.away_s) else self.away_s):
+                    self._listener = socket.create_server(("127.0.0.1", self._port), backlog=64)
+                continue
+            self._open.append(connection)
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _close_listener(self) -> None:
+        # Closing alone does not wake `accept`.
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            while request := _read_request(connection):
+                answer = self._answer_of(request)
+                if self._is_cut(request):
+                    self._send_cut(connection, answer)
+                    return
+                connection.sendall(answer)
+                if request.startswith(b"GET"):
+                    return
+
+    def _is_cut(self, request: bytes) -> bool:
+        with self._lock:
+            is_cut = self._marker in request and self.cuts_left > 0
+            self.num_cut += is_cut
+            self.cuts_left -= is_cut
+            return is_cut
+
+    def _send_cut(self, connection: socket.socket, answer: bytes) -> None:
+        head_end = answer.index(_HEAD_END) + len(_HEAD_END)
+        match self._cut:
+            case "in-head":
+                connection.sendall(answer[: head_end // 2])
+            case "in-body":
+                connection.sendall(answer[: (head_end + len(answer)) // 2])
+            case "reset":
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            case "refused":
+                self._close_listener()
+            case "silent":
+                self._is_over.wait()
+
+    def _answer_of(self, request: bytes) -> bytes:
+        head, _, body = request.partition(_HEAD_END)
+        first, *lines = head.decode().split("\r\n")
+        method, path, _ = first.split(" ")
+        headers = dict(line.split(": ", 1) for line in lines)
+        upstream = http.client.HTTPConnection("127.0.0.1", self._upstream)
+        upstream.request(method, path, body, headers)
+        answer = upstream.getresponse()
+        content = answer.read()
+        upstream.close()
+        lines = [f"HTTP/1.1 {answer.status} X", f"Content-Length: {len(content)}"]
+        lines.append(f"Content-Type: {answer.headers['content-type']}")
+        # So that a probe shows whether the proxy listens.
+        lines += ["Connection: close"] * (method == "GET")
+        return "\r\n".join(lines).encode() + _HEAD_END + content
+
+
+def _read_request(connection: socket.socket) -> bytes:
+    received = b""
+    while _HEAD_END not in received:
+        piece = connection.recv(1 << 16)
+        if not piece:
+            return b""
+        received += piece
+    head = received.partition(_HEAD_END)[0]
+    lengths = [
+        int(line.partition(b":")[2])
+        for line in head.split(b"\r\n")
+        if line.lower().startswith(b"content-length:")
+    ]
+    while len(received) < len(head) + len(_HEAD_END) + sum(lengths):
+        received += connection.recv(1 << 16)
+    return received
