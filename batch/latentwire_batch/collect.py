@@ -103,7 +103,7 @@ def _collect(run: Run, workers: Workers | None) -> ExitStatus:
             return status
     if run.rank.index > 0:
         return follow(run)
-    with locked_output(layout):
+    with locked_output(layout), destination.owned():
         refuse_other_launches(layout)
         if overwrite:
             destination.discard(run.split_names)

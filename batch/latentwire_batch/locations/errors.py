@@ -50,6 +50,8 @@ _USER_REASONS = frozenset(
     reason for reason in _REASONS.values() if reason not in (_UNREACHABLE, _TIMED_OUT)
 )
 _NO_BUCKET = "NoSuchBucket"
+# Also of two requests at the same time.
+_EXISTING_CODES = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
 _MAX_CAUSES = 5
 
 
@@ -82,6 +84,16 @@ def place_error(error: Exception) -> LocationError:
 def is_missing(error: Exception) -> bool:
     """Whether an error says that a file is missing in a place that exists."""
     return isinstance(error, FileNotFoundError) and _store_code(error) != _NO_BUCKET
+
+
+def is_existing(error: Exception) -> bool:
+    """Whether an error says that a file that was to be created is there."""
+    return isinstance(error, FileExistsError) or _store_code(error) in _EXISTING_CODES
+
+
+def is_unsupported(error: Exception) -> bool:
+    """Whether an error says that a store does not know a kind of request."""
+    return isinstance(error, NotImplementedError) or _store_code(error) == "NotImplemented"
 
 
 @contextmanager

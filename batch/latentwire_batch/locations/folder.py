@@ -8,17 +8,27 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from latentwire_batch.locations.errors import is_missing, location_errors, place_error
+from latentwire_batch.locations.errors import (
+    is_existing,
+    is_missing,
+    is_unsupported,
+    location_errors,
+    place_error,
+)
 from latentwire_batch.locations.filesystem import open_filesystem
 from latentwire_batch.locations.urls import shown, shown_name
 
 # A file of one of these appears when its last byte has arrived. Elsewhere it is renamed.
 _WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "hf"})
+# Of several processes that create one file here, one succeeds.
+_EXCLUSIVE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
+_VERSIONED = frozenset({"hf"})
 _S3 = frozenset({"s3", "s3a"})
 # Of one file, so many parts of so many bytes are in memory.
 _PART_BYTES = 8 << 20
@@ -66,6 +76,19 @@ class Folder:
     def name(self) -> str:
         """The last part of the URL, for messages."""
         return shown_name(self.url)
+
+    @property
+    def is_versioned(self) -> bool:
+        """Whether every write is a commit that stays in the history."""
+        return bool(self._protocols & _VERSIONED)
+
+    def below(self, name: str) -> Folder:
+        """Return a folder in this one.
+
+        Args:
+            name: relative to this folder, with `/` between its parts.
+        """
+        return Folder(f"{self.url.rstrip('/')}/{name}")
 
     def path(self, name: str) -> str:
         """Return the path of a file in the file system.
@@ -156,6 +179,33 @@ class Folder:
         with location_errors():
             self._place(name, lambda path: self.filesystem.pipe_file(path, data))
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a small file, whole or not at all, unless there is one of that name.
+
+        Where the store can decide it (S3, Google Cloud Storage, Azure, directories), one of several
+        processes succeeds. Elsewhere the last one may replace what an earlier one has written.
+
+        Returns:
+            Whether the file was written.
+        """
+        with location_errors():
+            if "file" in self._protocols:
+                return _link(self.path(name), data)
+            if self._protocols & _EXCLUSIVE:
+                try:
+                    self.filesystem.pipe_file(self.path(name), data, mode="create")
+                except Exception as error:
+                    if is_existing(error):
+                        return False
+                    if not is_unsupported(error):
+                        raise
+                else:
+                    return True
+        if self.exists(name):
+            return False
+        self.write(name, data)
+        return True
+
     def remove(self, names: Iterable[str]) -> None:
         """Remove files; one that does not exist is left out."""
         for name in names:
@@ -205,6 +255,26 @@ class Folder:
         if not self._protocols & _S3:
             return {}
         return {"chunksize": _PART_BYTES, "max_concurrency": _PARTS_AT_A_TIME}
+
+
+def _link(path: str, data: bytes) -> bool:
+    """Write a file of this machine under a name that is free; whether it was."""
+    parent, _, base = path.rpartition("/")
+    os.makedirs(parent, exist_ok=True)
+    temporary = f"{parent}/.{base}.{secrets.token_hex(4)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+    _sync(parent)
+    return True
 
 
 def _sync(path: str) -> None:

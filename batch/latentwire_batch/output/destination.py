@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +38,14 @@ class Destination(Protocol):
     @property
     def layout(self) -> OutputLayout:
         """Of the directory in which the run works."""
+        ...
+
+    def owned(self) -> AbstractContextManager[None]:
+        """Exclude runs of other machines while the context lasts, in which everything is written.
+
+        Raises:
+            OutputBusyError: when another run writes there.
+        """
         ...
 
     def manifest(self) -> dict[str, Any] | None:
@@ -89,6 +98,10 @@ class LocalDestination:
     """A directory of this machine, in which the run also works."""
 
     layout: OutputLayout
+
+    def owned(self) -> AbstractContextManager[None]:
+        """Return a context that does nothing: the lock excludes other runs."""
+        return nullcontext()
 
     def manifest(self) -> dict[str, Any] | None:
         """Return the manifest of the finished output; None when there is none."""

@@ -42,8 +42,8 @@ def discard_all(layout: OutputLayout, splits: Collection[str] = ()) -> None:
 
 
 def discard_partial(layout: OutputLayout) -> None:
-    """Remove the unfinished run's files except the lock; remove the installation's marker last."""
+    """Remove the unfinished run's files except the locks; remove the installation's marker last."""
     for path in layout.partial.iterdir():
-        if path not in (layout.lock, layout.marker):
+        if path not in (layout.lock, layout.owner_token, layout.marker):
             remove(path)
     remove(layout.marker)

@@ -18,6 +18,8 @@ _CARD_HEAD_BYTES = 1 << 13
 _PARTIAL_NAME = ".partial"
 # Settings of an unfinished run, in an output directory and behind a URL.
 CLAIM_NAME = f"{_PARTIAL_NAME}/settings.json"
+# Records of the run that writes to a folder behind a URL.
+OWNERS_NAME = f"{_PARTIAL_NAME}/owner"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class OutputLayout:
     def lock(self) -> Path:
         """Locked while a run writes here."""
         return self.partial / "lock"
+
+    @property
+    def owner_token(self) -> Path:
+        """Identifies the run of this directory where its output goes elsewhere."""
+        return self.partial / "owner"
 
     @property
     def settings(self) -> Path:

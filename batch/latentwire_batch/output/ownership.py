@@ -40,6 +40,7 @@ def _forget_if_unused(layout: OutputLayout, root_existed: bool) -> None:
         return
     with suppress(OSError):
         discard_partial(layout)
+        layout.owner_token.unlink(missing_ok=True)
         layout.lock.unlink()
         layout.partial.rmdir()
         if layout.is_remote or not root_existed:

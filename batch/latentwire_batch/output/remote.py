@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from latentwire.split_files import DATA_DIRECTORY, split_of
@@ -29,6 +30,7 @@ from latentwire_batch.output.layout import (
     MANIFEST_NAME,
     OutputLayout,
 )
+from latentwire_batch.output.owner import Owner
 from latentwire_batch.output.split_data import SPLITS, names_json, recorded_splits
 from latentwire_batch.output.upload import Upload, is_left_over
 
@@ -46,6 +48,10 @@ class RemoteDestination:
     layout: OutputLayout
     folder: Folder
     notify: Notify
+
+    def owned(self) -> AbstractContextManager[None]:
+        """Own the folder while the context lasts; see `Owner`."""
+        return self._owner.held()
 
     def manifest(self) -> dict[str, Any] | None:
         """Return the manifest of the finished output; None when there is none."""
@@ -133,6 +139,7 @@ class RemoteDestination:
 
     def _upload(self, manifest: bytes) -> None:
         """Make the folder hold the staged files and no others of a dataset."""
+        self._owner.check()
         # While files are replaced, none of them may count as finished.
         self.folder.remove([MANIFEST_NAME])
         staging = self.layout.staging
@@ -141,7 +148,8 @@ class RemoteDestination:
         ]
         names = sorted(name for name in names if name != MANIFEST_NAME)
         sent = [name for name in names if self._is_replaceable(name)]
-        Upload(self.folder, staging, self.layout.upload_record, self.notify).send(sent)
+        upload = Upload(self.folder, staging, self.layout.upload_record, self.notify)
+        upload.send(sent, self._owner.check)
         splits = _splits_in(manifest)
         stale = [
             name
@@ -149,7 +157,13 @@ class RemoteDestination:
             if name not in names and (is_final(name, splits) or is_left_over(name))
         ]
         self.folder.remove(name for name in stale if self._is_replaceable(name))
+        upload.verify(sent)
+        self._owner.check()
         self.folder.write(MANIFEST_NAME, manifest)
+
+    @cached_property
+    def _owner(self) -> Owner:
+        return Owner(self.folder, self.layout.owner_token, self.notify)
 
     def _is_replaceable(self, name: str) -> bool:
         """Whether a file may be replaced or removed: a person's own README stays."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from latentwire_batch.console import Notify
+from latentwire_batch.errors import StorageError
 from latentwire_batch.locations import Folder
 
 # With the parts of `Folder.put`, they take 150 MiB of memory in an object store.
@@ -62,30 +63,58 @@ class Upload:
         self._notify = notify
         self._lock = threading.Lock()
 
-    def send(self, names: Sequence[str]) -> None:
+    def send(self, names: Sequence[str], check: Callable[[], None] = lambda: None) -> None:
         """Send the files that have not arrived.
 
         Args:
             names: of the files, relative to the directory.
+            check: called before each file is sent; may raise.
 
         Raises:
             LocationError: when the folder refuses one, or cannot be reached.
             OSError: when a file cannot be read, or the record cannot be written.
         """
-        arrived, sizes = self._arrived(), self._folder.sizes()
-        left: list[str] = []
-
-        def check(name: str) -> None:
-            if not self._is_there(name, arrived, sizes):
-                left.append(name)
-
-        _for_each(check, names)
+        left = self._missing(names)
         num_bytes = sum((self._directory / name).stat().st_size for name in left)
         kept = f"; {len(names) - len(left)} are there already" if len(left) < len(names) else ""
         self._notify(
             f"uploading {len(left)} files ({_size_text(num_bytes)}) to {self._folder.shown}{kept}"
         )
-        _for_each(self._send, sorted(left))
+
+        def send(name: str) -> None:
+            check()
+            self._send(name)
+
+        _for_each(send, left)
+
+    def verify(self, names: Sequence[str]) -> None:
+        """Check that the folder holds all files as they arrived.
+
+        Args:
+            names: of the files, relative to the directory.
+
+        Raises:
+            StorageError: when one was changed or removed in the meantime.
+            LocationError: when the folder cannot be reached.
+        """
+        changed = self._missing(names)
+        if changed:
+            raise StorageError(
+                f"--output-dir: {len(changed)} files were changed while the others were uploaded, "
+                f"like {changed[0]}; the same command sends them again"
+            )
+
+    def _missing(self, names: Sequence[str]) -> list[str]:
+        """Name the files that the folder does not hold as they arrived, in order."""
+        arrived, sizes = self._arrived(), self._folder.sizes()
+        missing: list[str] = []
+
+        def look(name: str) -> None:
+            if not self._is_there(name, arrived, sizes):
+                missing.append(name)
+
+        _for_each(look, names)
+        return sorted(missing)
 
     def _is_there(
         self, name: str, arrived: Mapping[str, _Arrived], sizes: Mapping[str, int]

@@ -83,8 +83,8 @@ def agree_on_date(folder: Place, shard: Shard, data: DataIdentity, today: str) -
     """Return the date of the shards in a folder: that of the first one to start.
 
     Args:
-        folder: the settings' `output_dir`, which is made if it is missing. Behind a URL, two shards
-            that start within the same moment may still miss each other.
+        folder: the settings' `output_dir`, which is made if it is missing. See `Folder.create` for
+            URLs behind which two shards that start within the same moment may miss each other.
         shard: of this run.
         data: of the collection; a date that was noted for other data is replaced.
         today: as ISO 8601.
@@ -110,7 +110,12 @@ def _agree_remotely(folder: RemotePath, wanted: dict[str, Any]) -> str:
     with output_errors("cannot be written"):
         noted = read_json(folder / _AGREEMENT_NAME)
         if noted is None or any(noted.get(name) != wanted[name] for name in ("shards", "data")):
-            Folder(folder.url).write(_AGREEMENT_NAME, json.dumps(wanted).encode())
+            place, data = Folder(folder.url), json.dumps(wanted).encode()
+            if noted is None:
+                # Another shard may be faster: its note counts.
+                place.create(_AGREEMENT_NAME, data)
+            else:
+                place.write(_AGREEMENT_NAME, data)
             noted = read_json(folder / _AGREEMENT_NAME) or wanted
     return str(noted.get("date", wanted["date"]))
 

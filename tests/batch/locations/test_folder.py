@@ -64,6 +64,28 @@ def test_a_folder_holds_what_was_put_into_it(folder: Folder, tmp_path: Path) -> 
     assert not other.exists("a.json")
 
 
+@pytest.mark.parametrize("folder", PLACES, indirect=True)
+def test_of_several_that_create_one_file_one_succeeds(folder: Folder) -> None:
+    written: list[bytes] = []
+
+    def create(data: bytes) -> None:
+        if folder.below("records").create("1.json", data):
+            written.append(data)
+
+    # The store of "memory" is not made for several threads.
+    count = 1 if folder.url.startswith("memory") else 6
+    threads = [threading.Thread(target=create, args=(b"%d" % index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert folder.read("records/1.json") == b"".join(written)
+    assert len(written) == 1
+    create(b"late")
+    assert list(folder.sizes()) == ["records/1.json"]
+    assert len(written) == 1
+
+
 def test_a_large_file_goes_to_s3_in_parts(s3: S3Server, tmp_path: Path) -> None:
     folder = Folder(f"s3://{BUCKET}/out")
     data = bytes(range(256)) * (LARGE_BYTES // 256)

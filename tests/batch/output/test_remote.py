@@ -204,6 +204,26 @@ def test_a_file_that_changed_after_it_was_sent_is_sent_again(
     assert said[-1] == f"uploading 0 files (0 bytes) to {URL}; 2 are there already"
 
 
+def test_no_manifest_is_written_over_files_that_somebody_changed_during_the_upload(
+    remote: Remote, stub: StubReplica, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Folder.put
+
+    def put(self: Folder, name: str, local: Path) -> None:
+        real(self, name, local)
+        if name == "hf_dataset/state.json":
+            real(self, "data.parquet", local)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "put", put)
+        patched.setattr("latentwire_batch.output.upload._FILES_AT_A_TIME", 1)
+        ended = remote(replicas=[stub])
+    assert ended.status == 1
+    assert "--output-dir: 1 files were changed while the others were uploaded" in ended.stderr
+    assert not folder.exists("manifest.json")
+    assert remote(replicas=[stub]).status == 0
+
+
 def test_a_torn_record_of_an_upload_only_sends_its_file_again(
     folder: Folder, tmp_path: Path
 ) -> None:
