@@ -149,7 +149,7 @@ class RemoteDestination:
         names = sorted(name for name in names if name != MANIFEST_NAME)
         sent = [name for name in names if self._is_replaceable(name)]
         upload = Upload(self.folder, staging, self.layout.upload_record, self.notify)
-        upload.send(sent, self._owner.check)
+        upload.send(sent, self._owner.check_lately)
         splits = _splits_in(manifest)
         stale = [
             name
