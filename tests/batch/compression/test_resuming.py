@@ -19,6 +19,7 @@ from latentwire_batch.dataset.reader import stored_rows
 from latentwire_batch.output.layout import OutputLayout
 from support.batch.evaluating import write_dataset
 from support.batch.stored import Compress, matrices, read_both
+from support.processes.peak_memory import peaks
 
 # Compresses at the speed that the test wants, and says which row it compresses.
 SLOW = """
@@ -166,26 +167,13 @@ def write_large(path: Path, count: int) -> None:
             writer.write_table(pa.table([tasks, latents], schema=schema))
 
 
-# The kernel's peak of this program alone: `ru_maxrss` begins with that of the parent.
-MEASURE = """
-import re, sys
-from latentwire_batch.compression.command import main
-status = main(sys.argv[1:])
-print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-sys.exit(status)
-"""
-
-
 @pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
-    peaks = []
-    for count in (800, 2400):
-        # 105 MB and 315 MB of latents.
+    runs = []
+    for count in (600, 1600):
+        # 79 MB and 210 MB of latents.
         source = tmp_path / f"{count}.parquet"
         write_large(source, count)
-        args = [str(source), "-o", str(tmp_path / str(count)), "--compressor", "mean-pool:8"]
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURE, *args], capture_output=True, check=True, timeout=200
-        )
-        peaks.append(int(done.stdout) * 1024)
-    assert peaks[1] - peaks[0] < 60 << 20, peaks
+        runs.append([str(source), "-o", str(tmp_path / str(count)), "--compressor", "mean-pool:8"])
+    small, large = peaks("from latentwire_batch.compression.command import main", runs)
+    assert large.num_bytes - small.num_bytes < 40 << 20, (small.num_bytes, large.num_bytes)

@@ -21,7 +21,7 @@ from support.batch.stub_replica import StubReplica
 OUT = f"{BUCKET}/a folder/out"
 # One row to a shard, or two.
 SMALL_SHARDS = ("--max-shard-size", "300")
-NUM_KILLS = 3
+NUM_KILLS = 2
 MAX_IN_FLIGHT = 2
 
 
@@ -54,7 +54,8 @@ class Watcher:
             assert self._changed.wait_for(lambda: len(self.lists[-1]) >= num_files, timeout=60)
 
     def _watch(self) -> None:
-        while not self._ended.is_set():
+        # The pause leaves the server's thread time for the upload.
+        while not self._ended.wait(0.02):
             found = {name.removeprefix(f"{OUT}/") for name in self._filesystem.find(OUT)}
             with self._changed:
                 if found != self.lists[-1]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from latentwire_service.compressors.fitting import row_recipes
 from latentwire_service.compressors.fitting.command import main
 from latentwire_service.compressors.fitting.moments import Moments
 from support.fits.latent_files import WIDTH, random_latents, write_latents
+from support.processes.peak_memory import peaks
 
 FAST = ("--device", "cpu", "--threads", "1", "--held-out", "0.25")
 
@@ -220,41 +219,29 @@ def test_a_finished_compressor_is_not_replaced_unless_told(
     assert manifest_of(output)["dim"] == 5
 
 
-PEAK = r"""
-import re, sys
-from pathlib import Path
+# What the command imports when it runs belongs to the memory of both sizes.
+IMPORTS = """
+import latentwire_service.compressors.fitting.fit
 from latentwire_service.fitting import samples
 samples._BUFFER_BYTES = 1 << 20
 from latentwire_service.compressors.fitting.command import main
-from latentwire_service.compressors.fitting.moments import Moments
-assert main(sys.argv[1:]) == 0
-# Unlike ru_maxrss, this does not count the process that started this one.
-print(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 """
 
 
-@pytest.fixture(scope="module")
-def sizes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A small dataset, and one of 56 MiB."""
-    folder = tmp_path_factory.mktemp("sizes")
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
+    # The larger one holds 56 MiB.
     for count in (60, 900):
         wide = [draw.standard_normal((64, 256)).astype(np.float32) for _ in range(count)]
-        write_latents(folder / str(count) / "data.parquet", wide)
-    return [folder / "60", folder / "900"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pca", "autoencoder", "resampler"])
-def test_memory_does_not_grow_with_the_dataset(
-    sizes: list[Path], tmp_path: Path, kind: str
-) -> None:
-    more = ("--kind", kind, "--k", "8", "--dim", "32", "--max-scored", "8", "--steps", "4")
-    peaks = []
-    for dataset in sizes:
-        args = command(dataset, tmp_path / dataset.name, *more, "--name", "mine")
-        run = subprocess.run(
-            [sys.executable, "-c", PEAK, *args], capture_output=True, text=True, check=True
-        )
-        peaks.append(int(run.stdout))
-    assert peaks[1] - peaks[0] < 20 * 1024
+        write_latents(tmp_path / str(count) / "data.parquet", wide)
+    more = ("--k", "8", "--dim", "32", "--max-scored", "8", "--steps", "4", "--name", "mine")
+    kinds = ("pca", "autoencoder", "resampler")
+    runs = [
+        command(tmp_path / str(count), tmp_path / f"{kind} {count}", "--kind", kind, *more)
+        for kind in kinds
+        for count in (60, 900)
+    ]
+    found = [peak.num_bytes for peak in peaks(IMPORTS, runs)]
+    grown = [large - small for small, large in zip(found[::2], found[1::2], strict=True)]
+    assert max(grown) < 20 << 20, dict(zip(kinds, grown, strict=True))

@@ -132,7 +132,7 @@ def test_the_same_seed_gives_the_same_compressor(dataset: Path, tmp_path: Path, 
 def test_a_killed_fit_continues_to_the_same_compressor(
     dataset: Path, tmp_path: Path, kind: str
 ) -> None:
-    more = (*KINDS[kind], "--steps", "60", "--check-every", "2", "--patience", "99")
+    more = (*KINDS[kind], "--steps", "24", "--check-every", "2", "--patience", "99")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(command(dataset, whole, *more)) == 0
     run = [sys.executable, "-m", "latentwire", "fit-compressor", *command(dataset, killed, *more)]

@@ -21,6 +21,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from latentwire import Client
 from latentwire_service.telemetry.tracing import open_tracing
 from support.child import TIMEOUT_S, Child
+from support.processes import fake_service
 from support.tiny_models import llama_config, save_model
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -84,26 +85,30 @@ def attributes(span: Span) -> dict[str, object]:
     }
 
 
-# The service, which here waits only briefly for the collector before its process ends.
-IMPATIENT_MAIN = """
+# The service over the backend without a model. It waits only briefly for the collector before its
+# process ends.
+IMPATIENT_MAIN = f"""
 import sys
-from latentwire_service import __main__
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from latentwire_service.telemetry import tracing
+from support.processes import fake_service
 
 tracing._CLOSE_TIMEOUT_S = 0.5
-sys.exit(__main__.main(sys.argv[1:]))
+sys.exit(fake_service.run(sys.argv[1:]))
 """
 
 
-def serve_and_plan(folder: Path, *command: str, **environment: str) -> tuple[Child, list[str]]:
+def serve_and_plan(
+    *command: str, model: str = "tiny", **environment: str
+) -> tuple[Child, list[str]]:
     """Serve a plan, a streamed one, a refusal and a probe, then drain.
 
-    Returns the process and the ids of both answers.
+    Without a command, the backend has no model. Returns the process and the ids of both answers.
     """
     # Uncompressed, so that the test would find a forbidden text.
     environment |= {"OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
-    command = command or ("-m", "latentwire_service")
-    flags = ["--model", str(folder), "--port", "0", "--threads", "1"]
+    command = command or fake_service.COMMAND
+    flags = ["--model", model, "--port", "0", "--threads", "1"]
     child = Child(*flags, command=command, **environment)
     try:
         with Client(child.url) as client:
@@ -128,7 +133,9 @@ def test_a_request_is_a_span_with_its_parts_and_without_its_text(
     tmp_path: Path, collector: Collector
 ) -> None:
     folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
-    plan_id, streamed_id = serve_and_plan(folder, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)[1]
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    command = ("-m", "latentwire_service")
+    plan_id, streamed_id = serve_and_plan(*command, model=str(folder), **endpoint)[1]
     servers = [span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
     names = sorted(span.name for span in servers)
     assert names == ["GET /plan_latent", "POST /plan_latent", "POST /plan_latent"]
@@ -162,22 +169,16 @@ def test_a_request_is_a_span_with_its_parts_and_without_its_text(
 
 
 @pytest.mark.slow
-def test_nothing_is_sent_without_an_endpoint_in_the_environment(
-    tmp_path: Path, collector: Collector
-) -> None:
-    folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
+def test_nothing_is_sent_without_an_endpoint_in_the_environment(collector: Collector) -> None:
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
-    serve_and_plan(folder, **endpoint, OTEL_SDK_DISABLED="true")
+    serve_and_plan(**endpoint, OTEL_SDK_DISABLED="true")
     assert collector.bodies == []
     assert open_tracing({}, "0") is None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_listening", [True, False])
-def test_a_collector_that_does_not_answer_delays_nothing(
-    tmp_path: Path, is_listening: bool
-) -> None:
-    folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
+def test_a_collector_that_does_not_answer_delays_nothing(is_listening: bool) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         if is_listening:
@@ -187,7 +188,7 @@ def test_a_collector_that_does_not_answer_delays_nothing(
         limits = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1000", "OTEL_BSP_SCHEDULE_DELAY": "100000"}
         endpoint = f"http://127.0.0.1:{port}"
         limits["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
-        child, _ = serve_and_plan(folder, "-c", IMPATIENT_MAIN, **limits)
+        child, _ = serve_and_plan("-c", IMPATIENT_MAIN, **limits)
     assert "no answer from the collector" in child.output
     # The only address in the log is the service's own.
     assert child.output.count("127.0.0.1") == 1
@@ -195,10 +196,9 @@ def test_a_collector_that_does_not_answer_delays_nothing(
 
 
 @pytest.mark.slow
-def test_refused_spans_are_reported(tmp_path: Path, collector: Collector) -> None:
-    folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
+def test_refused_spans_are_reported(collector: Collector) -> None:
     collector.status = 400
-    child, _ = serve_and_plan(folder, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    child, _ = serve_and_plan(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
     assert "spans are lost: the collector did not accept them" in child.output
     assert child.output.count("127.0.0.1") == 1
     assert collector.url not in child.output

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,7 @@ from latentwire.number_formats import decode_rows, encode_rows
 from latentwire_batch.evaluation.compression import measure, sketches
 from latentwire_batch.evaluation.compression.sketches import Candidates, sketch_of
 from support.batch.evaluating import Compare, latents, write_dataset
+from support.processes.peak_memory import peaks
 
 Rows = npt.NDArray[np.float32]
 
@@ -196,28 +194,6 @@ def test_a_latent_that_a_format_cannot_hold_is_left_out_of_every_row(
     assert done.row("first:2")["relative_error"] == pytest.approx(np.mean(errors), rel=1e-6)
 
 
-_PEAK = """
-import json, sys
-from latentwire_batch.evaluation.command import main
-
-assert main(sys.argv[1:]) == 0
-status = open("/proc/self/status").read()
-heavy = {"torch", "transformers", "latentwire_service", "uvicorn"} & set(sys.modules)
-peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-print(json.dumps({"peak": int(peak), "heavy": sorted(heavy)}))
-"""
-
-
-def peak_kib(dataset: Path) -> int:
-    names = ["first:8", "mean-pool:8@int8", "full@int4"]
-    flags = [part for name in names for part in ("--compressor", name)]
-    command = [sys.executable, "-c", _PEAK, str(dataset), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["heavy"] == []
-    return int(found["peak"])
-
-
 def write_large(path: Path, count: int) -> Path:
     """Latents of 512 KiB, in small row groups as `collect` writes them."""
     rng = np.random.default_rng(0)
@@ -242,8 +218,14 @@ def write_large(path: Path, count: int) -> Path:
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_dataset_and_no_service_is_imported(tmp_path: Path) -> None:
     # Enough that a whole batch of rows is read in both.
-    small = write_large(tmp_path / "small.parquet", 24)
-    large = write_large(tmp_path / "large.parquet", 104)
-    grown_kib = peak_kib(large) - peak_kib(small)
-    # 80 latents more, 40 MiB; their sketches are 2.5 MiB.
-    assert grown_kib < 20_000
+    datasets = [
+        write_large(tmp_path / "small.parquet", 24),
+        write_large(tmp_path / "large.parquet", 88),
+    ]
+    names = ["first:8", "mean-pool:8@int8", "full@int4"]
+    flags = [part for name in names for part in ("--compressor", name)]
+    runs = [[str(dataset), *flags] for dataset in datasets]
+    small, large = peaks("from latentwire_batch.evaluation.command import main", runs)
+    assert not large.modules & {"torch", "transformers", "latentwire_service", "uvicorn"}
+    # 64 latents more, 32 MiB; their sketches are 2 MiB.
+    assert large.num_bytes - small.num_bytes < 16 << 20

@@ -19,7 +19,7 @@ import transformers as hf
 from latentwire_service.engine.errors import UnsupportedModelError
 from latentwire_service.engine.hf import decode_step
 from latentwire_service.engine.hf.build import build_runner
-from latentwire_service.engine.hf.model_runner import HfModelRunner
+from latentwire_service.engine.hf.model_runner import DecodeShape, HfModelRunner
 from latentwire_service.engine.hf.probe import probe
 from latentwire_service.engine.prompt import Prompt
 from latentwire_service.engine.request import Request
@@ -203,14 +203,22 @@ def test_the_decode_step_traces_without_a_graph_break(
 ) -> None:
     compile_for_real = torch.compile
     options_seen = []
+    # A trace takes seconds. The first model is traced as in use, where rows and lengths become
+    # dynamic when they vary; the others once, with dynamic ones from the start.
+    is_dynamic = None if name == COMPILED[0] else True
 
     def compile_eagerly(step: Any, **options: Any) -> Any:
         options_seen.append(options)
-        return compile_for_real(step, fullgraph=options["fullgraph"], backend="eager")
+        return compile_for_real(
+            step, fullgraph=options["fullgraph"], backend="eager", dynamic=is_dynamic
+        )
 
     monkeypatch.setattr(torch, "compile", compile_eagerly)
     # What is recorded on a GPU is the subject of `test_decode_step.py`.
     monkeypatch.setattr(decode_step, "RecordedStep", lambda step, _record: step)
+    if is_dynamic:
+        few = [DecodeShape(3, 128, has_embeddings) for has_embeddings in (False, True)]
+        monkeypatch.setattr(HfModelRunner, "warm_up_shapes", lambda _runner: few)
     torch._dynamo.reset()
     model = build_model(SERVED[name]())
     eager, compiled = (
