@@ -146,6 +146,21 @@ def test_an_origin_that_no_page_has_is_refused(origin: str) -> None:
         policy_of(Settings(cors_origin=(origin,)))
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"cors_origin": ("http://user:s3cret@a.example",)},
+        {"cors_origin": ("https://a.example/?X-Amz-Signature=s3cret",)},
+        {"allowed_host": ("user:s3cret@a.example",)},
+        {"allowed_host": ("https://user:s3cret@a.example:1/x?key=s3cret",)},
+    ],
+)
+def test_a_refused_value_is_quoted_without_its_secrets(setting: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match=r"a\.example") as caught:
+        policy_of(Settings(**setting))
+    assert "s3cret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("origin", ["*", "null", "https://example.org", "http://[::1]:3000"])
 def test_an_origin_of_a_page_is_kept(origin: str) -> None:
     assert policy_of(Settings(cors_origin=(origin,))).cors_origins == (origin,)

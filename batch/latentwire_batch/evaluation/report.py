@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentwire_batch.evaluation.messages import ANSWERED_NAMES, MATCHED, NAMES
+from latentwire_batch.evaluation.outcome import missing_tasks
 from latentwire_batch.evaluation.session import Results, TaskResult
 from latentwire_batch.evaluation.statistics import Comparison, Interval, Summary, summarize
 
@@ -190,20 +191,13 @@ def _interval(interval: Interval, *, signed: bool = False) -> str:
 
 def notes(report: Report) -> list[str]:
     """Return what a reader of the tables has to know, one sentence or two each."""
-    found = [
+    return [
         "nll is in nats per token; diff is the message less the matched latent; wins counts the "
         "tasks on which the matched latent is better than the message; p is the two-sided sign "
         "test's; the intervals come from resampling the tasks.",
         READING,
+        *missing_tasks(report),
     ]
-    if report.refused:
-        first = next(iter(report.refused.values()))
-        found.append(f"{len(report.refused)} tasks were set aside; the first: {first}")
-    if not report.is_complete:
-        found.append(
-            f"The evaluation was interrupted: {report.num_tasks} of {report.num_planned} tasks."
-        )
-    return found
 
 
 def fact_lines(report: Report) -> dict[str, str]:

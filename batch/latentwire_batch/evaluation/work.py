@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from latentwire.bridge_info import BridgeInfo, BridgeSource
@@ -16,10 +15,10 @@ from latentwire_batch.evaluation.answers import read_answers
 from latentwire_batch.evaluation.bridge_files import ChosenBridge, choose_bridge
 from latentwire_batch.evaluation.html import build_page
 from latentwire_batch.evaluation.messages import Frame, MessageMaker
-from latentwire_batch.evaluation.outcome import Outcome
+from latentwire_batch.evaluation.outcome import Outcome, outcome_of
 from latentwire_batch.evaluation.receiver import Receiver, find_bridge, opened_receiver
 from latentwire_batch.evaluation.report import make_report
-from latentwire_batch.evaluation.samples import Declared, EvaluationSet
+from latentwire_batch.evaluation.samples import Declared, EvaluationSet, HeldOutSplit
 from latentwire_batch.evaluation.session import AnswerPlan, EvaluationPlan, Results, evaluate
 from latentwire_batch.evaluation.settings import EvaluateSettings
 from latentwire_batch.evaluation.split import Fitted, choose_split
@@ -82,11 +81,7 @@ class BridgeEvaluation:
             console.say,
             "the bridge was",
         )
-        try:
-            tasks = EvaluationSet.from_path(settings.dataset, split, settings.limit, settings.split)
-            width = tasks.width()
-        except InputError as error:
-            raise InputError(f"DATASET: {error}") from error
+        tasks, width = open_set(settings, split)
         if bridge.manifest is not None:
             check_source(bridge.manifest.source, tasks, width)
         answers = None
@@ -115,13 +110,7 @@ class BridgeEvaluation:
             self.facts,
             is_complete=is_complete,
         )
-        return Outcome(
-            report.num_tasks,
-            report.num_planned,
-            show=partial(show, report=report),
-            to_json=report.to_json,
-            page=partial(build_page, report),
-        )
+        return outcome_of(report, show, build_page)
 
     async def run(self) -> None:
         """Find the service, and evaluate all tasks."""
@@ -148,6 +137,23 @@ class BridgeEvaluation:
         return AnswerPlan(
             self._answers, settings.answer_before, settings.answer_after, settings.max_new_tokens
         )
+
+
+def open_set(settings: EvaluateSettings, split: HeldOutSplit) -> tuple[EvaluationSet, int]:
+    """Return the tasks to evaluate, and the width of their latents.
+
+    Args:
+        settings: of the command.
+        split: the tasks of the dataset that count.
+
+    Raises:
+        InputError: the dataset cannot be read, or holds no latent.
+    """
+    try:
+        tasks = EvaluationSet.from_path(settings.dataset, split, settings.limit, settings.split)
+        return tasks, tasks.width()
+    except InputError as error:
+        raise InputError(f"DATASET: {error}") from error
 
 
 def fitted_bridge(bridge: ChosenBridge) -> list[Fitted]:

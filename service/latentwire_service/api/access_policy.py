@@ -196,7 +196,10 @@ def _checked_host(name: str) -> str:
 
 
 def _shown(text: str) -> str:
-    return text[:_MAX_SHOWN_CHARS]
+    """Return the start of a text, without a user and a password and without a query."""
+    place = text.partition("?")[0]
+    scheme, separator, rest = place.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"[:_MAX_SHOWN_CHARS]
 
 
 def _is_loopback(host: str) -> bool:

@@ -58,7 +58,7 @@ def load_bridge(directory: Path, receiver: Receiver) -> ModuleBridge:
         BridgeError: the directory holds no bridge that can be used with this model; the message
             begins with the directory's name.
     """
-    with _naming(directory):
+    with naming("bridge", directory):
         manifest, tensors = _read(directory)
         _check_receiver(manifest, receiver)
         name = _name(directory, manifest)
@@ -80,7 +80,7 @@ def check_bridge(directory: Path) -> str:
     Raises:
         BridgeError: as `load_bridge`.
     """
-    with _naming(directory):
+    with naming("bridge", directory):
         manifest, _ = _read(directory)
         return _name(directory, manifest)
 
@@ -284,10 +284,15 @@ def _name(directory: Path, manifest: Manifest) -> str:
 
 
 @contextmanager
-def _naming(directory: Path) -> Iterator[None]:
-    """Begin the message of an error with the directory's name; never with its path."""
+def naming(kind: str, directory: Path) -> Iterator[None]:
+    """Begin the message of an error with the directory's name; never with its path.
+
+    Args:
+        kind: of what the directory holds, in words.
+        directory: that is read.
+    """
     try:
         yield
     except BridgeError as error:
         name = directory.resolve().name or "/"
-        raise BridgeError(f"bridge {name}: {error}", error.hint) from error.__cause__
+        raise BridgeError(f"{kind} {name}: {error}", error.hint) from error.__cause__

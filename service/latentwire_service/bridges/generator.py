@@ -7,8 +7,6 @@ hold the teacher, which is never read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch import nn
 
 from latentwire.bridge_manifest import content_hash
 from latentwire_service.bridges.builtin import GENERATOR, Receiver
+from latentwire_service.bridges.directory import naming
 from latentwire_service.bridges.module_bridge import ModuleBridge, arrays
 from latentwire_service.bridges.modules import BridgeModule
 from latentwire_service.bridges.weight_files import WeightFiles
@@ -66,7 +65,7 @@ def check_generator(directory: Path) -> None:
     Raises:
         BridgeError: it holds no generator.
     """
-    with _naming(directory):
+    with naming("generator", directory):
         _sorted_names(WeightFiles(directory))
 
 
@@ -83,7 +82,7 @@ def load_generator(directory: Path, receiver: Receiver) -> ModuleBridge:
     Raises:
         BridgeError: a tensor is missing, is unknown, has another shape, or is not finite.
     """
-    with _naming(directory):
+    with naming("generator", directory):
         files = WeightFiles(directory)
         stored = _sorted_names(files)
         _check_student(files, stored, receiver.model)
@@ -203,13 +202,3 @@ def _map(files: WeightFiles, stored: _Stored) -> GeneratorMap:
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     return ", ".join(names[:_MAX_NAMED]) + more
-
-
-@contextmanager
-def _naming(directory: Path) -> Iterator[None]:
-    """Begin the message of an error with the directory's name; never with its path."""
-    try:
-        yield
-    except BridgeError as error:
-        name = directory.resolve().name or "/"
-        raise BridgeError(f"generator {name}: {error}", error.hint) from error.__cause__

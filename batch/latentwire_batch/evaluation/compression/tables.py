@@ -12,6 +12,7 @@ from latentwire_batch.evaluation.compression.report import (
     CodecRow,
     CompressionReport,
 )
+from latentwire_batch.evaluation.outcome import missing_tasks
 from latentwire_batch.evaluation.statistics import Comparison
 
 Naming = Literal["label", "mark", "both"]
@@ -133,14 +134,7 @@ def notes(report: CompressionReport) -> list[str]:
             "two-sided sign test's; the intervals come from resampling the tasks."
         )
         found.append(READING)
-    if report.refused:
-        first = next(iter(report.refused.values()))
-        found.append(f"{len(report.refused)} tasks were set aside; the first: {first}")
-    if not report.is_complete:
-        found.append(
-            f"The evaluation was interrupted: {report.num_tasks} of {report.num_planned} tasks."
-        )
-    return found
+    return found + missing_tasks(report)
 
 
 def fact_lines(report: CompressionReport) -> dict[str, str]:

