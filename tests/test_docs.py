@@ -55,6 +55,8 @@ OTHER_VARIABLES = {
     "LATENTWIRE_TEST_DEVICE",
     "LATENTWIRE_TEST_DTYPE",
 }
+# What the shown `latentwire plan` printed in the workplace.
+PLAN_OUTPUT = "printed by plan.txt"
 # Flags in the text that belong to other programs.
 FOREIGN_FLAGS = {"--constraint", "--no-deps", "--help"}
 
@@ -124,26 +126,24 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, service: str) -> Path:
         run_latentwire(words[1:], folder)
     for words in shell_words("latentwire", "inspect"):
         run_latentwire(words[1:], folder)
-    for words in shell_words("latentwire", "plan"):
-        run_latentwire([*words[1:], "--url", service], folder)
+    (words,) = shell_words("latentwire", "plan")
+    printed = run_latentwire([*words[1:], "--url", service], folder)
+    (folder / PLAN_OUTPUT).write_text(printed)
     return folder
 
 
-def run_latentwire(args: list[str], folder: Path) -> None:
-    subprocess.run([sys.executable, "-m", "latentwire", *args], cwd=folder, check=True)
+def run_latentwire(args: list[str], folder: Path) -> str:
+    """Run a command, and return what it prints."""
+    command = [sys.executable, "-m", "latentwire", *args]
+    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
+# One test, because the tests are shared by several processes, and the workplace takes most of the
+# time.
 @pytest.mark.slow
-@pytest.mark.parametrize("block", with_blocks("python"))
-def test_python_runs(
-    block: str, service: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+def test_commands_leave_the_files_that_they_name_and_python_runs(
+    service: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(workplace)
-    exec(compile(block.replace(URL, service), "a page", "exec"), {"__name__": "page"})
-
-
-@pytest.mark.slow
-def test_commands_leave_the_files_that_they_name(workplace: Path) -> None:
     named = [
         words[words.index(flag) + 1]
         for words in shell_words("latentwire")
@@ -153,20 +153,14 @@ def test_commands_leave_the_files_that_they_name(workplace: Path) -> None:
     ]
     assert len(named) == 8
     assert all((workplace / path).exists() for path in named)
-
-
-@pytest.mark.slow
-def test_plan_prints_lines_like_the_shown_ones(service: str, tmp_path: Path) -> None:
-    (words,) = shell_words("latentwire", "plan")
-    done = subprocess.run(
-        [sys.executable, "-m", "latentwire", *words[1:], "--url", service],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    monkeypatch.chdir(workplace)
+    for page in PAGES:
+        for block in page.blocks("python"):
+            exec(compile(block.replace(URL, service), page.name, "exec"), {"__name__": "page"})
+    # The output of the one command that is shown with it.
     (shown,) = DOCS["cli.md"].blocks("text")
-    assert lines_of_form(done.stdout)[-3:] == lines_of_form(shown)[-3:]
+    printed = (workplace / PLAN_OUTPUT).read_text()
+    assert lines_of_form(printed)[-3:] == lines_of_form(shown)[-3:]
 
 
 def lines_of_form(output: str) -> list[str]:

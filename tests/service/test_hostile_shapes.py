@@ -27,7 +27,7 @@ OTHERS: list[dict[str, Any]] = [
     {**INNOCENT, "task": "abcdefgh" * 3},
     {**INNOCENT, "task": "\u00ff~|"},
     {**INNOCENT, "max_new_tokens": 7},
-    {**INNOCENT, "max_new_tokens": 500},
+    {**INNOCENT, "max_new_tokens": 60},
     {**INNOCENT, "do_sample": True, "seed": 3, "top_k": 10**6},
     {**INNOCENT, "stop": ["~", "\u00ff"], "stop_token_ids": [0, 1]},
     {**INNOCENT, "stop_token_ids": [19, 20, 319, 320, 5000]},
