@@ -63,7 +63,7 @@ class HttpOptions(TypedDict):
 
 
 BODY_EXTENSION = "latentwire.body"
-"""Extension of an `httpx.Response` whose body a transport has received elsewhere: a memoryview."""
+"""Extension of an `httpx.Response` whose safetensors were received elsewhere: a memoryview."""
 HEALTH = Call("GET", "/health")
 READY = Call("GET", "/ready")
 INFO = Call("GET", "/info")
@@ -158,10 +158,12 @@ def http_request(
 
 def read_plan_latent(outcome: Outcome, call: Call) -> PlanLatent:
     """Read the outcome of ``POST /plan_latent``; raises `error_of` or ProtocolError."""
-    if isinstance(outcome, httpx.Response) and outcome.is_success and _is_safetensors(outcome):
+    if isinstance(outcome, httpx.Response) and outcome.is_success:
         body = outcome.extensions.get(BODY_EXTENSION)
-        content = outcome.content if body is None else body
-        return check_form(PlanLatent.from_parts(*unpack(content)), call)
+        if body is None and _is_safetensors(outcome):
+            body = outcome.content
+        if body is not None:
+            return check_form(PlanLatent.from_parts(*unpack(body)), call)
     return check_form(PlanLatent.from_response(_parse(outcome, PlanLatentResponse)), call)
 
 

@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol, TypeVar
 
+from latentwire_batch.dispatch.appender import Appender
 from latentwire_batch.dispatch.store import Store
 from latentwire_batch.tasks.results import FailedRow, FinishedRow, NotStorableError, Suspicion
 
@@ -56,7 +58,7 @@ class RowSink:
         self._store = store
         self._prepare = prepare
         self._progress = progress
-        self._appender = ThreadPoolExecutor(1, thread_name_prefix="append")
+        self._appender = Appender()
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
         self._is_synced = True
         self._counted_until_s = time.monotonic()
@@ -113,18 +115,17 @@ class RowSink:
 
     def abandon(self) -> None:
         """Wait for the write that runs now, and drop the others."""
-        self._appender.shutdown(wait=True, cancel_futures=True)
+        self._appender.close()
         self._syncer.shutdown(wait=True, cancel_futures=True)
 
     async def _append(self, add: Callable[[RowT], None], row: RowT) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._appender, add, row)
+        await self._appender.run(partial(add, row))
         self._is_synced = False
 
     async def _sync(self) -> None:
-        loop = asyncio.get_running_loop()
         now_s = time.monotonic()
         elapsed_s, self._counted_until_s = now_s - self._counted_until_s, now_s
         # Set before the sync, which may miss a row that is appended meanwhile.
         self._is_synced = True
-        await loop.run_in_executor(self._appender, self._store.add_elapsed, elapsed_s)
-        await loop.run_in_executor(self._syncer, self._store.sync)
+        await self._appender.run(partial(self._store.add_elapsed, elapsed_s))
+        await asyncio.get_running_loop().run_in_executor(self._syncer, self._store.sync)

@@ -122,7 +122,7 @@ class RowStore:
 
     def is_pending(self, index: int) -> bool:
         """Whether a row still has to be sent."""
-        return bool(self._states[index] == RowState.PENDING)
+        return self._states.item(index) == RowState.PENDING
 
     def suspicion(self, index: int) -> Suspicion | None:
         """Return what an earlier run suspected of a pending row."""

@@ -14,11 +14,7 @@ import httpx
 
 from latentwire import AsyncClient, InfoResponse, PlanLatent, ProtocolError, exchange
 from latentwire.call import Call
-from latentwire.constants import (
-    DEFAULT_CONNECT_TIMEOUT_S,
-    JSON_MEDIA_TYPE,
-    SAFETENSORS_MEDIA_TYPE,
-)
+from latentwire.constants import DEFAULT_CONNECT_TIMEOUT_S, JSON_MEDIA_TYPE
 from latentwire.retry import Outcome
 from latentwire_batch.receiving.buffers import BufferPool
 from latentwire_batch.receiving.connection import Answer, PlainAnswer
@@ -27,7 +23,6 @@ from latentwire_batch.receiving.whole_answer import http_response
 
 # Written in one piece, so that no answer can arrive before the request is sent.
 _MAX_REQUEST_BYTES = 1 << 16
-_HEADERS = [(b"content-type", SAFETENSORS_MEDIA_TYPE.encode())]
 # The body is not read through the response.
 _ELSEWHERE = httpx.AsyncByteStream()
 # Of the fields of an answer besides its latent: text and numbers of each token, and what may come
@@ -105,7 +100,7 @@ class ReceivingClient(AsyncClient):
     ) -> httpx.Response:
         if isinstance(answer, PlainAnswer):
             extensions = {exchange.BODY_EXTENSION: answer.body}
-            return httpx.Response(200, headers=_HEADERS, stream=_ELSEWHERE, extensions=extensions)
+            return httpx.Response(200, stream=_ELSEWHERE, extensions=extensions)
         request = exchange.http_request(self._http, call, timeout_s)
         response = http_response(answer, request, max_bytes)
         self._http.cookies.extract_cookies(response)

@@ -7,8 +7,10 @@ answers are read by `whole_answer`.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import select
+from contextlib import suppress
 from dataclasses import dataclass
 
 import httpx
@@ -50,6 +52,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._fd = -1
         self._poll = select.poll()
         self._is_reusable = True
         self.idle_since_s = self._loop.time()
@@ -70,7 +73,8 @@ class Connection(asyncio.BufferedProtocol):
         """Take the transport of the connection."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self._fd = transport.get_extra_info("socket").fileno()
+        self._poll.register(self._fd, select.POLLIN)
 
     @property
     def is_usable(self) -> bool:
@@ -192,7 +196,16 @@ class Connection(asyncio.BufferedProtocol):
         # Bytes that follow belong to no request.
         is_whole = len(received) <= head.num_bytes + head.body_bytes
         self._is_reusable = head.keeps_alive and is_whole
+        self._read_now()
         self._finish_if_complete()
+
+    def _read_now(self) -> None:
+        """Read what has arrived of a body, without another round of the loop."""
+        target = self.get_buffer(-1)
+        if target.nbytes:
+            # The loop finds errors and the end of the connection by itself.
+            with suppress(OSError):
+                self._num_received += os.readv(self._fd, [target])
 
     def _finish_if_complete(self) -> None:
         assert self._head is not None

@@ -28,7 +28,7 @@ class Replica:
         num_at_loss: rows that it had in flight when it last did.
         num_answers: rows that it answered.
         num_dropped: how often it was up all the while that a row got no answer.
-        sending: the requests with rows that it has not answered.
+        sending: the tasks that wait for its answers to rows.
     """
 
     def __init__(self, index: int, client: AsyncClient) -> None:
@@ -43,7 +43,8 @@ class Replica:
         self.is_apart = False
         self.num_losses = 0
         self.num_at_loss = 0
-        self.sending: set[asyncio.Task[PlanLatent]] = set()
+        self.sending: set[asyncio.Task[Any]] = set()
+        self._given_up: set[asyncio.Task[Any]] = set()
         self._max_window = 1
         self.num_answers = 0
         self.num_dropped = 0
@@ -117,23 +118,25 @@ class Replica:
         Raises:
             LatentwireError: as the request does; ConnectionFailedError after `give_up`.
         """
-        sending = asyncio.create_task(request)
-        self.sending.add(sending)
+        task = asyncio.current_task()
+        assert task is not None
+        self.sending.add(task)
         try:
-            await asyncio.wait([sending])
+            return await request
+        except asyncio.CancelledError:
+            if task not in self._given_up or task.uncancel():
+                # The caller was cancelled, too.
+                raise
+            raise ConnectionFailedError("the replica hangs") from None
         finally:
-            self.sending.discard(sending)
-            was_given_up = sending.cancelled()
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-        if was_given_up:
-            raise ConnectionFailedError("the replica hangs")
-        return sending.result()
+            self.sending.discard(task)
+            self._given_up.discard(task)
 
     def give_up(self) -> None:
         """End all requests that it has not answered."""
-        for sending in self.sending:
-            sending.cancel()
+        for task in self.sending - self._given_up:
+            self._given_up.add(task)
+            task.cancel()
 
     def note_answer(self) -> None:
         """Widen a window that shrank, by one for every window of good answers."""
