@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from latentwire import PlanOptions
@@ -40,11 +41,14 @@ from latentwire_batch.output.staging import emptied_staging
 from latentwire_batch.ranks.rank import ALONE, Rank
 from latentwire_batch.ranks.rendezvous import Rendezvous, refuse_other_launches
 from latentwire_batch.ranks.share import Share
+from latentwire_batch.ray.final_file import FinalForm
+from latentwire_batch.ray.joining import forget_join, join_on_cluster, joins_on_cluster
 from latentwire_batch.replicas.fleet import FleetSummary
 from latentwire_batch.run import Run
 from latentwire_batch.run_settings import RunSettings, read_settings
 from latentwire_batch.shards.folder import agree_on_date, refuse_mixture, seed_of
 from latentwire_batch.shards.shard import Shard
+from latentwire_batch.tasks.inputs import SplitRows
 from latentwire_batch.tasks.opening import opened_tasks
 from latentwire_batch.tasks.results import RowState
 from latentwire_batch.workers.processes import Workers
@@ -208,19 +212,20 @@ class Collection:
             totals = Totals.of_finished(self._manifest.counts)
             earlier_s = self._manifest.elapsed_s
         matrices = self._run.form.encoder(width).columns
-        with emptied_staging(self._layout.staging) as staging:
-            declared = json.dumps(declaration(self._stored, matrices), ensure_ascii=False)
-            schema = DatasetSchema(self._stored.columns, declared, matrices)
-            splits = written_splits(self._run.splits, store.states())
-            Assembly(staging, width, self._run.settings.max_shard_size, schema, splits).run(
-                store, previous_rows(self._layout, schema.matrices, schema.extras), totals
-            )
+        declared = json.dumps(declaration(self._stored, matrices), ensure_ascii=False)
+        schema = DatasetSchema(self._stored.columns, declared, matrices)
+        splits = written_splits(self._run.splits, store.states())
+        form = FinalForm(schema, width, self._run.settings.max_shard_size)
+        if joins_on_cluster(self._run, store):
+            join_on_cluster(self._run, store, form, totals)
+        else:
+            self._write_files(store, form, splits, totals)
         elapsed_s = earlier_s + store.elapsed_s + time.monotonic() - started_s
         counts = totals.counts(self._run.num_rows)
         described = Manifest(self._stored, counts, elapsed_s)
         manifest = described.to_json(fleet, matrices, splits_json(splits))
-        write_text(staging / CARD_NAME, build_card(manifest, schema))
-        write_json(staging / MANIFEST_NAME, manifest)
+        write_text(self._layout.staging / CARD_NAME, build_card(manifest, schema))
+        write_json(self._layout.staging / MANIFEST_NAME, manifest)
         self._run.destination.install()
         written = Written(
             num_finished=totals.finished,
@@ -231,6 +236,17 @@ class Collection:
             shard=self._run.shard,
         )
         return report_written(self._run.console, written)
+
+    def _write_files(
+        self, store: RowStore, form: FinalForm, splits: Sequence[SplitRows], totals: Totals
+    ) -> None:
+        """Write all final files but the card and the manifest in this process."""
+        schema = form.schema
+        forget_join(self._layout)
+        with emptied_staging(self._layout.staging) as staging:
+            Assembly(staging, form.width, form.max_bytes, schema, splits).run(
+                store, previous_rows(self._layout, schema.matrices, schema.extras), totals
+            )
 
 
 def _new_seeds(run: Run, wanted: RunSettings) -> Seeds:

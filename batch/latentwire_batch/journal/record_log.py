@@ -211,7 +211,7 @@ class RecordLog:
         """
         lengths = [self._known_header(offset).record_bytes for offset in offsets.tolist()]
         return RowIndex(
-            files=(RecordFile(Folder(str(self.path.parent)), self.path.name),),
+            files=(RecordFile(Folder(str(self.path.parent.absolute())), self.path.name),),
             rows=rows,
             file_numbers=np.zeros(rows.size, dtype=np.int32),
             offsets=offsets,

@@ -68,6 +68,10 @@ class Destination(Protocol):
         """Leave the settings of this run where another machine finds them."""
         ...
 
+    def folder_of_files(self) -> Folder | None:
+        """Return the folder to which other machines can write final files; None: the layout's."""
+        ...
+
     def refuse_rival(self) -> None:
         """Raise UsageError when another machine has finished a dataset there in the meantime."""
         ...
@@ -117,6 +121,10 @@ class LocalDestination:
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Do nothing: all runs find the settings in the layout."""
+
+    def folder_of_files(self) -> Folder | None:
+        """Return None: other machines share the directory."""
+        return None
 
     def refuse_rival(self) -> None:
         """Do nothing: the lock excludes other runs."""

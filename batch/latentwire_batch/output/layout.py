@@ -115,6 +115,16 @@ class OutputLayout:
         return self.partial / "upload.jsonl"
 
     @property
+    def joined(self) -> Path:
+        """Which final files a cluster has written whole."""
+        return self.partial / "joined.jsonl"
+
+    @property
+    def placed(self) -> Path:
+        """Names the final files that a cluster wrote to where the output goes, with their sizes."""
+        return self.partial / "placed.json"
+
+    @property
     def discarded(self) -> Path:
         """Names the splits whose files are being removed."""
         return self.partial / "discarded.json"

@@ -74,6 +74,12 @@ class RemoteDestination:
         with _errors("cannot be written"):
             self.folder.write(CLAIM_NAME, json.dumps(dict(settings), ensure_ascii=False).encode())
 
+    def folder_of_files(self) -> Folder:
+        """Return the folder itself, which this run owns."""
+        with _errors("cannot be read"):
+            self._owner.check()
+        return self.folder
+
     def refuse_rival(self) -> None:
         """Raise UsageError when another machine has finished a dataset there in the meantime."""
         self._refuse_rival(self._read(MANIFEST_NAME))
@@ -150,11 +156,16 @@ class RemoteDestination:
         sent = [name for name in names if self._is_replaceable(name)]
         upload = Upload(self.folder, staging, self.layout.upload_record, self.notify)
         upload.send(sent, self._owner.check_lately)
+        placed = (read_json(self.layout.placed) or {}).get("files", {})
         splits = _splits_in(manifest)
+        sizes = self.folder.sizes()
+        self._check_placed(placed, sizes)
         stale = [
             name
-            for name in self.folder.sizes()
-            if name not in names and (is_final(name, splits) or is_left_over(name))
+            for name in sizes
+            if name not in names
+            and name not in placed
+            and (is_final(name, splits) or is_left_over(name))
         ]
         self.folder.remove(name for name in stale if self._is_replaceable(name))
         upload.verify(sent)
@@ -164,6 +175,19 @@ class RemoteDestination:
     @cached_property
     def _owner(self) -> Owner:
         return Owner(self.folder, self.layout.owner_token, self.notify)
+
+    def _check_placed(self, placed: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+        """Check that the files that a cluster wrote are still there.
+
+        Raises:
+            StorageError: when one is not; the next run writes it again.
+        """
+        if any(sizes.get(name) != size for name, size in placed.items()):
+            remove(self.layout.marker)
+            raise StorageError(
+                "files that were written to the output have changed; rerun the same command to "
+                "write them again"
+            )
 
     def _is_replaceable(self, name: str) -> bool:
         """Whether a file may be replaced or removed: a person's own README stays."""

@@ -62,12 +62,11 @@ def _is_second_version() -> bool:
 
 def _second_answer(ray: ModuleType) -> bool | None:
     """Return what version 2 of the autoscaler makes of the demand; None: nothing yet."""
-    from ray._raylet import GcsClient
-
-    # Its classes are made when it is imported, so no type checker knows them.
+    # No type checker knows what is compiled, or made when it is imported.
+    client: Any = importlib.import_module("ray._raylet").GcsClient
     messages: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")
     reply = messages.GetClusterStatusReply()
-    reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status())
+    reply.ParseFromString(client(ray.get_runtime_context().gcs_address).get_cluster_status())
     state = reply.autoscaling_state
     if state.pending_instance_requests or state.pending_instances:
         return True

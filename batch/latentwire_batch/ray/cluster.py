@@ -20,6 +20,7 @@ INSTALL = '--on ray needs Ray: pip install "latentwire[ray]"'
 # Ray Data's own tasks need CPUs, too: with as many as replicas, nothing moves.
 SPARE_CPUS = 2
 _ADDRESS_VARIABLE = "RAY_ADDRESS"
+_LOCAL = "local"
 _CLIENT_SCHEME = "ray://"
 _LOG_LEVEL_VARIABLE = "RAY_BACKEND_LOG_LEVEL"
 # Ray reads them when it is imported or started; those that the user set stay.
@@ -110,8 +111,33 @@ def connected(settings: CollectSettings, notify: Notify) -> Iterator[Placement]:
     Raises:
         UsageError: Ray is missing, there is no such cluster, or it is too small.
     """
+    with attached(settings) as ray:
+
+        def can_grow(placement: Placement) -> bool:
+            return can_add_nodes(ray, placement.bundles)
+
+        placement = place(settings, ray.cluster_resources(), can_grow, notify)
+        notify(_described(placement, len(ray.nodes())))
+        yield placement
+
+
+def is_local(settings: CollectSettings) -> bool:
+    """Whether collect starts Ray on this machine."""
+    return _address(settings) == _LOCAL
+
+
+@contextmanager
+def attached(settings: CollectSettings) -> Iterator[ModuleType]:
+    """Connect to the cluster, or start one on this machine; give Ray's module.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        UsageError: Ray is missing, or there is no such cluster.
+    """
     ray = import_ray()
-    address = settings.ray_address or os.environ.get(_ADDRESS_VARIABLE) or "local"
+    address = _address(settings)
     if address.startswith(_CLIENT_SCHEME):
         raise UsageError(
             "--ray-address: collect runs on a machine of the cluster, where auto is the address; "
@@ -124,7 +150,7 @@ def connected(settings: CollectSettings, notify: Notify) -> Iterator[Placement]:
                 address=address,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                **(options if address == "local" else {}),
+                **(options if address == _LOCAL else {}),
             )
     except ConnectionError as error:
         raise UsageError(
@@ -132,13 +158,7 @@ def connected(settings: CollectSettings, notify: Notify) -> Iterator[Placement]:
         ) from error
     try:
         _quiet(ray)
-
-        def can_grow(placement: Placement) -> bool:
-            return can_add_nodes(ray, placement.bundles)
-
-        placement = place(settings, ray.cluster_resources(), can_grow, notify)
-        notify(_described(placement, len(ray.nodes())))
-        yield placement
+        yield ray
     finally:
         ray.shutdown()
 
@@ -177,6 +197,10 @@ def place(
         f"{' and '.join(wanted)} in all; rows are planned from the first replica on"
     )
     return placement
+
+
+def _address(settings: CollectSettings) -> str:
+    return settings.ray_address or os.environ.get(_ADDRESS_VARIABLE) or _LOCAL
 
 
 def _gpus(settings: CollectSettings) -> int:

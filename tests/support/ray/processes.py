@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+_PATIENCE_S = 240.0
 TESTS = Path(__file__).parents[2]
+_RAY = importlib.util.find_spec("ray")
+assert _RAY is not None
+assert _RAY.origin is not None
+_NODE_MANAGER = Path(_RAY.origin).parent / "core" / "src" / "ray" / "raylet" / "raylet"
 # Other programs fill the memory of a machine that runs tests: Ray must not end a test for it.
 ENVIRONMENT = {
     "RAY_memory_monitor_refresh_ms": "0",
@@ -30,14 +39,29 @@ class Cluster:
 
     Attributes:
         address: for `--ray-address`.
-        pid: of the process that all others descend from.
+        process: that all others descend from.
     """
 
     address: str
-    pid: int
+    process: subprocess.Popen[str]
+
+    def deploy(self, config: Mapping[str, Any]) -> None:
+        """Let Ray Serve change to a configuration; returns before it has."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(config) + "\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "\n"
 
     def actors(self, name: str) -> list[int]:
         """Return the processes of the actors whose class name starts so."""
+        return self._found(f"ray::{name}".encode())
+
+    def node_managers(self) -> list[int]:
+        """Return the processes that hold the nodes, the head's first: without it, a node ends."""
+        return self._found(str(_NODE_MANAGER).encode())
+
+    def _found(self, start: bytes) -> list[int]:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -45,13 +69,13 @@ class Cluster:
             except OSError:
                 # It ended meanwhile.
                 continue
-            if command.startswith(f"ray::{name}".encode()) and self._has(int(folder.name)):
+            if command.startswith(start) and self._has(int(folder.name)):
                 found.append(int(folder.name))
         return sorted(found)
 
     def _has(self, pid: int) -> bool:
         while pid > 1:
-            if pid == self.pid:
+            if pid == self.process.pid:
                 return True
             try:
                 stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
@@ -78,7 +102,7 @@ def running_cluster(*args: str) -> Iterator[Cluster]:
         try:
             address = process.stdout.readline().strip()
             assert address, "Ray did not start"
-            yield Cluster(address, process.pid)
+            yield Cluster(address, process)
         finally:
             process.stdin.close()
             try:
@@ -86,3 +110,11 @@ def running_cluster(*args: str) -> Iterator[Cluster]:
             except subprocess.TimeoutExpired:
                 # Ray's processes end with the one that started them.
                 process.kill()
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    """Wait for other processes, which give no other sign."""
+    ends_s = time.monotonic() + _PATIENCE_S
+    while not is_true():
+        assert time.monotonic() < ends_s
+        time.sleep(0.05)
