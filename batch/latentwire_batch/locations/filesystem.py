@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from latentwire_batch.errors import LocationError
@@ -47,6 +48,8 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 
 def _opened(fsspec: Any, url: str) -> tuple[Any, str]:
+    # It warns where it cannot ask for the kind of a bucket, and lists what is missing.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     filesystem, path = fsspec.core.url_to_fs(url)
     return filesystem, str(path)
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
+from latentwire_batch.errors import LocationError
 from latentwire_batch.locations.errors import (
     is_existing,
     is_missing,
@@ -29,6 +30,8 @@ _WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss
 # Of several processes that create one file here, one succeeds.
 _EXCLUSIVE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
 _VERSIONED = frozenset({"hf"})
+# A write here says "no such file" when the bucket is missing.
+_GOOGLE = frozenset({"gs", "gcs"})
 _S3 = frozenset({"s3", "s3a"})
 # Of one file, so many parts of so many bytes are in memory.
 _PART_BYTES = 8 << 20
@@ -166,7 +169,7 @@ class Folder:
         Large files go in parts, a few of them at a time.
         """
         size = local.stat().st_size
-        with location_errors():
+        with self._write_errors():
             self._place(
                 name,
                 lambda path: self.filesystem.put_file(str(local), path, **self._put_options(size)),
@@ -176,7 +179,7 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file, whole or not at all; a file of that name is replaced."""
-        with location_errors():
+        with self._write_errors():
             self._place(name, lambda path: self.filesystem.pipe_file(path, data))
 
     def create(self, name: str, data: bytes) -> bool:
@@ -188,7 +191,7 @@ class Folder:
         Returns:
             Whether the file was written.
         """
-        with location_errors():
+        with self._write_errors():
             if "file" in self._protocols:
                 return _link(self.path(name), data)
             if self._protocols & _EXCLUSIVE:
@@ -215,6 +218,16 @@ class Folder:
                 if not is_missing(error):
                     raise place_error(error) from error
         self.filesystem.invalidate_cache()
+
+    @contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        try:
+            with location_errors():
+                yield
+        except LocationError as error:
+            if self._protocols & _GOOGLE and isinstance(error.__cause__, FileNotFoundError):
+                raise LocationError("the bucket does not exist", True) from error
+            raise
 
     def _place(self, name: str, send: Any) -> None:
         filesystem, target = self.filesystem, self.path(name)

@@ -10,8 +10,9 @@ import pytest
 
 from latentwire_batch.locations import Folder, LocationError
 from support.batch.s3_server import BUCKET, S3Server, running_s3
+from support.stores.gcs_server import running_gcs, without_gcsfs
 
-PLACES = ("file", "path", "memory", "s3")
+PLACES = ("file", "path", "memory", "s3", "gs")
 # More than two parts of a file that goes in parts.
 LARGE_BYTES = 40 << 20
 
@@ -23,11 +24,20 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
 
 
 @pytest.fixture
+def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with running_gcs(monkeypatch):
+        yield
+
+
+@pytest.fixture
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     match request.param:
         case "s3":
             request.getfixturevalue("s3")
             return Folder(f"s3://{BUCKET}/a folder/out")
+        case "gs":
+            request.getfixturevalue("gcs")
+            return Folder(f"gs://{BUCKET}/a folder/out")
         case "memory":
             fsspec.filesystem("memory").store.clear()
             return Folder("memory://out/plans")
@@ -129,11 +139,23 @@ def test_a_reader_never_sees_a_part_of_a_file(folder: Folder, tmp_path: Path) ->
         ("s3://id:secret@b/x", "must not hold a user or a key"),
     ],
 )
-def test_a_place_that_cannot_be_opened_says_what_to_do(url: str, reason: str) -> None:
+def test_a_place_that_cannot_be_opened_says_what_to_do(
+    url: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_gcsfs(monkeypatch)
     with pytest.raises(LocationError, match="^" + reason.replace("[", r"\[")) as caught:
         Folder(url).sizes()
     assert caught.value.is_users
     assert "secret" not in caught.value.reason
+
+
+@pytest.mark.usefixtures("gcs")
+def test_a_bucket_of_google_cloud_storage_that_is_missing_is_named() -> None:
+    assert Folder("gs://nowhere/out").read("manifest.json") is None
+    with pytest.raises(LocationError, match="the bucket does not exist"):
+        Folder("gs://nowhere/out").write("x", b"")
+    with pytest.raises(LocationError, match="the bucket does not exist"):
+        Folder("gs://nowhere/out").create("x", b"")
 
 
 @pytest.mark.usefixtures("s3")

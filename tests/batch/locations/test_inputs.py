@@ -33,6 +33,7 @@ from latentwire_batch.tasks.rows import Row, RowFields
 from support.batch.collecting import Collect
 from support.batch.s3_server import BUCKET, S3Server, running_s3
 from support.batch.stub_replica import StubReplica
+from support.stores.gcs_server import without_gcsfs
 
 FIELDS = RowFields("task", None, "id")
 ROWS = [{"id": f"t{i}", "task": f"Clean window {i} — ☀"} for i in range(300)]
@@ -218,7 +219,10 @@ def test_a_file_that_changes_between_two_readings_is_refused(memory: MemoryFileS
     ],
 )
 @pytest.mark.usefixtures("s3")
-def test_an_input_that_cannot_be_read_says_why(collect: Collect, url: str, reason: str) -> None:
+def test_an_input_that_cannot_be_read_says_why(
+    collect: Collect, url: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_gcsfs(monkeypatch)
     ended = collect("--dataset", url)
     assert ended.status == 2
     assert f"--dataset: {reason}" in ended.stderr
