@@ -9,34 +9,53 @@ changes; an empty line on the standard output answers.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 from typing import Any
 
 import ray
-from ray.cluster_utils import Cluster
 
-_NODE = {
-    "include_dashboard": False,
-    "object_store_memory": 100 << 20,
-    "node_ip_address": "127.0.0.1",
-}
+_OBJECT_STORE_BYTES = 100 << 20
 
 
 def main() -> None:
-    num_cpus = [int(number) for number in sys.argv[1].split(",")]
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": num_cpus[0], **_NODE})
+    num_cpus, *others = (int(number) for number in sys.argv[1].split(","))
+    ray.init(
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+    nodes: list[subprocess.Popen[bytes]] = []
     try:
-        for number in num_cpus[1:]:
-            cluster.add_node(num_cpus=number, **_NODE)
-        answer(cluster.address)
+        address = ray.get_runtime_context().gcs_address
+        nodes += [add_node(address, number) for number in others]
+        while len(ray.nodes()) <= len(others):
+            time.sleep(0.1)
+        answer(address)
         for line in sys.stdin:
-            if not ray.is_initialized():
-                ray.init(cluster.address, log_to_driver=False)
             deploy(json.loads(line))
             answer("")
     finally:
+        for node in nodes:
+            node.terminate()
+        for node in nodes:
+            node.wait()
         ray.shutdown()
-        cluster.shutdown()
+
+
+def add_node(address: str, num_cpus: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+            *("--address", address, "--num-cpus", str(num_cpus), "--node-ip-address", "127.0.0.1"),
+            *("--object-store-memory", str(_OBJECT_STORE_BYTES)),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def answer(line: str) -> None:

@@ -24,6 +24,9 @@ _NODE_MANAGER = Path(_RAY.origin).parent / "core" / "src" / "ray" / "raylet" / "
 ENVIRONMENT = {
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Next to other tests, Ray's own processes start slowly.
+    "RAY_agent_register_timeout_ms": "240000",
+    "RAY_raylet_start_wait_time_s": "240",
     # Ray lowers the priority of its workers, which get no time next to other tests.
     "RAY_worker_niceness": "0",
     # All that connect run on this machine, and a token would be a file in the home directory.
