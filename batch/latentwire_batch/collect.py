@@ -150,6 +150,7 @@ class Collection:
         claimed = None if self._stored is not None else run.destination.claimed()
         if claimed is not None:
             self._stored = RunSettings.from_json(claimed)
+        self._is_claimed = claimed is not None
 
     def collect(self) -> ExitStatus:
         """Collect the missing rows, then put the dataset together."""
@@ -178,7 +179,8 @@ class Collection:
 
     def _collect(self, share: Share) -> ExitStatus:
         fleet = None
-        if not self._layout.settings.exists() or share.has_pending_rows():
+        is_begun = self._layout.settings.exists() or self._is_claimed
+        if not is_begun or share.has_pending_rows():
             fleet = share.plan_rows()
         if self._run.rank.count > 1:
             self._take_over(share)

@@ -72,6 +72,10 @@ class Destination(Protocol):
         """Return the folder to which other machines can write final files; None: the layout's."""
         ...
 
+    def parts(self) -> Folder | None:
+        """Return where replicas on other machines put rows; None: they append to logs here."""
+        ...
+
     def refuse_rival(self) -> None:
         """Raise UsageError when another machine has finished a dataset there in the meantime."""
         ...
@@ -124,6 +128,10 @@ class LocalDestination:
 
     def folder_of_files(self) -> Folder | None:
         """Return None: other machines share the directory."""
+        return None
+
+    def parts(self) -> Folder | None:
+        """Return None: what other machines need to see is in `.partial/`."""
         return None
 
     def refuse_rival(self) -> None:

@@ -20,6 +20,8 @@ _PARTIAL_NAME = ".partial"
 CLAIM_NAME = f"{_PARTIAL_NAME}/settings.json"
 # Records of the run that writes to a folder behind a URL.
 OWNERS_NAME = f"{_PARTIAL_NAME}/owner"
+# Rows of an unfinished run that replicas on other machines put there.
+PARTS_NAME = f"{_PARTIAL_NAME}/parts"
 
 
 @dataclass(frozen=True)

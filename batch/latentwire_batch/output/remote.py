@@ -6,8 +6,9 @@ folder: the manifest of a finished output, and the settings of an unfinished run
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,11 +29,14 @@ from latentwire_batch.output.layout import (
     FINAL_NAMES,
     HF_DATASET_NAME,
     MANIFEST_NAME,
+    PARTS_NAME,
     OutputLayout,
 )
 from latentwire_batch.output.owner import Owner
 from latentwire_batch.output.split_data import SPLITS, names_json, recorded_splits
 from latentwire_batch.output.upload import Upload, is_left_over
+
+_DIGEST_CHARS = 12
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,17 @@ class RemoteDestination:
         with _errors("cannot be read"):
             self._owner.check()
         return self.folder
+
+    def parts(self) -> Folder:
+        """Return where replicas put rows.
+
+        A run on top of a finished dataset has another folder than the one that made it, some of
+        whose rows may be left over.
+        """
+        manifest = self._read(MANIFEST_NAME)
+        digest = "" if manifest is None else hashlib.sha256(manifest).hexdigest()
+        folder = f"after-{digest[:_DIGEST_CHARS]}" if digest else "first"
+        return Folder(f"{self.folder.url.rstrip('/')}/{PARTS_NAME}/{folder}")
 
     def refuse_rival(self) -> None:
         """Raise UsageError when another machine has finished a dataset there in the meantime."""
@@ -127,7 +142,7 @@ class RemoteDestination:
             with _errors("cannot be written"):
                 self._upload(manifest)
         with _errors("cannot be written"):
-            self.folder.remove([CLAIM_NAME])
+            self._remove_claim(self.folder.sizes())
             discard_partial(self.layout)
 
     def discard(self, splits: Collection[str]) -> None:
@@ -137,10 +152,10 @@ class RemoteDestination:
             # Without the manifest, nothing else says which files in `data/` are ours.
             write_json(self.layout.discarded, names_json(found))
             self.folder.remove([MANIFEST_NAME])
-            names = [
-                name for name in self.folder.sizes() if is_final(name, found) or name == CLAIM_NAME
-            ]
-            self.folder.remove(name for name in names if self._is_replaceable(name))
+            names = self.folder.sizes()
+            final = [name for name in names if is_final(name, found)]
+            self.folder.remove(name for name in final if self._is_replaceable(name))
+            self._remove_claim(names)
             discard_partial(self.layout)
 
     def _upload(self, manifest: bytes) -> None:
@@ -188,6 +203,11 @@ class RemoteDestination:
                 "files that were written to the output have changed; rerun the same command to "
                 "write them again"
             )
+
+    def _remove_claim(self, names: Iterable[str]) -> None:
+        """Remove the rows and, last, the settings of an unfinished run from the folder."""
+        rows = [name for name in names if name.startswith(f"{PARTS_NAME}/")]
+        self.folder.remove([*rows, CLAIM_NAME])
 
     def _is_replaceable(self, name: str) -> bool:
         """Whether a file may be replaced or removed: a person's own README stays."""

@@ -18,6 +18,7 @@ from latentwire_batch.dispatch.session import RowRequest, SessionPlan, run_sessi
 from latentwire_batch.errors import StorageError
 from latentwire_batch.journal.open_store import open_store, set_unusable_aside
 from latentwire_batch.journal.row_store import RowStore
+from latentwire_batch.journal.segments.segments import Segments
 from latentwire_batch.ranks.rank import Rank
 from latentwire_batch.ray.session import RaySessionPlan, run_ray_session
 from latentwire_batch.replicas.fleet import FleetSummary
@@ -59,6 +60,7 @@ class Share:
         self._watch = watch
         self._pass_on = pass_on
         self._store: RowStore | None = None
+        self._segments: Segments | None = None
         self._encoder: LatentEncoder | None = None
 
     def __enter__(self) -> Self:
@@ -168,7 +170,9 @@ class Share:
         layout = self._run.layout
         manifest = read_manifest(layout.manifest)
         num_rows, shard = self._run.data.num_rows, self._run.shard or ALL_ROWS
-        store = open_store(layout, num_rows, rank, manifest, reopens_failed, shard)
+        if self._segments is None and (parts := self._run.destination.parts()) is not None:
+            self._segments = Segments(parts)
+        store = open_store(layout, num_rows, rank, manifest, reopens_failed, shard, self._segments)
         if self._run.settings.skip_invalid:
             set_unusable_aside(store, self._run.source.unusable_rows())
         return store

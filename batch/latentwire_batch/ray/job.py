@@ -12,6 +12,7 @@ from latentwire.protocol import InfoResponse
 from latentwire_batch.compression.facts import CompressorFacts
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.dispatch.session import RowRequest
+from latentwire_batch.locations import Folder
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,9 @@ class Job:
 
     Attributes:
         settings: of the run, without keys.
-        root: the directory that holds `.partial/`, absolute.
-        root_flag: the flag that names it.
-        token: name of a file in `.partial/` that shows that a node has the same directory.
+        root: the directory that holds `.partial/`, absolute. Without `parts`, all nodes share it.
+        parts: folder in a store that takes the rows; None: logs in `root` do.
+        token: name of a file in `.partial/` or in `parts` that shows that a node sees the same.
         serve_flags: flags of `latentwire serve` that say how the model is computed.
         environ: `LATENTWIRE_*` variables of the driver that say the same.
         num_rows: rows of the input.
@@ -32,7 +33,7 @@ class Job:
 
     settings: CollectSettings
     root: Path
-    root_flag: str
+    parts: Folder | None
     token: str
     serve_flags: tuple[str, ...]
     environ: Mapping[str, str]

@@ -102,6 +102,8 @@ class Ledger:
         self._rows_of: dict[Member, set[int]] = {}
         self._member_of: dict[int, Member] = {}
         self._apart_of: dict[Member, Sequence[int]] = {}
+        # They ran to their end, and are not durable yet.
+        self._ended: set[int] = set()
         self._events: list[Event] = []
         self._is_stopping = False
 
@@ -159,8 +161,13 @@ class Ledger:
         """Note that a replica runs these rows and no others; none: rows run together again."""
         self._apart_of[member] = indices
 
+    async def end(self, indices: Sequence[int]) -> None:
+        """Note that rows no longer run: they are not suspected when their replica ends now."""
+        self._ended.update(indices)
+
     async def settle(self, member: Member, settled: Sequence[Settled]) -> None:
         """Note rows that stand in the replica's log."""
+        self._ended.difference_update(row.index for row in settled)
         for row in settled:
             self._pending[row.index] = False
             self._suspicions.pop(row.index, None)
@@ -189,7 +196,9 @@ class Ledger:
     def _lose(self, member: Member) -> None:
         """Suspect the rows that ran on a replica when it ended."""
         indices = sorted(self._rows_of.pop(member, set()))
-        suspects = self._apart_of.pop(member, ()) or indices
+        ran = [index for index in indices if index not in self._ended]
+        self._ended.difference_update(indices)
+        suspects = self._apart_of.pop(member, ()) or ran
         for index in indices:
             self._member_of.pop(index, None)
             if index in suspects:

@@ -31,7 +31,7 @@ class _Commit:
 
 
 class PartLog:
-    """Appends rows, and announces them once they are durable.
+    """Appends rows, and announces them once they are durable: a `Part`.
 
     Rows that arrive while a sync runs share the next one, so that a slow disk makes larger groups
     and not a longer queue. Belongs to one event loop.
@@ -50,6 +50,9 @@ class PartLog:
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
         self._next: _Commit | None = None
         self._committing: asyncio.Task[None] | None = None
+
+    async def room(self) -> None:
+        """Return at once: what is appended is in no memory of this process."""
 
     async def finished(self, row: FinishedRow) -> None:
         """Return when the row is durable; raises StorageError when it cannot be."""

@@ -6,9 +6,8 @@ import asyncio
 import os
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,8 @@ from latentwire_batch.errors import (
     UsageError,
 )
 from latentwire_batch.journal.row_store import RowStore
+from latentwire_batch.locations import Folder, LocationError
+from latentwire_batch.locations.errors import output_errors
 from latentwire_batch.ray.cluster import Placement, connected, import_ray
 from latentwire_batch.ray.job import Job
 from latentwire_batch.ray.ledger import Event, Ledger, RefusalKind, Settled
@@ -78,14 +79,15 @@ def run_ray_session(plan: RaySessionPlan) -> FleetSummary:
         RunInterrupted: when a signal ended it before all rows were settled.
     """
     run = plan.run
-    with connected(run.settings, run.console.say) as placement, _token(run) as token:
+    parts = run.destination.parts()
+    with connected(run.settings, run.console.say) as placement, _token(run, parts) as token:
         ray = import_ray()
         # Next to the driver, so that the loss of another node does not end it.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
         ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
-        job = _job(plan, token, placement)
+        job = _job(plan, parts, token, placement)
         stream = Stream(plan.rows, job, ledger, placement)
         try:
             return run_interruptible(_Session(plan, ledger, stream, placement.replicas).run())
@@ -93,7 +95,7 @@ def run_ray_session(plan: RaySessionPlan) -> FleetSummary:
             raise _lost(error) from error
 
 
-def _job(plan: RaySessionPlan, token: str, placement: Placement) -> Job:
+def _job(plan: RaySessionPlan, parts: Folder | None, token: str, placement: Placement) -> Job:
     run = plan.run
     settings = run.settings
     own: OwnReplicaFields = settings
@@ -106,7 +108,7 @@ def _job(plan: RaySessionPlan, token: str, placement: Placement) -> Job:
     return Job(
         settings=settings.model_copy(update={"api_key": None, "api_key_file": None}),
         root=run.layout.root.absolute(),
-        root_flag=run.layout.flag,
+        parts=parts,
         token=token,
         serve_flags=(*serve_arguments(own), *flags),
         environ={name: value for name, value in os.environ.items() if name.upper() in PASSED_ON},
@@ -117,14 +119,25 @@ def _job(plan: RaySessionPlan, token: str, placement: Placement) -> Job:
 
 
 @contextmanager
-def _token(run: Run) -> Iterator[str]:
-    """Write a file that shows the replicas that they see the output directory."""
-    path: Path = run.layout.partial / f"ray-{uuid.uuid4().hex}"
-    path.touch()
+def _token(run: Run, parts: Folder | None) -> Iterator[str]:
+    """Write a file that shows the replicas that they see where the rows go."""
+    name = f"ray-{uuid.uuid4().hex}"
+    if parts is None:
+        path = run.layout.partial / name
+        path.touch()
+        try:
+            yield name
+        finally:
+            path.unlink(missing_ok=True)
+        return
+    with output_errors("cannot be written"):
+        parts.write(name, b"1")
     try:
-        yield path.name
+        yield name
     finally:
-        path.unlink(missing_ok=True)
+        # What is left is removed at the end of the run.
+        with suppress(LocationError):
+            parts.remove([name])
 
 
 class _Session:

@@ -23,6 +23,7 @@ _ROWS_PER_SLOT = 1.5
 # Ray's work for one block is some milliseconds. Smaller blocks spread the last rows better.
 _MAX_BLOCK_ROWS = 32
 _BLOCKS_PER_REPLICA = 4
+_MAX_BLOCKS_IN_SEGMENTS = 32
 _JOIN_PATIENCE_S = 1.0
 
 
@@ -95,8 +96,12 @@ class Stream:
 
     def _dataset(self) -> Any:
         data = import_ray().data
-        in_flight = round(self._num_slots * _ROWS_PER_SLOT / self._block_rows) + 1
         blocks = list(_blocks(self._rows(), self._block_rows))
+        in_flight = round(self._num_slots * _ROWS_PER_SLOT / self._block_rows) + 1
+        if self._job.parts is not None:
+            # Rows also wait for the others of their segment; each replica keeps its share.
+            share = len(blocks) // (_BLOCKS_PER_REPLICA * self._placement.replicas)
+            in_flight += min(share, _MAX_BLOCKS_IN_SEGMENTS)
         return data.from_blocks(blocks).map_batches(
             Worker,
             fn_constructor_args=(self._job, self._ledger, _actor_id),

@@ -33,11 +33,10 @@ from latentwire_batch.dispatch.verdicts import (
     verdict_of,
 )
 from latentwire_batch.errors import BatchError, StorageError, UsageError
-from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.ray.gate import Gate
 from latentwire_batch.ray.job import Engine, Job
 from latentwire_batch.ray.ledger import Begun, Member, RefusalKind, Settled
-from latentwire_batch.ray.part_log import PartLog
+from latentwire_batch.ray.part import check_place, open_part
 from latentwire_batch.replicas.child_environment import child_environment
 from latentwire_batch.tasks.results import FailedRow, FinishedRow, NotStorableError, Suspicion
 from latentwire_batch.tasks.rows import Row
@@ -98,7 +97,7 @@ class Worker:
         """End the threads. Ray Data ends the whole process instead."""
         self._watching.cancel()
         self._end_loop()
-        self._log.close()
+        self._part.close()
 
     def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -126,12 +125,7 @@ class Worker:
     def _open(self) -> None:
         """Load the model, and join the run."""
         job, settings = self._job, self._job.settings
-        layout = OutputLayout(job.root)
-        if not (layout.partial / job.token).exists():
-            raise UsageError(
-                f"{job.root_flag}: node {socket.gethostname()} of the Ray cluster does not see it; "
-                "give a folder that all nodes share"
-            )
+        check_place(job)
         self._call(lambda: self._ledger.start.remote(self._member))
         self._engine = _open_engine(job)
         info = self._engine.info
@@ -141,11 +135,19 @@ class Worker:
         self._rng = random.Random()
         shown = info.model_dump(mode="json")
         self._call(lambda: self._ledger.join.remote(self._member, shown))
-        self._log = PartLog(layout, self._member.process, job.num_rows, self._announce)
+        self._part = open_part(
+            job, self._member.process, self._announce, self._ended, self._has_free_slot
+        )
         self._watching = asyncio.run_coroutine_threadsafe(self._end_when_hung(), self._loop)
 
     async def _announce(self, settled: list[Settled]) -> None:
         await self._ledger.settle.remote(self._member, settled)
+
+    async def _ended(self, indices: Sequence[int]) -> None:
+        await self._ledger.end.remote(indices)
+
+    def _has_free_slot(self) -> bool:
+        return not self._slots.locked()
 
     async def _end_when_hung(self) -> None:
         while True:
@@ -162,6 +164,7 @@ class Worker:
     async def _plan_together(self, row: Row) -> None:
         async with self._gate.together(), self._slots:
             result = await self._result(row)
+            await self._part.room()
         await self._settle(result)
 
     async def _plan_apart(self, begun: Begun, by_index: dict[int, Row]) -> None:
@@ -178,7 +181,7 @@ class Worker:
         self, group: Sequence[tuple[int, Suspicion]], by_index: dict[int, Row]
     ) -> None:
         for index, suspicion in group:
-            await self._log.suspected(index, suspicion)
+            await self._part.suspected(index, suspicion)
         async with self._gate.alone():
             await self._ledger.run_apart.remote(self._member, [index for index, _ in group])
             results = await asyncio.gather(*(self._result(by_index[index]) for index, _ in group))
@@ -188,9 +191,9 @@ class Worker:
 
     async def _settle(self, result: FinishedRow | FailedRow) -> None:
         if isinstance(result, FinishedRow):
-            await self._log.finished(result)
+            await self._part.finished(result)
         else:
-            await self._log.failed(result)
+            await self._part.failed(result)
 
     async def _result(self, row: Row) -> FinishedRow | FailedRow:
         """Plan a row, and try again where that may help."""

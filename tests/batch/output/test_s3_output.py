@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 import s3fs
 
 from support.batch.collecting import Collect
-from support.batch.s3_server import BUCKET, S3Server, running_s3
+from support.batch.s3_server import BUCKET, S3Server, Watcher, running_s3
 from support.batch.stub_replica import StubReplica
 
 OUT = f"{BUCKET}/a folder/out"
@@ -29,38 +28,6 @@ MAX_IN_FLIGHT = 2
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     with running_s3(monkeypatch) as server:
         yield server
-
-
-class Watcher:
-    """Lists the bucket the whole time."""
-
-    def __init__(self, filesystem: s3fs.S3FileSystem) -> None:
-        self._filesystem = filesystem
-        self._changed = threading.Condition()
-        self._ended = threading.Event()
-        self.lists: list[set[str]] = [set()]
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> Watcher:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def wait_for(self, num_files: int) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.lists[-1]) >= num_files, timeout=60)
-
-    def _watch(self) -> None:
-        # The pause leaves the server's thread time for the upload.
-        while not self._ended.wait(0.02):
-            found = {name.removeprefix(f"{OUT}/") for name in self._filesystem.find(OUT)}
-            with self._changed:
-                if found != self.lists[-1]:
-                    self.lists.append(found)
-                    self._changed.notify_all()
 
 
 def version_counts(filesystem: s3fs.S3FileSystem) -> dict[str, int]:
@@ -84,7 +51,7 @@ def test_a_killed_upload_goes_on_and_no_reader_sees_half_a_dataset(
     command += ["--output-dir", f"s3://{OUT}", "--work-dir", str(tmp_path / "work")]
     command += ["--max-new-tokens", "12", "--replica", stub.base_url, *SMALL_SHARDS]
     rng = random.Random(11)
-    with Watcher(filesystem) as watcher:
+    with Watcher(filesystem, OUT) as watcher:
         for number in range(NUM_KILLS):
             num_before = len(watcher.lists[-1])
             process = subprocess.Popen(command, stderr=subprocess.DEVNULL)

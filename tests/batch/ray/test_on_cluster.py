@@ -17,6 +17,7 @@ import pytest
 
 from latentwire_batch.__main__ import main
 from support.batch.collecting import write_tasks
+from support.batch.s3_server import BUCKET, S3Server, Watcher, running_s3
 from support.batch.stored import read_both
 from support.ray.processes import ENVIRONMENT, Cluster, running_cluster
 from support.tiny_models import save_model
@@ -28,7 +29,15 @@ _PATIENCE_S = 240.0
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def s3() -> Iterator[S3Server]:
+    with pytest.MonkeyPatch.context() as monkeypatch, running_s3(monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: S3Server) -> Iterator[Cluster]:
+    """Run a cluster whose processes reach the bucket by their environment."""
+    del s3
     with running_cluster(str(NUM_REPLICAS + 3)) as running:
         yield running
 
@@ -44,11 +53,19 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*args, "--chat-template", "none", "--columns", "token_ids,seed"]
 
 
-def start(flags: list[str], cluster: Cluster, output: Path) -> subprocess.Popen[str]:
+@pytest.fixture(scope="module")
+def plain(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Collect the same rows without Ray."""
+    output = tmp_path_factory.mktemp("plain") / "out"
+    assert main(["--output-dir", str(output), *flags]) == 0
+    return output
+
+
+def start(flags: list[str], cluster: Cluster, *where: str) -> subprocess.Popen[str]:
     places = ["--on", "ray", "--ray-address", cluster.address, "--replicas", str(NUM_REPLICAS)]
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "latentwire", "collect", "--output-dir", str(output)),
+            *(sys.executable, "-m", "latentwire", "collect", *where),
             *(*flags, *places, "--gpus-per-replica", "0"),
         ],
         stderr=subprocess.PIPE,
@@ -66,10 +83,9 @@ def wait_until(is_true: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.05)
 
 
-def logged_rows(output: Path, width: int = 48) -> int:
-    """Return how many rows the replicas' logs hold, at least."""
-    logs = (output / ".partial").glob("rows-part-*.log")
-    return sum(log.stat().st_size for log in logs) // (width * 4 * NUM_TOKENS + 1000)
+def rows_in(num_bytes: int, width: int = 48) -> int:
+    """Return how many rows so many bytes of records hold, at least."""
+    return num_bytes // (width * 4 * NUM_TOKENS + 1000)
 
 
 def assert_equal_rows(made: pa.Table, expected: pa.Table) -> None:
@@ -81,29 +97,77 @@ def assert_equal_rows(made: pa.Table, expected: pa.Table) -> None:
         np.testing.assert_allclose(rows, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_killed_replica_and_a_killed_command_change_no_row(
-    flags: list[str], cluster: Cluster, tmp_path: Path
+def kill_and_rerun(
+    first: subprocess.Popen[str],
+    rerun: Callable[[], subprocess.Popen[str]],
+    cluster: Cluster,
+    logged_rows: Callable[[], int],
 ) -> None:
-    output = tmp_path / "out"
-    with start(flags, cluster, output) as first:
-        wait_until(lambda: logged_rows(output) >= 3, first)
+    """Kill a replica, then the command, and run it again; no row that was durable is lost."""
+    with first:
+        wait_until(lambda: logged_rows() >= 3, first)
         victim = cluster.actors("MapWorker")[0]
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: victim not in cluster.actors("MapWorker"), first)
-        known = logged_rows(output)
-        wait_until(lambda: logged_rows(output) >= known + 3, first)
+        known = logged_rows()
+        wait_until(lambda: logged_rows() >= known + 3, first)
         first.kill()
         first.communicate()
-    num_logged = logged_rows(output)
+    num_logged = logged_rows()
     assert 0 < num_logged < NUM_ROWS
-    with start(flags, cluster, output) as second:
+    with rerun() as second:
         _, report = second.communicate()
     assert second.returncode == 0, report
     resumed = re.search(rf"resuming: (\d+) of {NUM_ROWS} rows are done", report)
     assert resumed, report
     assert int(resumed[1]) >= num_logged
     assert f"all {NUM_ROWS} rows are written" in report
+
+
+def test_a_killed_replica_and_a_killed_command_change_no_row(
+    flags: list[str], cluster: Cluster, plain: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+
+    def logged_rows() -> int:
+        logs = (output / ".partial").glob("rows-part-*.log")
+        return rows_in(sum(log.stat().st_size for log in logs))
+
+    def run() -> subprocess.Popen[str]:
+        return start(flags, cluster, "--output-dir", str(output))
+
+    kill_and_rerun(run(), run, cluster, logged_rows)
     assert not (output / ".partial" / "rows.log").exists()
-    plain = tmp_path / "plain"
-    assert main(["--output-dir", str(plain), *flags]) == 0
     assert_equal_rows(read_both(output), read_both(plain))
+
+
+def test_another_machine_goes_on_from_what_is_in_the_bucket(
+    flags: list[str], cluster: Cluster, s3: S3Server, plain: Path, tmp_path: Path
+) -> None:
+    folder = f"{BUCKET}/on ray/out"
+    filesystem = s3.filesystem()
+
+    def run(work: str, *more: str) -> subprocess.Popen[str]:
+        places = ("--output-dir", f"s3://{folder}", "--work-dir", str(tmp_path / work))
+        return start([*flags, *more], cluster, *places)
+
+    def logged_rows() -> int:
+        found = filesystem.find(folder, detail=True)
+        return rows_in(sum(found[name]["size"] for name in found if name.endswith(".rows")))
+
+    def other_settings_then_the_same() -> subprocess.Popen[str]:
+        with run("elsewhere", "--top-k", "5") as refused:
+            _, report = refused.communicate()
+        assert refused.returncode == 2, report
+        assert "was made with other settings: sampling.top_k was 0" in report
+        return run("elsewhere")
+
+    with Watcher(filesystem, folder) as watcher:
+        kill_and_rerun(run("work"), other_settings_then_the_same, cluster, logged_rows)
+    files = {name.removeprefix(f"{folder}/") for name in filesystem.find(folder)}
+    assert files == {str(path.relative_to(plain)) for path in plain.rglob("*") if path.is_file()}
+    for names in watcher.lists:
+        assert "manifest.json" not in names or files <= names
+    copy = tmp_path / "copy"
+    filesystem.get(folder, str(copy), recursive=True)
+    assert_equal_rows(read_both(copy), read_both(plain))

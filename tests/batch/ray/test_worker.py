@@ -19,6 +19,8 @@ from latentwire_batch.dispatch.session import RowRequest
 from latentwire_batch.errors import UsageError
 from latentwire_batch.journal.open_store import open_store
 from latentwire_batch.journal.row_store import RowStore
+from latentwire_batch.journal.segments.segments import Segments
+from latentwire_batch.locations import Folder
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.ranks.rank import ALONE
 from latentwire_batch.ray import worker as worker_module
@@ -55,6 +57,15 @@ def layout(tmp_path: Path) -> OutputLayout:
     return layout
 
 
+@pytest.fixture(params=["a log that all nodes share", "segments in a store"])
+def parts(request: pytest.FixtureRequest, tmp_path: Path) -> Folder | None:
+    if request.param.startswith("a log"):
+        return None
+    folder = Folder(str(tmp_path / "store"))
+    folder.write("token", b"1")
+    return folder
+
+
 @pytest.fixture
 def handle() -> Handle:
     return Handle()
@@ -64,7 +75,9 @@ Start = Callable[..., Worker]
 
 
 @pytest.fixture
-def start(layout: OutputLayout, handle: Handle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+def start(
+    layout: OutputLayout, parts: Folder | None, handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Start]:
     workers: list[Worker] = []
 
     def run(
@@ -75,7 +88,7 @@ def start(layout: OutputLayout, handle: Handle, monkeypatch: pytest.MonkeyPatch)
         job = Job(
             settings=settings,
             root=layout.root,
-            root_flag=layout.flag,
+            parts=parts,
             token="token",
             serve_flags=(),
             environ={},
@@ -92,8 +105,11 @@ def start(layout: OutputLayout, handle: Handle, monkeypatch: pytest.MonkeyPatch)
         worker.close()
 
 
-def stored(layout: OutputLayout) -> RowStore:
-    return open_store(layout, len(ROWS), ALONE, None, reopens_failed=False)
+@pytest.fixture
+def stored(layout: OutputLayout, parts: Folder | None) -> Callable[[], RowStore]:
+    """Return the rows as the driver reads them."""
+    segments = None if parts is None else Segments(parts)
+    return lambda: open_store(layout, len(ROWS), ALONE, None, False, segments=segments)
 
 
 def refuse(code: str, status: int, field: str | None = None) -> Callable[[], None]:
@@ -104,12 +120,14 @@ def refuse(code: str, status: int, field: str | None = None) -> Callable[[], Non
     return call
 
 
-def test_rows_stand_in_the_log_as_collect_writes_them(start: Start, layout: OutputLayout) -> None:
+def test_rows_stand_in_the_log_as_collect_writes_them(
+    start: Start, stored: Callable[[], RowStore]
+) -> None:
     worker = start(FakeEngine())
     assert worker(rows_block(ROWS[:4]))["index"].tolist() == [0, 1, 2, 3]
     # As when Ray sends a block again.
     worker(rows_block(ROWS[2:]))
-    store = stored(layout)
+    store = stored()
     assert store.count(RowState.FINISHED) == len(ROWS)
     for row in ROWS:
         seed = SEEDS.of_row(row.index)
@@ -131,7 +149,7 @@ def test_a_row_is_sent_once_however_often_its_block_comes(start: Start) -> None:
     assert sorted(engine.sent) == [row.task for row in ROWS]
 
 
-def test_rows_fail_as_over_http(start: Start, layout: OutputLayout) -> None:
+def test_rows_fail_as_over_http(start: Start, stored: Callable[[], RowStore]) -> None:
     engine = FakeEngine(
         special={
             "task 1": refuse("prompt-too-long", 422),
@@ -139,7 +157,7 @@ def test_rows_fail_as_over_http(start: Start, layout: OutputLayout) -> None:
         }
     )
     start(engine, max_retries=0)(rows_block(ROWS))
-    store = stored(layout)
+    store = stored()
     assert [(failed.index, failed.code) for failed in store.failed_rows()] == [
         (1, "prompt-too-long"),
         (2, "deadline-exceeded"),
@@ -159,7 +177,7 @@ def test_a_setting_that_the_engine_refuses_stops_the_run(start: Start, handle: H
 
 
 def test_suspects_run_alone_and_those_that_are_guilty_do_not_run(
-    start: Start, layout: OutputLayout
+    start: Start, stored: Callable[[], RowStore]
 ) -> None:
     engine = FakeEngine()
     suspicions = {0: Suspicion(1, 3, 2), 1: Suspicion(1, 2, 1), 2: Suspicion(2, 2, 0)}
@@ -168,7 +186,7 @@ def test_suspects_run_alone_and_those_that_are_guilty_do_not_run(
     assert engine.together["task 1"] == {"task 1"}
     assert engine.together["task 2"] == {"task 2"}
     assert engine.together["task 3"] == {"task 3", "task 4", "task 5"}
-    store = stored(layout)
+    store = stored()
     assert [(failed.index, failed.code) for failed in store.failed_rows()] == [(0, "ends-replica")]
     store.close()
 
@@ -188,19 +206,24 @@ def test_an_engine_that_has_ended_ends_the_process(
         worker(rows_block(ROWS[:1]))
 
 
-def test_a_node_without_the_output_directory_is_refused(
-    start: Start, layout: OutputLayout, handle: Handle
+def test_a_node_that_does_not_see_the_place_of_the_rows_is_refused(
+    start: Start, layout: OutputLayout, parts: Folder | None, handle: Handle
 ) -> None:
-    (layout.partial / "token").unlink()
-    with pytest.raises(UsageError, match="does not see it"):
+    if parts is None:
+        (layout.partial / "token").unlink()
+    else:
+        parts.remove(["token"])
+    with pytest.raises(UsageError, match="--output-dir: node .* does not see"):
         start(FakeEngine())
     (event,) = asyncio.run(handle.ledger.take_events())
     assert event.refusal[0] == "usage"
 
 
-def test_latents_are_stored_in_the_wanted_form(start: Start, layout: OutputLayout) -> None:
+def test_latents_are_stored_in_the_wanted_form(
+    start: Start, stored: Callable[[], RowStore]
+) -> None:
     start(FakeEngine(), storage_dtype="int8")(rows_block(ROWS))
-    store = stored(layout)
+    store = stored()
     shapes = store.read(0).shapes
     assert shapes is not None
     assert list(map(list, shapes)) == [[store.read(0).num_steps, 8]]

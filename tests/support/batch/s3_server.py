@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,3 +67,44 @@ def running_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
         server.stop()
+
+
+class Watcher:
+    """Lists a folder the whole time.
+
+    Attributes:
+        lists: names in the folder, whenever they changed.
+    """
+
+    def __init__(self, filesystem: s3fs.S3FileSystem, folder: str) -> None:
+        self._filesystem = filesystem
+        self._folder = folder
+        self._changed = threading.Condition()
+        self._ended = threading.Event()
+        self.lists: list[set[str]] = [set()]
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def wait_for(self, num_files: int) -> None:
+        """Wait until there are so many files."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.lists[-1]) >= num_files, timeout=60)
+
+    def _watch(self) -> None:
+        # The pause leaves the server's thread time for the upload.
+        while not self._ended.wait(0.02):
+            found = {
+                name.removeprefix(f"{self._folder}/")
+                for name in self._filesystem.find(self._folder)
+            }
+            with self._changed:
+                if found != self.lists[-1]:
+                    self.lists.append(found)
+                    self._changed.notify_all()
