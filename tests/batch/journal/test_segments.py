@@ -175,4 +175,4 @@ def test_only_what_may_pass_is_tried_again() -> None:
     errors += [LocationError("slow down")] * 100
     with pytest.raises(LocationError, match="slow down"):
         patiently(call, sleep=pauses.append)
-    assert 30 < sum(pauses[2:]) < 120
+    assert 30 < sum(pauses[2:]) < 80

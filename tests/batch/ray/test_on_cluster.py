@@ -97,34 +97,19 @@ def assert_equal_rows(made: pa.Table, expected: pa.Table) -> None:
         np.testing.assert_allclose(rows, wanted, rtol=1e-4, atol=1e-5)
 
 
-def kill_and_rerun(
-    first: subprocess.Popen[str],
-    rerun: Callable[[], subprocess.Popen[str]],
-    cluster: Cluster,
-    logged_rows: Callable[[], int],
+def kill_replica(
+    command: subprocess.Popen[str], cluster: Cluster, logged_rows: Callable[[], int]
 ) -> None:
-    """Kill a replica, then the command, and run it again; no row that was durable is lost."""
-    with first:
-        wait_until(lambda: logged_rows() >= 3, first)
-        victim = cluster.actors("MapWorker")[0]
-        os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: victim not in cluster.actors("MapWorker"), first)
-        known = logged_rows()
-        wait_until(lambda: logged_rows() >= known + 3, first)
-        first.kill()
-        first.communicate()
-    num_logged = logged_rows()
-    assert 0 < num_logged < NUM_ROWS
-    with rerun() as second:
-        _, report = second.communicate()
-    assert second.returncode == 0, report
-    resumed = re.search(rf"resuming: (\d+) of {NUM_ROWS} rows are done", report)
-    assert resumed, report
-    assert int(resumed[1]) >= num_logged
-    assert f"all {NUM_ROWS} rows are written" in report
+    """Kill a replica once rows are durable, and wait for rows that are durable after that."""
+    wait_until(lambda: logged_rows() >= 3, command)
+    victim = cluster.actors("MapWorker")[0]
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: victim not in cluster.actors("MapWorker"), command)
+    known = logged_rows()
+    wait_until(lambda: logged_rows() >= known + 3, command)
 
 
-def test_a_killed_replica_and_a_killed_command_change_no_row(
+def test_a_killed_replica_changes_no_row_of_a_shared_directory(
     flags: list[str], cluster: Cluster, plain: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -133,15 +118,16 @@ def test_a_killed_replica_and_a_killed_command_change_no_row(
         logs = (output / ".partial").glob("rows-part-*.log")
         return rows_in(sum(log.stat().st_size for log in logs))
 
-    def run() -> subprocess.Popen[str]:
-        return start(flags, cluster, "--output-dir", str(output))
-
-    kill_and_rerun(run(), run, cluster, logged_rows)
+    with start(flags, cluster, "--output-dir", str(output)) as command:
+        kill_replica(command, cluster, logged_rows)
+        _, report = command.communicate()
+    assert command.returncode == 0, report
+    assert f"all {NUM_ROWS} rows are written" in report
     assert not (output / ".partial" / "rows.log").exists()
     assert_equal_rows(read_both(output), read_both(plain))
 
 
-def test_another_machine_goes_on_from_what_is_in_the_bucket(
+def test_a_killed_command_is_resumed_elsewhere_from_what_is_in_the_bucket(
     flags: list[str], cluster: Cluster, s3: S3Server, plain: Path, tmp_path: Path
 ) -> None:
     folder = f"{BUCKET}/on ray/out"
@@ -155,15 +141,23 @@ def test_another_machine_goes_on_from_what_is_in_the_bucket(
         found = filesystem.find(folder, detail=True)
         return rows_in(sum(found[name]["size"] for name in found if name.endswith(".rows")))
 
-    def other_settings_then_the_same() -> subprocess.Popen[str]:
+    with Watcher(filesystem, folder) as watcher:
+        with run("work") as killed:
+            kill_replica(killed, cluster, logged_rows)
+            killed.kill()
+            killed.communicate()
+        num_logged = logged_rows()
+        assert 0 < num_logged < NUM_ROWS
         with run("elsewhere", "--top-k", "5") as refused:
             _, report = refused.communicate()
         assert refused.returncode == 2, report
         assert "was made with other settings: sampling.top_k was 0" in report
-        return run("elsewhere")
-
-    with Watcher(filesystem, folder) as watcher:
-        kill_and_rerun(run("work"), other_settings_then_the_same, cluster, logged_rows)
+        with run("elsewhere") as second:
+            _, report = second.communicate()
+    assert second.returncode == 0, report
+    resumed = re.search(rf"resuming: (\d+) of {NUM_ROWS} rows are done", report)
+    assert resumed, report
+    assert int(resumed[1]) >= num_logged
     files = {name.removeprefix(f"{folder}/") for name in filesystem.find(folder)}
     assert files == {str(path.relative_to(plain)) for path in plain.rglob("*") if path.is_file()}
     for names in watcher.lists:

@@ -41,6 +41,7 @@ class Site:
         is_idle: what the replica says.
         settled: rows that were announced.
         ended: rows that no longer run.
+        lock: held while a file is placed or the folder is listed.
     """
 
     folder: Folder
@@ -50,6 +51,7 @@ class Site:
     is_idle: bool = False
     settled: list[int] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, use: Callable[[PartSegments], Coroutine[Any, Any, None]]) -> None:
         async def announce(rows: list[Settled]) -> None:
@@ -71,7 +73,8 @@ class Site:
         asyncio.run(within())
 
     def stored(self) -> set[int]:
-        return {ref.row for ref in Segments(self.folder).open().recover()}
+        with self.lock:
+            return {ref.row for ref in Segments(self.folder).open().recover()}
 
 
 @pytest.fixture
@@ -85,7 +88,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
         site.is_open.wait(60)
         if site.errors:
             raise site.errors.pop(0)
-        real(self, name, data)
+        # A list of a local folder must not meet a file that is being renamed.
+        with site.lock:
+            real(self, name, data)
 
     monkeypatch.setattr(Folder, "write", write)
     monkeypatch.setattr(patience, "retry_delay", lambda *_: 0.0)

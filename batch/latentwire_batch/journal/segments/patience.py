@@ -11,7 +11,7 @@ from latentwire.retry import retry_delay
 from latentwire_batch.errors import LocationError
 
 ResultT = TypeVar("ResultT")
-_MAX_RETRIES = 8
+_MAX_RETRIES = 12
 
 
 def patiently(
