@@ -93,7 +93,7 @@ class RemoteDestination:
         manifest = self._read(MANIFEST_NAME)
         digest = "" if manifest is None else hashlib.sha256(manifest).hexdigest()
         folder = f"after-{digest[:_DIGEST_CHARS]}" if digest else "first"
-        return Folder(f"{self.folder.url.rstrip('/')}/{PARTS_NAME}/{folder}")
+        return self.folder.below(f"{PARTS_NAME}/{folder}")
 
     def refuse_rival(self) -> None:
         """Raise UsageError when another machine has finished a dataset there in the meantime."""

@@ -48,7 +48,14 @@ def joins_on_cluster(run: Run, store: RowStore) -> bool:
         and store.count(RowState.FINISHED) > 0
         and not store.count(RowState.KEPT)
         and run.destination.manifest() is None
+        and _is_reachable(run, store)
     )
+
+
+def _is_reachable(run: Run, store: RowStore) -> bool:
+    """Whether all nodes can read the rows; for a URL, those of earlier runs may be here."""
+    parts = run.destination.parts()
+    return parts is None or all(file.folder == parts for file in store.finished_index().files)
 
 
 def join_on_cluster(run: Run, store: RowStore, form: FinalForm, totals: Totals) -> None:
