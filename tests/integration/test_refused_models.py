@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from support.child import TIMEOUT_S
+from support.processes.refused_services import serve_each
 from support.tiny_gguf import write_gguf
 from support.tiny_models import build_model, qwen2_config, save_model
 
@@ -53,21 +50,6 @@ CASES: list[tuple[Callable[[Path], object], str]] = [
     (no_model, "some-owner/no-model cannot be loaded: there is no such directory"),
 ]
 
-# Imports take most of the time of a start, so each service is a copy of a process that has done
-# them. A line with the exit status follows what a service wrote.
-SERVE_EACH = """
-import json, os, sys
-import latentwire_service.local_backend, latentwire_service.server
-from latentwire_service.__main__ import main
-for args in json.loads(sys.argv[1]):
-    child = os.fork()
-    if child == 0:
-        sys.exit(main(args))
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    sys.stderr.write(f"ended with {status}\\n")
-    sys.stderr.flush()
-"""
-
 
 def test_a_model_that_cannot_be_served_ends_the_process_with_one_line(tmp_path: Path) -> None:
     cache_dir = tmp_path / "cache"
@@ -77,18 +59,9 @@ def test_a_model_that_cannot_be_served_ends_the_process_with_one_line(tmp_path: 
         folder.mkdir()
         model = str(make(folder))
         command_lines.append(["--model", model, "--port", "0", "--cache-dir", str(cache_dir)])
-    done = subprocess.run(
-        [sys.executable, "-c", SERVE_EACH, json.dumps(command_lines)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=TIMEOUT_S,
-    )
-    assert "Traceback" not in done.stderr
-    *outputs, rest = done.stderr.split("ended with 2\n")
-    assert rest == ""
+    outputs = serve_each(command_lines)
     for (_, reason), output in zip(CASES, outputs, strict=True):
+        assert "Traceback" not in output
         (line,) = (line for line in output.splitlines() if "cannot serve the model: " in line)
         assert reason in line
         assert len(line) < 400

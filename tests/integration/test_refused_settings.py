@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.child import Child
+from support.processes.refused_services import serve_each
 from support.tiny_models import build_tokenizer, save_model
 
 pytestmark = pytest.mark.slow
@@ -50,20 +50,15 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", list(REFUSED))
-def test_a_model_that_cannot_be_served_as_its_files_say_is_exit_status_2(
-    tmp_path: Path, name: str
-) -> None:
-    change, reason = REFUSED[name]
-    folder = save_model(tmp_path / "tiny")
-    change(folder)
-    child = Child("--model", str(folder), "--port", "0", "--threads", "1")
-    try:
-        assert child.wait() == 2
-    finally:
-        child.close()
-    errors = [line for line in child.lines if "ERROR" in line]
-    assert len(errors) == 1, child.output
-    assert reason in errors[0]
-    assert "Traceback" not in child.output
-    assert str(tmp_path) not in child.output
+def test_a_model_that_cannot_be_served_as_its_files_say_is_exit_status_2(tmp_path: Path) -> None:
+    command_lines = []
+    for name, (change, _) in REFUSED.items():
+        folder = save_model(tmp_path / name / "tiny")
+        change(folder)
+        command_lines.append(["--model", str(folder), "--port", "0", "--threads", "1"])
+    outputs = serve_each(command_lines)
+    for (_, reason), output in zip(REFUSED.values(), outputs, strict=True):
+        (error,) = (line for line in output.splitlines() if "ERROR" in line)
+        assert reason in error
+        assert "Traceback" not in output
+        assert str(tmp_path) not in output
