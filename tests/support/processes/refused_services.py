@@ -25,7 +25,7 @@ _TIMEOUT_S = 180
 
 
 def serve_each(command_lines: Sequence[Sequence[str]]) -> list[str]:
-    """Run `latentwire serve` with each list of arguments; return what each wrote. All end with 2."""
+    """Run `latentwire serve` with each list of arguments, up to status 2; return what it wrote."""
     done = subprocess.run(
         [sys.executable, "-c", _SERVE_EACH, json.dumps(command_lines)],
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
