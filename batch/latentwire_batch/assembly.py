@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import numpy.typing as npt
 
+from latentwire_batch.dataset.file_digests import files_json, merged_files
 from latentwire_batch.dataset.hub_layout import final_sinks
 from latentwire_batch.dataset.manifest import Counts
 from latentwire_batch.dataset.matrices import Shape
@@ -220,8 +221,16 @@ class Assembly:
         splits: Sequence[SplitRows] = (),
     ) -> None:
         self._directory = directory
-        sinks = final_sinks(directory, schema, max_shard_bytes, splits)
-        self._batches = RowBatches(sinks, schema, width, max_shard_bytes)
+        self._sinks = final_sinks(directory, schema, max_shard_bytes, splits)
+        self._batches = RowBatches(self._sinks, schema, width, max_shard_bytes)
+
+    def files_json(self) -> dict[str, Any]:
+        """Return what the manifest says about the files, once all rows are written.
+
+        Raises:
+            OSError: when the list of failures cannot be read.
+        """
+        return files_json(self._directory, merged_files(sink.files for sink in self._sinks))
 
     def run(self, store: RowStore, previous: Iterator[EncodedRow], totals: Totals) -> None:
         """Write all rows.

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from latentwire import PlanOptions
 from latentwire.split_files import DATA_DIRECTORY
@@ -218,14 +219,15 @@ class Collection:
         schema = DatasetSchema(self._stored.columns, declared, matrices)
         splits = written_splits(self._run.splits, store.states())
         form = FinalForm(schema, width, self._run.settings.max_shard_size)
+        files: dict[str, Any] = {}
         if joins_on_cluster(self._run, store):
             join_on_cluster(self._run, store, form, totals)
         else:
-            self._write_files(store, form, splits, totals)
+            files = self._write_files(store, form, splits, totals)
         elapsed_s = earlier_s + store.elapsed_s + time.monotonic() - started_s
         counts = totals.counts(self._run.num_rows)
         described = Manifest(self._stored, counts, elapsed_s)
-        manifest = described.to_json(fleet, matrices, splits_json(splits))
+        manifest = described.to_json(fleet, matrices, splits_json(splits), files)
         write_text(self._layout.staging / CARD_NAME, build_card(manifest, schema))
         write_json(self._layout.staging / MANIFEST_NAME, manifest)
         self._run.destination.install()
@@ -241,14 +243,15 @@ class Collection:
 
     def _write_files(
         self, store: RowStore, form: FinalForm, splits: Sequence[SplitRows], totals: Totals
-    ) -> None:
-        """Write all final files but the card and the manifest in this process."""
+    ) -> dict[str, Any]:
+        """Write all final files but the card and the manifest in this process; return digests."""
         schema = form.schema
         forget_join(self._layout)
         with emptied_staging(self._layout.staging) as staging:
-            Assembly(staging, form.width, form.max_bytes, schema, splits).run(
-                store, previous_rows(self._layout, schema.matrices, schema.extras), totals
-            )
+            assembly = Assembly(staging, form.width, form.max_bytes, schema, splits)
+            previous = previous_rows(self._layout, schema.matrices, schema.extras)
+            assembly.run(store, previous, totals)
+            return assembly.files_json()
 
 
 def _new_seeds(run: Run, wanted: RunSettings) -> Seeds:

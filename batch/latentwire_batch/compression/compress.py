@@ -21,6 +21,7 @@ from latentwire_batch.compression.settings import chosen_compressors
 from latentwire_batch.compression.source import SourceDataset
 from latentwire_batch.compression.stored_form import StoredForm
 from latentwire_batch.console import Console
+from latentwire_batch.dataset.file_digests import files_json
 from latentwire_batch.dataset.hub_layout import splits_json
 from latentwire_batch.dataset.schema import FileSchema
 from latentwire_batch.errors import InputError, StorageError, UsageError
@@ -134,8 +135,9 @@ class _Work:
                 splits = _written_splits(outcome.source, rows)
                 written = self._rewrite(staging, rows, schema, splits)
                 write_failures(staging / FAILURES_NAME, outcome.source, rows.lost())
+                files = files_json(staging, written.files)
             losses = Counter(row.code for row in rows.lost())
-        manifest = outcome.manifest(written, splits_json(splits))
+        manifest = outcome.manifest(written, splits_json(splits), files)
         write_text(
             staging / CARD_NAME, build_rewritten_card(manifest, schema, outcome.source.width)
         )

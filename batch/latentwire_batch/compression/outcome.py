@@ -17,6 +17,7 @@ from latentwire_batch.compression.rewriting import Written
 from latentwire_batch.compression.row_log import LostRow
 from latentwire_batch.compression.source import SourceDataset
 from latentwire_batch.compression.stored_form import LatentEncoder, StoredForm
+from latentwire_batch.dataset.file_digests import FILES
 from latentwire_batch.dataset.manifest import FORMAT, cut_plans, layout_json
 from latentwire_batch.dataset.schema import LATENT_COLUMN
 from latentwire_batch.errors import InputError
@@ -87,12 +88,15 @@ class Outcome:
         """Return what the new files say about how they were made."""
         return self._said(self.source.declaration)
 
-    def manifest(self, written: Written, splits: Mapping[str, int]) -> dict[str, Any]:
+    def manifest(
+        self, written: Written, splits: Mapping[str, int], files: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Return the new manifest.
 
         Args:
             written: what the second pass wrote.
             splits: rows of each split; empty for the classic layout.
+            files: the digests of the new files.
         """
         before = self.source.manifest or {}
         said = self._said(before or self.source.declaration)
@@ -102,6 +106,7 @@ class Outcome:
         return {
             **said,
             **layout_json(splits),
+            FILES: files,
             "counts": self._counts(before.get("counts"), written),
             "versions": said.get("versions") or own,
             STEP: {**self.step.to_json(), "left_out": written.lost.rows, "versions": own},

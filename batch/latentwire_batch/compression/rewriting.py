@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from latentwire_batch.compression.columns import RewrittenColumns
 from latentwire_batch.compression.row_log import CompressedRows
+from latentwire_batch.dataset.file_digests import FileDigest, merged_files
 from latentwire_batch.dataset.hub_layout import final_sinks
 from latentwire_batch.dataset.schema import DEFAULT_BATCH_BYTES, LATENT_COLUMN, FileSchema
 from latentwire_batch.dataset.writers import BatchSink
@@ -60,11 +61,13 @@ class Written:
         rows: of the new dataset.
         latent_rows: of all latents, whether they are stored or not.
         lost: the rows that are left out.
+        files: that hold the rows.
     """
 
     rows: int = 0
     latent_rows: int = 0
     lost: Lost = field(default_factory=Lost)
+    files: dict[Path, FileDigest] = field(default_factory=dict)
 
 
 class Rewriting:
@@ -120,6 +123,7 @@ class Rewriting:
             self._wait()
             self._submit(lambda sink: sink.close())
             self._wait()
+            written.files = merged_files(sink.files for sink in self._sinks)
         finally:
             for writer in self._writers:
                 writer.shutdown(cancel_futures=True)

@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import weakref
+import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from latentwire_batch.dataset.file_digests import FileDigest
 
 _BLOCK_BYTES = 8 << 20
 # One block is filled while the other one is written.
@@ -49,6 +52,12 @@ class DurableFile:
         self._num_submitted = 0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="disk")
         self._writing: deque[Future[None]] = deque()
+        self._crc32 = 0
+
+    @property
+    def digest(self) -> FileDigest:
+        """The digest of all bytes; complete when the file is closed."""
+        return FileDigest(self.tell(), self._crc32)
 
     @property
     def closed(self) -> bool:
@@ -105,7 +114,9 @@ class DurableFile:
         if self._is_direct:
             # The last block is not whole, which a direct write must be.
             self._stop_direct()
-        self._write_all(self._blocks[0][: self._num_filled], self._num_submitted)
+        rest = self._blocks[0][: self._num_filled]
+        self._crc32 = zlib.crc32(rest, self._crc32)
+        self._write_all(rest, self._num_submitted)
         os.fsync(self._fd)
         self._drop_cached()
         self._writer.shutdown()
@@ -123,6 +134,8 @@ class DurableFile:
             self._writing.popleft().result()
 
     def _write_block(self, block: npt.NDArray[np.uint8], offset: int) -> None:
+        # In the thread that waits for the disk, where it delays no batch.
+        self._crc32 = zlib.crc32(block, self._crc32)
         try:
             self._write_all(block, offset)
         except OSError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from latentwire.split_files import DATA_DIRECTORY, split_file_name
+from latentwire_batch.dataset.file_digests import FileDigest
 from latentwire_batch.dataset.schema import FileSchema
 from latentwire_batch.dataset.writers import BatchSink, HfDatasetSink, ParquetSink
 from latentwire_batch.output.layout import DATA_NAME, HF_DATASET_NAME
@@ -100,7 +101,7 @@ class HubSink:
         self._max_file_bytes = max_file_bytes
         names = with_rows(splits_json(splits))
         self._splits = deque(split for split in splits if split.name in names)
-        self._num_files: dict[str, int] = {}
+        self._closed: dict[str, list[FileDigest]] = {}
         directory.mkdir()
         self._begin_split()
 
@@ -113,7 +114,7 @@ class HubSink:
         start = 0
         while start < batch.num_rows:
             if not self._num_left:
-                self._file.sink.close()
+                self._close_file()
                 self._begin_split()
             size = min(self._num_left, batch.num_rows - start)
             self._append(batch if size == batch.num_rows else _copied(batch, start, size))
@@ -128,31 +129,45 @@ class HubSink:
         """
         if self._num_left or self._splits:
             raise ValueError("the splits have more rows than were written")
+        self._close_file()
+        for (split, index), (target, _) in self._final_files().items():
+            self._path(split, index).rename(target)
+
+    @property
+    def files(self) -> Mapping[Path, FileDigest]:
+        """The Parquet files of all splits."""
+        return dict(self._final_files().values())
+
+    def _final_files(self) -> dict[tuple[str, int], tuple[Path, FileDigest]]:
+        """Return the name and the digest of each file, by its split and number."""
+        return {
+            (split, index): (self._directory / split_file_name(split, index, len(files)), digest)
+            for split, files in self._closed.items()
+            for index, digest in enumerate(files)
+        }
+
+    def _close_file(self) -> None:
         self._file.sink.close()
-        for split, count in self._num_files.items():
-            for index in range(count):
-                target = self._directory / split_file_name(split, index, count)
-                self._path(split, index).rename(target)
+        self._closed[self._split] += self._file.sink.files.values()
 
     def _begin_split(self) -> None:
         if not self._splits:
             raise ValueError("there are more rows than the splits have")
         split = self._splits.popleft()
         self._split, self._num_left = split.name, split.num_rows
-        self._num_files[self._split] = 0
+        self._closed[self._split] = []
         self._file = self._new_file()
 
     def _append(self, batch: pa.RecordBatch) -> None:
         file = self._file
         if file.num_bytes and file.num_bytes + batch.nbytes > self._max_file_bytes:
-            file.sink.close()
+            self._close_file()
             file = self._file = self._new_file()
         file.sink.write(batch)
         file.num_bytes += batch.nbytes
 
     def _new_file(self) -> _OpenFile:
-        index = self._num_files[self._split]
-        self._num_files[self._split] += 1
+        index = len(self._closed[self._split])
         return _OpenFile(ParquetSink(self._path(self._split, index), self._schema))
 
     def _path(self, split: str, index: int) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 from latentwire.protocol import latent_info
 from latentwire.storage import STORAGE
 from latentwire_batch.compression.facts import COMPRESSORS
+from latentwire_batch.dataset.file_digests import FILES
 from latentwire_batch.dataset.matrices import MatrixColumn
 from latentwire_batch.errors import StorageError
 from latentwire_batch.output.durable import read_json
@@ -102,6 +103,7 @@ class Manifest:
         fleet: FleetSummary | None,
         matrices: Sequence[MatrixColumn],
         splits: Mapping[str, int] | None = None,
+        files: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return the manifest as JSON values, with the versions of this installation.
 
@@ -109,11 +111,13 @@ class Manifest:
             matrices: the columns of matrices.
             fleet: the replicas that answered last; None when all rows were stored before.
             splits: rows of each split in the files, for the hub layout; None: the classic one.
+            files: their digests; see `file_digests.files_json`.
         """
         declared = declaration(self.settings, matrices)
         return {
             **{name: value for name, value in declared.items() if name != "versions"},
             **layout_json(splits),
+            **({FILES: dict(files)} if files else {}),
             "counts": self.counts.to_json(),
             "replicas": {} if fleet is None else fleet.to_json(),
             "elapsed_s": round(self.elapsed_s, 3),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from latentwire.number_formats import NumberFormat
-from latentwire_batch.dataset.checksum import crc32
 from latentwire_batch.dataset.durable_file import DurableFile
+from latentwire_batch.dataset.file_digests import FileDigest
 from latentwire_batch.dataset.parquet.file_writer import VALUES_PATH, ParquetFileWriter
 from latentwire_batch.dataset.schema import CLASSIC_SCHEMA, FileSchema
 from latentwire_batch.tasks.arrow_files import STATE_NAME
@@ -42,6 +42,11 @@ class BatchSink(Protocol):
         """Finish the files and make them durable."""
         ...
 
+    @property
+    def files(self) -> Mapping[Path, FileDigest]:
+        """The files of rows, complete when the sink is closed."""
+        ...
+
 
 class ParquetSink:
     """`data.parquet`: each batch becomes one row group.
@@ -52,6 +57,7 @@ class ParquetSink:
     """
 
     def __init__(self, path: Path, schema: FileSchema = CLASSIC_SCHEMA) -> None:
+        self._path = path
         self._output = DurableFile(path)
         options = {
             "use_dictionary": _value_columns(schema, _DICTIONARY) or False,
@@ -70,6 +76,11 @@ class ParquetSink:
         self._writer.close()
         self._output.close()
 
+    @property
+    def files(self) -> Mapping[Path, FileDigest]:
+        """The one file."""
+        return {self._path: self._output.digest}
+
 
 class HfDatasetSink:
     """`hf_dataset/`: the layout of `datasets.Dataset.save_to_disk`, as Arrow streams.
@@ -86,7 +97,7 @@ class HfDatasetSink:
         self._directory = directory
         self._schema = schema
         self._max_shard_bytes = max_shard_bytes
-        self._digest = hashlib.sha256()
+        self._digests: list[FileDigest] = []
         self._num_shards = 0
         self._shard_bytes = 0
         directory.mkdir()
@@ -99,18 +110,24 @@ class HfDatasetSink:
             self._open_shard()
         self._writer.write_batch(batch)
         self._shard_bytes += batch.nbytes
-        _add_to_digest(self._digest, batch)
 
     def close(self) -> None:
         """Rename the files to their final names, and write their description."""
         self._close_shard()
-        names = [
-            f"data-{index:05d}-of-{self._num_shards:05d}.arrow" for index in range(self._num_shards)
-        ]
-        for index, name in enumerate(names):
-            self._shard_path(index).rename(self._directory / name)
-        self._write_json(STATE_NAME, self._state(names))
+        for index, path in enumerate(self.files):
+            self._shard_path(index).rename(path)
+        self._write_json(STATE_NAME, self._state())
         self._write_json("dataset_info.json", _dataset_info(self._schema))
+
+    @property
+    def files(self) -> Mapping[Path, FileDigest]:
+        """The Arrow files."""
+        count = len(self._digests)
+        names = (f"data-{index:05d}-of-{count:05d}.arrow" for index in range(count))
+        return {
+            self._directory / name: digest
+            for name, digest in zip(names, self._digests, strict=True)
+        }
 
     def _shard_path(self, index: int) -> Path:
         # The final name holds the number of files, which is known only at the end.
@@ -125,12 +142,14 @@ class HfDatasetSink:
     def _close_shard(self) -> None:
         self._writer.close()
         self._output.close()
+        self._digests.append(self._output.digest)
 
-    def _state(self, names: list[str]) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
+        digest = hashlib.sha256(json.dumps([d.to_json() for d in self._digests]).encode())
         return {
-            "_data_files": [{"filename": name} for name in names],
+            "_data_files": [{"filename": path.name} for path in self.files],
             # `datasets` caches results by this, so it must differ when the content does.
-            "_fingerprint": self._digest.hexdigest()[:_FINGERPRINT_DIGITS],
+            "_fingerprint": digest.hexdigest()[:_FINGERPRINT_DIGITS],
             "_format_columns": None,
             "_format_kwargs": {},
             "_format_type": None,
@@ -148,14 +167,6 @@ def _value_columns(schema: FileSchema, formats: Sequence[NumberFormat]) -> list[
     """Name the columns of values, as Parquet does, of the matrices in some number formats."""
     matrices = (matrix for matrix in schema.matrices if matrix.storage.dtype in formats)
     return [f"{matrix.name}{VALUES_PATH}" for matrix in matrices]
-
-
-def _add_to_digest(digest: hashlib._Hash, batch: pa.RecordBatch) -> None:
-    for column in batch.columns:
-        for buffer in column.buffers():
-            if buffer is not None:
-                # A checksum first, because cryptographic digests are several times slower.
-                digest.update(crc32(buffer).to_bytes(4, "little"))
 
 
 def _dataset_info(schema: FileSchema) -> dict[str, Any]:

@@ -156,10 +156,10 @@ class _Merging:
         declared = json.dumps(declaration(merged.settings, matrices), ensure_ascii=False)
         schema = DatasetSchema(merged.settings.columns, declared, matrices)
         with emptied_staging(layout.staging) as staging:
-            failures, splits = self._assemble(staging, schema, totals)
+            failures, splits, files = self._assemble(staging, schema, totals)
         elapsed_s = merged.elapsed_s + time.monotonic() - started_s
         said = replace(merged, elapsed_s=elapsed_s).to_json(
-            _fleet(self._shards), matrices, splits_json(splits)
+            _fleet(self._shards), matrices, splits_json(splits), files
         )
         said[MERGED] = self._merged
         write_text(staging / CARD_NAME, build_card(said, schema))
@@ -171,8 +171,8 @@ class _Merging:
 
     def _assemble(
         self, staging: Path, schema: DatasetSchema, totals: Totals
-    ) -> tuple[Counter[str], Sequence[SplitRows]]:
-        """Write the rows and the list of failures; return the failures by code, and the splits."""
+    ) -> tuple[Counter[str], Sequence[SplitRows], dict[str, Any]]:
+        """Write the rows and failures; return the failures by code, the splits, and the files."""
         model, splits = self._manifest.settings.model, self._manifest.settings.splits
         assert model is not None
         counts = self._manifest.counts
@@ -198,7 +198,7 @@ class _Merging:
                 next(rows, None)
         finally:
             store.close()
-        return failures, written
+        return failures, written, assembly.files_json()
 
     def _report(self, failures: Counter[str]) -> ExitStatus:
         counts, options = self._manifest.counts, self._manifest.settings.options
