@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 
 from pydantic_settings import BaseSettings
 
@@ -134,11 +133,9 @@ def report_written(console: Console, written: Written) -> ExitStatus:
         console.say(f"the dataset is in {place}; look at it with: latentwire inspect {place}")
     else:
         parent = _shown(written.output_dir.parent)
-        is_here = isinstance(written.output_dir, Path)
-        first = "" if is_here else f"copy {parent} to a directory SHARDS, and "
         console.say(
-            f"shard {shard} is in {place}; when all {shard.count} are done, {first}join them with: "
-            f"latentwire merge {parent if is_here else 'SHARDS'} -o DATASET"
+            f"shard {shard} is in {place}; when all {shard.count} are done, join them with: "
+            f"latentwire merge {parent} -o DATASET"
         )
     return ExitStatus.SOME_ROWS_FAILED if num_failed else ExitStatus.ALL_ROWS
 

@@ -26,6 +26,7 @@ from latentwire_batch.tasks.arrow_files import (
     ChooseColumns,
     JoinedBatches,
     arrow_schema,
+    files_of_rows,
     input_errors,
     open_batches,
     record_batches,
@@ -108,6 +109,10 @@ class DatasetFiles:
         # The cheapest column: no latent has to be decoded.
         name = next(flat, self.schema.names[0])
         return sum(batch.num_rows for batch in self.batches(lambda _: [name], _COUNT_BATCH_ROWS))
+
+    def all_row_files(self) -> list[Place]:
+        """Return the paths of the files that hold rows, in their order; raises like `batches`."""
+        return [file for path in self.paths for file in files_of_rows(path)]
 
     def all_files(self) -> list[Place]:
         """Return the paths of all files, those inside of directories included."""

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from latentwire.number_formats import EncodedRows
 from latentwire.split_files import DATA_DIRECTORY
-from latentwire_batch.dataset.files import locate
+from latentwire_batch.dataset.files import DatasetFiles, locate
 from latentwire_batch.dataset.manifest import Manifest
 from latentwire_batch.dataset.matrices import MatrixColumn
-from latentwire_batch.dataset.reader import EncodedRow, encoded_rows
+from latentwire_batch.dataset.reader import BATCH_ROWS, EncodedRow, encoded_rows
 from latentwire_batch.errors import InputError, StorageError
 from latentwire_batch.output.layout import HF_DATASET_NAME, OutputLayout
 
@@ -55,12 +55,33 @@ def previous_rows(
     """
     try:
         files = locate(layout.finished, prefers_arrow=True)
-        for row in encoded_rows(files, [matrix.name for matrix in matrices], extras):
-            found = {matrix.name: _checked(matrix, row) for matrix in matrices}
-            yield replace(row, matrices=found)
+        yield from checked_rows(files, matrices, extras)
     except InputError as error:
         name = HF_DATASET_NAME if layout.hf_dataset.exists() else DATA_DIRECTORY
         raise StorageError(f"the output's {name} cannot be read") from error
+
+
+def checked_rows(
+    files: DatasetFiles,
+    matrices: Sequence[MatrixColumn],
+    extras: Sequence[str] = (),
+    max_rows: int = BATCH_ROWS,
+) -> Iterator[EncodedRow]:
+    """Yield the rows of files like `previous_rows`.
+
+    Args:
+        files: in the order of the rows.
+        matrices: see `previous_rows`.
+        extras: names of the added columns.
+        max_rows: decoded together.
+
+    Raises:
+        InputError: when the files cannot be read.
+        StorageError: when they hold matrices of another width or format.
+    """
+    for row in encoded_rows(files, [matrix.name for matrix in matrices], extras, max_rows):
+        found = {matrix.name: _checked(matrix, row) for matrix in matrices}
+        yield replace(row, matrices=found)
 
 
 def _checked(matrix: MatrixColumn, row: EncodedRow) -> EncodedRows:

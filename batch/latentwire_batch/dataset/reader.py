@@ -28,7 +28,7 @@ from latentwire_batch.tasks.arrow_files import input_errors
 from latentwire_batch.tasks.results import RowText
 
 # Rows decoded together; one latent of [2048, 4096] takes 32 MiB.
-_BATCH_ROWS = 16
+BATCH_ROWS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,10 @@ def stored_rows(
 
 
 def encoded_rows(
-    files: DatasetFiles, matrices: Sequence[str], extras: Sequence[str] = ()
+    files: DatasetFiles,
+    matrices: Sequence[str],
+    extras: Sequence[str] = (),
+    max_rows: int = BATCH_ROWS,
 ) -> Iterator[EncodedRow]:
     """Yield the rows like `stored_rows`, with their matrices as they are stored.
 
@@ -100,6 +103,7 @@ def encoded_rows(
         files: of the dataset.
         matrices: names of the matrix columns to read.
         extras: names of further columns to read.
+        max_rows: decoded together.
 
     Raises:
         InputError: when it cannot be read, or has another schema.
@@ -117,7 +121,7 @@ def encoded_rows(
             return [*texts, *names, *extras]
 
         try:
-            for batch in files.batches(choose, _BATCH_ROWS):
+            for batch in files.batches(choose, max_rows):
                 yield from rows_of_batch(batch, columns, extras)
         except (ValueError, LookupError) as error:
             raise InputError(f"cannot be decoded: {error}") from error

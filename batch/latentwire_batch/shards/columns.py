@@ -9,12 +9,12 @@ from typing import Any
 from latentwire.storage import STORAGE, MatrixStorage
 from latentwire_batch.compression.facts import COMPRESSORS
 from latentwire_batch.compression.stored_form import compressed_meaning
-from latentwire_batch.dataset.files import DatasetFiles, locate
 from latentwire_batch.dataset.matrices import MatrixColumn
 from latentwire_batch.dataset.reader import stored_matrices, stored_rows
 from latentwire_batch.dataset.schema import LATENT_COLUMN, latent_column
 from latentwire_batch.errors import InputError, StorageError
 from latentwire_batch.shards.finished import FinishedShard
+from latentwire_batch.shards.rows import row_files
 
 # Latents are seldom empty.
 _MAX_ROWS_FOR_WIDTH = 64
@@ -42,13 +42,9 @@ def matrix_columns(shards: Sequence[FinishedShard]) -> tuple[MatrixColumn, ...]:
 
 def _names(shard: FinishedShard) -> list[str]:
     try:
-        return [matrix.name for matrix in stored_matrices(_files(shard))]
+        return [matrix.name for matrix in stored_matrices(row_files(shard))]
     except InputError as error:
         raise StorageError(f"shard {shard.shard}: its dataset {error}") from error
-
-
-def _files(shard: FinishedShard) -> DatasetFiles:
-    return locate(shard.layout.root, prefers_arrow=True)
 
 
 def _column(shards: Sequence[FinishedShard], name: str) -> MatrixColumn:
@@ -72,7 +68,7 @@ def _column(shards: Sequence[FinishedShard], name: str) -> MatrixColumn:
 def _width(shards: Sequence[FinishedShard], name: str) -> int:
     """Return the width of a column whose storage does not state it: that of its first rows."""
     for shard in shards:
-        rows = stored_rows(_files(shard), column=name)
+        rows = stored_rows(row_files(shard), column=name)
         for row in islice(rows, _MAX_ROWS_FOR_WIDTH):
             if len(row.latent):
                 return int(row.latent.shape[1])

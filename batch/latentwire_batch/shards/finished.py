@@ -12,9 +12,10 @@ from typing import Any
 
 from latentwire_batch.compression.outcome import STEP
 from latentwire_batch.dataset.manifest import Manifest
-from latentwire_batch.errors import InputError, StorageError
+from latentwire_batch.errors import InputError, LocationError, StorageError
+from latentwire_batch.locations import Place
 from latentwire_batch.output.durable import read_json
-from latentwire_batch.output.layout import OutputLayout
+from latentwire_batch.output.layout import CLAIM_NAME, MANIFEST_NAME, OutputLayout
 from latentwire_batch.output.locks import is_locked
 from latentwire_batch.replicas.fleet import FleetSummary
 from latentwire_batch.shards.folder import shards_in
@@ -29,13 +30,13 @@ class FinishedShard:
 
     Attributes:
         shard: that it is.
-        layout: of its folder.
+        folder: that holds its dataset.
         manifest: the part that runs read.
         said: the whole manifest.
     """
 
     shard: Shard
-    layout: OutputLayout
+    folder: Place
     manifest: Manifest
     said: Mapping[str, Any]
 
@@ -68,14 +69,14 @@ def digest_of(shards: Iterable[FinishedShard]) -> str:
     digest = hashlib.sha256()
     for shard in shards:
         try:
-            content = shard.layout.manifest.read_bytes()
+            content = (shard.folder / MANIFEST_NAME).read_bytes()
         except OSError as error:
             raise StorageError(f"shard {shard.shard}: its manifest.json is gone") from error
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 
 
-def find_shards(folders: Sequence[Path]) -> list[FinishedShard]:
+def find_shards(folders: Sequence[Place]) -> list[FinishedShard]:
     """Find all shards of one collection.
 
     Args:
@@ -99,31 +100,33 @@ class _Found:
     """What was found so far."""
 
     def __init__(self) -> None:
-        self._places: dict[Shard, Path] = {}
+        self._places: dict[Shard, Place] = {}
         self._finished: dict[Shard, FinishedShard] = {}
         self._running: set[Shard] = set()
 
-    def add(self, folder: Path) -> None:
+    def add(self, folder: Place) -> None:
         try:
             self._add(folder)
         except StorageError as error:
             raise StorageError(f"{shown(folder)}: {error}") from error
 
-    def _add(self, folder: Path) -> None:
-        layout = OutputLayout(folder)
-        said, unfinished = read_json(layout.manifest), read_json(layout.settings)
+    def _add(self, folder: Place) -> None:
+        # An unfinished run has its settings at the same place in a directory and behind a URL.
+        said, unfinished = read_json(folder / MANIFEST_NAME), read_json(folder / CLAIM_NAME)
         shard = _shard_of(folder, said, unfinished)
         if shard in self._places:
             places = f"{shown(self._places[shard])} and {shown(folder)}"
             raise InputError(f"shard {shard} is there twice, in {places}; name one of them")
         self._places[shard] = folder
+        layout = OutputLayout(folder) if isinstance(folder, Path) else None
         # A marker means that final files are being moved: the manifest may be an earlier one.
-        if said is None or unfinished is not None or layout.marker.exists():
-            if is_locked(layout.lock):
+        is_moving = layout is not None and layout.marker.exists()
+        if said is None or unfinished is not None or is_moving:
+            if layout is not None and is_locked(layout.lock):
                 self._running.add(shard)
             return
         manifest = Manifest.from_json(said)
-        self._finished[shard] = FinishedShard(shard, layout, manifest, said)
+        self._finished[shard] = FinishedShard(shard, folder, manifest, said)
 
     def complete(self) -> list[FinishedShard]:
         """Return the shards when all of them are finished."""
@@ -174,19 +177,32 @@ def name_shards(shards: Sequence[Shard]) -> str:
     return f"shards {', '.join(names[:-1])} and {names[-1]}"
 
 
-def _distinct(folders: Sequence[Path]) -> list[Path]:
-    found: dict[Path, Path] = {}
+def _distinct(folders: Sequence[Place]) -> list[Place]:
+    found: dict[str, Place] = {}
     for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{shown(folder)}: no such directory")
-        names = [inner.name for inner in shards_in(folder)]
-        for inner in [folder / name for name in names] or [folder]:
-            found.setdefault(inner.resolve(), inner)
+        try:
+            if not folder.is_dir():
+                raise InputError(f"{shown(folder)}: no such directory")
+            inner: list[Place] = list(shards_in(folder)) or [folder]
+        except LocationError as error:
+            kind = InputError if error.is_users else StorageError
+            raise kind(f"{shown(folder)}: cannot be read: {error.reason}") from error
+        for place in inner:
+            found.setdefault(identity(place), place)
     return list(found.values())
 
 
+def identity(place: Place) -> str:
+    """Return a text that is the same for all names of one folder."""
+    if isinstance(place, Path):
+        return str(place.resolve())
+    protocols = place.filesystem.protocol
+    first = protocols if isinstance(protocols, str) else protocols[0]
+    return f"{first}://{place.path}"
+
+
 def _shard_of(
-    folder: Path, said: Mapping[str, Any] | None, unfinished: Mapping[str, Any] | None
+    folder: Place, said: Mapping[str, Any] | None, unfinished: Mapping[str, Any] | None
 ) -> Shard:
     """Return the shard in a folder, as its files say."""
     if said is not None and STEP in said:
@@ -207,9 +223,11 @@ def _shard_of(
     return shard
 
 
-def shown(path: Path) -> str:
-    """Name a folder in a message, which holds no absolute path."""
-    return f".../{'/'.join(path.parts[-2:])}" if path.is_absolute() else str(path)
+def shown(path: Place) -> str:
+    """Name a folder in a message, which holds no absolute path and no key."""
+    if isinstance(path, Path) and path.is_absolute():
+        return f".../{'/'.join(path.parts[-2:])}"
+    return str(path)
 
 
 def check_same_collection(shards: Sequence[FinishedShard]) -> None:

@@ -50,7 +50,13 @@ def _refuse_mixture(folder: Place, shard: Shard | None) -> None:
     manifest_file, settings_file = folder / MANIFEST_NAME, folder / CLAIM_NAME
     if folder.exists() and not folder.is_dir():
         raise UsageError("--output-dir: is not a directory")
+    unfinished = read_json(settings_file)
     if shard is None:
+        if unfinished is not None and MERGED in unfinished:
+            raise UsageError(
+                "--output-dir: holds an unfinished merge, which latentwire merge completes; to "
+                "collect, name another directory"
+            )
         is_own = manifest_file.exists() or settings_file.exists()
         if not is_own and shards_in(folder):
             raise UsageError(
@@ -59,7 +65,7 @@ def _refuse_mixture(folder: Place, shard: Shard | None) -> None:
             )
         return
     manifest = read_json(manifest_file)
-    if settings_file.exists() or (manifest is not None and MERGED not in manifest):
+    if any(found is not None and MERGED not in found for found in (manifest, unfinished)):
         raise UsageError(
             f"--output-dir: holds a collection of all rows, not of shards; --shard none continues "
             f"it, and another directory takes shard {shard}"

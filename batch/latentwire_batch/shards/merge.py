@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from latentwire_batch.assembly import Assembly, Totals
 from latentwire_batch.console import Console
 from latentwire_batch.dataset.card import build_card
 from latentwire_batch.dataset.hub_layout import splits_json, written_splits
 from latentwire_batch.dataset.manifest import Counts, Manifest, declaration
-from latentwire_batch.dataset.previous import previous_rows
-from latentwire_batch.dataset.reader import EncodedRow
 from latentwire_batch.dataset.schema import DatasetSchema
-from latentwire_batch.errors import StorageError, UsageError
+from latentwire_batch.errors import LocationError, StorageError, UsageError
 from latentwire_batch.evaluation.progress import EvaluationProgress
 from latentwire_batch.exit_status import (
     ExitStatus,
@@ -34,11 +29,13 @@ from latentwire_batch.exit_status import (
 )
 from latentwire_batch.journal.record_log import RecordLog
 from latentwire_batch.journal.row_store import RowStore
-from latentwire_batch.output.discard import discard_all, discard_partial
-from latentwire_batch.output.durable import read_json, write_json, write_text
-from latentwire_batch.output.layout import CARD_NAME, MANIFEST_NAME, OutputLayout
+from latentwire_batch.locations import Place, RemotePath
+from latentwire_batch.locations.errors import output_error
+from latentwire_batch.output.destination import Destination, destination_of
+from latentwire_batch.output.discard import discard_partial
+from latentwire_batch.output.durable import write_json, write_text
+from latentwire_batch.output.layout import CARD_NAME, MANIFEST_NAME
 from latentwire_batch.output.ownership import locked_output
-from latentwire_batch.output.publish import finish_install, install
 from latentwire_batch.output.staging import emptied_staging
 from latentwire_batch.replicas.fleet import FleetSummary
 from latentwire_batch.shards.columns import matrix_columns
@@ -47,14 +44,15 @@ from latentwire_batch.shards.finished import (
     check_same_collection,
     digest_of,
     find_shards,
+    identity,
 )
 from latentwire_batch.shards.folder import MERGED
 from latentwire_batch.shards.merge_settings import MergeSettings
+from latentwire_batch.shards.rows import interleaved, shard_rows
 from latentwire_batch.tasks.inputs import SplitRows
-from latentwire_batch.tasks.results import FailedRow
 
-# Besides the shards' files: libraries, the output, the terminal.
-_OTHER_FILES = 256
+_COPIES = "copies"
+_UNFINISHED = "--output-dir: holds an unfinished collection; --overwrite replaces it"
 
 
 def merge(settings: MergeSettings, console: Console) -> ExitStatus:
@@ -69,32 +67,33 @@ def merge(settings: MergeSettings, console: Console) -> ExitStatus:
             something else; nothing was written.
         BatchError: when the dataset could not be finished; the shards stay as they are.
     """
-    layout = OutputLayout(settings.output_dir)
-    if layout.root.exists() and not layout.root.is_dir():
-        raise UsageError("--output-dir: is not a directory")
     shards = find_shards(settings.shards)
     check_same_collection(shards)
-    _refuse_shard_as_output(layout, shards)
-    merging = _Merging(settings, console, layout, shards)
+    _refuse_shard_as_output(settings.output_dir, shards)
+    destination = destination_of(settings.output_dir, settings.work_dir, console.say)
+    layout = destination.layout
+    if layout.root.exists() and not layout.root.is_dir():
+        raise UsageError(f"{layout.flag}: is not a directory")
+    merging = _Merging(settings, console, destination, shards)
     with locked_output(layout):
-        if layout.settings.exists() and not settings.overwrite:
-            raise UsageError(
-                "--output-dir: holds an unfinished collection; --overwrite replaces it"
-            )
         if settings.overwrite:
-            discard_all(layout)
-        finish_install(layout)
-        # A merging that was killed leaves nothing to build on.
+            destination.discard(merging.split_names)
+        elif layout.settings.exists():
+            raise UsageError(_UNFINISHED)
+        destination.finish_install()
+        # A merging that was killed before that leaves nothing to build on.
         discard_partial(layout)
         status = merging.status_of_finished()
         return merging.run() if status is None else status
 
 
-def _refuse_shard_as_output(layout: OutputLayout, shards: Sequence[FinishedShard]) -> None:
-    output = layout.root.resolve()
+def _refuse_shard_as_output(output: Place, shards: Sequence[FinishedShard]) -> None:
+    try:
+        wanted = f"{identity(output)}/"
+    except LocationError as error:
+        raise output_error("cannot be opened", error) from error
     for shard in shards:
-        folder = shard.layout.root.resolve()
-        if output == folder or folder in output.parents:
+        if wanted.startswith(f"{identity(shard.folder)}/"):
             raise UsageError(f"--output-dir: is the folder of shard {shard.shard}, or inside of it")
 
 
@@ -104,7 +103,7 @@ class _Merging:
     Args:
         settings: given by the user.
         console: for notices and progress.
-        layout: of the output.
+        destination: of the output.
         shards: all of one collection, in order.
     """
 
@@ -112,13 +111,15 @@ class _Merging:
         self,
         settings: MergeSettings,
         console: Console,
-        layout: OutputLayout,
+        destination: Destination,
         shards: Sequence[FinishedShard],
     ) -> None:
         self._settings = settings
         self._console = console
-        self._layout = layout
+        self._destination = destination
+        self._layout = destination.layout
         self._shards = shards
+        self._readers = shard_rows(shards, self._layout.partial / _COPIES)
         self._sha256 = digest_of(shards)
         self._manifest = _joined(shards)
 
@@ -128,12 +129,15 @@ class _Merging:
         Raises:
             UsageError: when the output holds something else.
         """
-        said = read_json(self._layout.manifest)
+        said = self._destination.manifest()
         if said is None:
-            if self._layout.has_final_files():
+            if self._destination.has_foreign_files(self.split_names):
                 raise UsageError(
                     "--output-dir: holds a dataset without a manifest; --overwrite replaces it"
                 )
+            claimed = self._destination.claimed()
+            if claimed is not None and MERGED not in claimed:
+                raise UsageError(_UNFINISHED)
             return None
         if said.get(MERGED) != self._merged:
             raise UsageError(
@@ -144,18 +148,28 @@ class _Merging:
         return report_nothing_to_do(self._console, counts.finished, counts.failed, verb="merged")
 
     @property
+    def split_names(self) -> list[str]:
+        """The names of the splits; empty for the classic layout."""
+        return [split.name for split in self._manifest.settings.splits]
+
+    @property
     def _merged(self) -> dict[str, Any]:
         return {"shards": len(self._shards), "sha256": self._sha256}
 
     def run(self) -> ExitStatus:
         """Write the dataset."""
         started_s = time.monotonic()
-        layout, merged = self._layout, self._manifest
+        merged = self._manifest
+        for reader in self._readers:
+            reader.check()
+        # Shows before the rows are read that the place can be written to.
+        self._destination.claim({MERGED: self._merged})
+        self._announce_copies()
         matrices = matrix_columns(self._shards)
         totals = Totals.of_finished(merged.counts)
         declared = json.dumps(declaration(merged.settings, matrices), ensure_ascii=False)
         schema = DatasetSchema(merged.settings.columns, declared, matrices)
-        with emptied_staging(layout.staging) as staging:
+        with emptied_staging(self._layout.staging) as staging:
             failures, splits, files = self._assemble(staging, schema, totals)
         elapsed_s = merged.elapsed_s + time.monotonic() - started_s
         said = replace(merged, elapsed_s=elapsed_s).to_json(
@@ -166,7 +180,7 @@ class _Merging:
         write_json(staging / MANIFEST_NAME, said)
         if digest_of(self._shards) != self._sha256:
             raise StorageError("a shard was collected again meanwhile; rerun the same command")
-        install(layout)
+        self._destination.install()
         return self._report(failures)
 
     def _assemble(
@@ -181,8 +195,8 @@ class _Merging:
             store.keep(np.ones(counts.rows, dtype=np.bool_))
             failed = np.zeros(counts.rows, dtype=np.bool_)
             failures: Counter[str] = Counter()
-            for shard in self._shards:
-                for row in _failed_rows(shard):
+            for reader in self._readers:
+                for row in reader.failed_rows():
                     store.add_failed(row)
                     failed[row.index] = True
                     failures[row.code] += 1
@@ -192,13 +206,21 @@ class _Merging:
             )
             assembly = Assembly(staging, model.hidden_size, max_bytes, schema, written)
             with EvaluationProgress(self._console, counts.finished, "rows merged") as progress:
-                rows = _interleaved(self._shards, schema, failed, progress.advance)
+                rows = interleaved(self._shards, self._readers, schema, failed, progress.advance)
                 assembly.run(store, rows, totals)
                 # Reads the rest, of which there is none unless a shard holds too many rows.
                 next(rows, None)
         finally:
             store.close()
         return failures, written, assembly.files_json()
+
+    def _announce_copies(self) -> None:
+        num_remote = sum(isinstance(shard.folder, RemotePath) for shard in self._shards)
+        if num_remote:
+            shards = "1 shard" if num_remote == 1 else f"{num_remote} shards"
+            self._console.say(
+                f"reading {shards} from behind URLs: a copy of one file of each is here at a time"
+            )
 
     def _report(self, failures: Counter[str]) -> ExitStatus:
         counts, options = self._manifest.counts, self._manifest.settings.options
@@ -249,73 +271,3 @@ def _fleet(shards: Sequence[FinishedShard]) -> FleetSummary | None:
     versions = {version for fleet in fleets for version in fleet.versions}
     count = sum(fleet.count for fleet in fleets)
     return FleetSummary(count, tuple(sorted(devices)), tuple(sorted(versions)))
-
-
-def _failed_rows(shard: FinishedShard) -> Iterator[FailedRow]:
-    """Yield the rows that failed in a shard.
-
-    Raises:
-        StorageError: when the list is damaged, or does not fit the manifest.
-    """
-    num_failed, num_rows = shard.manifest.counts.failed, shard.manifest.settings.data.num_rows
-    if not num_failed:
-        return
-    seen: set[int] = set()
-    try:
-        with shard.layout.failures.open(encoding="utf-8") as file:
-            for line in file:
-                said = json.loads(line)
-                row = FailedRow(int(said["row"]), said["task_id"], said["code"], said["message"])
-                if not (0 <= row.index < num_rows and shard.shard.holds(row.index)):
-                    raise ValueError("a row of another shard")
-                seen.add(row.index)
-                yield row
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise StorageError(f"shard {shard.shard}: its failures.jsonl cannot be read") from error
-    if len(seen) != num_failed:
-        raise StorageError(
-            f"shard {shard.shard}: its failures.jsonl lists {len(seen)} rows, but {num_failed} "
-            "failed"
-        )
-
-
-def _interleaved(
-    shards: Sequence[FinishedShard],
-    schema: DatasetSchema,
-    failed: npt.NDArray[np.bool_],
-    advance: Callable[[], None],
-) -> Iterator[EncodedRow]:
-    """Yield the rows of all shards in input order, as they are stored.
-
-    Raises:
-        StorageError: when a shard cannot be read, or holds another number of rows.
-    """
-    _allow_open_files(len(shards))
-    readers = [previous_rows(shard.layout, schema.matrices, schema.extras) for shard in shards]
-    for index in np.flatnonzero(~failed):
-        number = int(index) % len(shards)
-        row = _next(shards[number], readers[number])
-        if row is None:
-            raise StorageError(f"shard {shards[number].shard}: holds fewer rows than it says")
-        advance()
-        yield row
-    for shard, reader in zip(shards, readers, strict=True):
-        if _next(shard, reader) is not None:
-            raise StorageError(f"shard {shard.shard}: holds more rows than it says")
-
-
-def _next(shard: FinishedShard, reader: Iterator[EncodedRow]) -> EncodedRow | None:
-    try:
-        return next(reader, None)
-    except StorageError as error:
-        raise StorageError(f"shard {shard.shard}: {error}") from error
-
-
-def _allow_open_files(num_shards: int) -> None:
-    """Raise this process's limit: each shard has a file open, and systems often allow 1024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = num_shards + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

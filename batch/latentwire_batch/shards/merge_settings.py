@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from latentwire_batch.config import ShardFields
+from latentwire_batch.locations import GivenPlace
 
 
 class MergeSettings(ShardFields, BaseSettings):
@@ -20,22 +21,27 @@ class MergeSettings(ShardFields, BaseSettings):
         env_prefix="LATENTWIRE_MERGE_", env_ignore_empty=True, frozen=True
     )
 
-    shards: CliPositionalArg[tuple[Path, ...]] = Field(
+    shards: CliPositionalArg[tuple[GivenPlace, ...]] = Field(
         description="Folders of shards, or folders that hold them, like the --output-dir of "
-        "collect."
+        "collect; also URLs."
     )
-    output_dir: Path = Field(description="Directory to write the merged dataset to; also -o.")
+    output_dir: GivenPlace = Field(
+        description="Directory to write the merged dataset to, or a URL like s3://bucket/folder; "
+        "also -o."
+    )
+    work_dir: Path | None = Field(
+        default=None,
+        description="Parent of the directories for unfinished files, when --output-dir is a URL. "
+        "Absent: latentwire/collect in the user's cache.",
+    )
     overwrite: bool = Field(
         default=False, description="Discard the dataset in --output-dir and merge again."
     )
 
     @field_validator("shards", "output_dir", mode="before")
     @classmethod
-    def _refuse_other_places(cls, value: object) -> object:
-        """Refuse URLs, and what a script passes when its own variable is not set."""
-        for place in value if isinstance(value, list | tuple) else (value,):
-            if place == "":
-                raise ValueError("must not be empty")
-            if "://" in str(place):
-                raise ValueError("must be a directory: copy shards from and to a URL yourself")
+    def _refuse_empty(cls, value: object) -> object:
+        """Refuse what a script passes when its own variable is not set."""
+        if value == "" or (isinstance(value, list | tuple) and "" in value):
+            raise ValueError("must not be empty")
         return value

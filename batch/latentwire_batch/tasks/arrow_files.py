@@ -7,6 +7,7 @@ one batch of the chosen columns at a time. Knows nothing of tasks or latents.
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ NOT_SAVED = "not a directory written by Dataset.save_to_disk"
 _READ_BYTES = 1 << 20
 # One request of an object store takes as long as some MiB.
 _REMOTE_READ_BYTES = 8 << 20
+# Of a mapped file, at most so many bytes are yielded together and kept in memory.
+_PIECE_BYTES = 2 << 20
+_NO_FORMAT = "is neither a Parquet nor an Arrow file"
 _PARQUET_MAGIC = b"PAR1"
 _ARROW_FILE_MAGIC = b"ARROW1"
 # Marks the first message of a stream.
@@ -58,6 +62,11 @@ def record_batches(path: Place, choose: ChooseColumns, max_rows: int) -> Iterato
         yield from file.iter_batches(max_rows, columns=list(choose(file.schema_arrow)))
 
 
+def files_of_rows(path: Place) -> list[Place]:
+    """Return the files of what `record_batches` reads, in the order of the rows; raises like it."""
+    return _shards(path) if path.is_dir() else [path]
+
+
 def arrow_schema(path: Place) -> pa.Schema:
     """Return the schema of what `record_batches` reads, with its metadata; raises like it."""
     if path.is_dir():
@@ -65,7 +74,7 @@ def arrow_schema(path: Place) -> pa.Schema:
     if _is_parquet(path):
         with _opened_parquet(path) as file:
             return file.schema_arrow
-    with _opened_arrow(path) as source, _opened_ipc(source) as reader:
+    with _opened_arrow(path) as file, _opened_ipc(file.source) as reader:
         return reader.schema
 
 
@@ -210,15 +219,46 @@ def _opened_parquet(path: Place, pre_buffer: bool = False) -> Iterator[pq.Parque
         yield file
 
 
+class _OpenArrow:
+    """An Arrow file or stream that is open.
+
+    Args:
+        source: reads it.
+        mapping: its memory, where it is mapped.
+    """
+
+    def __init__(self, source: pa.NativeFile, mapping: mmap.mmap | None = None) -> None:
+        self.source = source
+        self._mapping = mapping
+        self._num_unreleased = 0
+
+    def release(self, num_bytes: int) -> None:
+        """Note that rows were read; now and then, give the pages that hold them back.
+
+        The system would take them back when it needs them, but counts them as this process's until
+        then. Views of them stay valid: a page that is read again comes from the page cache.
+        """
+        self._num_unreleased += num_bytes
+        if self._mapping is not None and self._num_unreleased >= _PIECE_BYTES:
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+            self._num_unreleased = 0
+
+
 @contextmanager
-def _opened_arrow(path: Place) -> Iterator[pa.NativeFile]:
+def _opened_arrow(path: Place) -> Iterator[_OpenArrow]:
     """Open an Arrow file or stream; one of this machine is mapped into memory."""
-    if isinstance(path, Path):
-        with pa.memory_map(str(path)) as mapped:
-            yield mapped
+    if not isinstance(path, Path):
+        with path.open("rb") as raw, pa.PythonFile(raw, "r") as file:
+            yield _OpenArrow(file)
         return
-    with path.open("rb") as raw, pa.PythonFile(raw, "r") as file:
-        yield file
+    if not path.stat().st_size:
+        # Which cannot be mapped.
+        raise InputError(_NO_FORMAT)
+    with path.open("rb") as opened:
+        # Closed when its last view is dropped.
+        mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    with pa.BufferReader(pa.py_buffer(mapping)) as reader:
+        yield _OpenArrow(reader, mapping)
 
 
 def _is_parquet(path: Place) -> bool:
@@ -238,12 +278,15 @@ def _shards(directory: Place) -> list[Place]:
 
 
 def _shard_batches(shard: Place, choose: ChooseColumns, max_rows: int) -> Iterator[pa.RecordBatch]:
-    with _opened_arrow(shard) as source, _opened_ipc(source) as batches:
+    with _opened_arrow(shard) as file, _opened_ipc(file.source) as batches:
         for batch in _batches(batches):
             # Columns first: converting a slice must not touch the latents next to the tasks.
             chosen = batch.select(list(choose(batch.schema)))
-            for start in range(0, chosen.num_rows, max_rows):
-                yield chosen.slice(start, max_rows)
+            row_bytes = max(1, chosen.nbytes // max(1, chosen.num_rows))
+            num_rows = max(1, min(max_rows, _PIECE_BYTES // row_bytes))
+            for start in range(0, chosen.num_rows, num_rows):
+                yield chosen.slice(start, num_rows)
+                file.release(num_rows * row_bytes)
 
 
 def _opened_ipc(
@@ -252,7 +295,7 @@ def _opened_ipc(
     is_file = source.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
     source.seek(0)
     if not is_file and source.read(len(_ARROW_STREAM_MAGIC)) != _ARROW_STREAM_MAGIC:
-        raise InputError("is neither a Parquet nor an Arrow file")
+        raise InputError(_NO_FORMAT)
     source.seek(0)
     return pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
 

@@ -14,14 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from latentwire_batch.output.layout import OutputLayout
-from support.batch.collecting import Collect, Ended, write_tasks
+from support.batch.collecting import Collect, write_tasks
 from support.batch.dataset_oracle import assert_complete, tasks_of
+from support.batch.merging import assert_equal_datasets, collect_shards, said
 from support.batch.stub_replica import StubReplica
 
 Merge = Any
@@ -32,50 +31,6 @@ FORMS = {
     "bfloat16 instead": ("--storage-dtype", "bfloat16", "--compressor", "svd:2", "--replace"),
     "int4": ("--storage-dtype", "int4"),
 }
-
-
-def said(output: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((output / "manifest.json").read_text("utf-8"))
-    return manifest
-
-
-def values_of(column: pa.ChunkedArray) -> list[bytes]:
-    """Return the values of each row as bytes: equality of floats would take -0.0 for 0.0."""
-    rows = column.combine_chunks()
-    flat = [row.values for row in rows]
-    while flat and pa.types.is_list(flat[0].type):
-        flat = [row.flatten() for row in flat]
-    return [row.to_numpy(zero_copy_only=False).tobytes() for row in flat]
-
-
-def assert_equal_datasets(found: Path, expected: Path) -> None:
-    """Compare everything but times and the number of replicas."""
-    own, other = pq.read_table(found / "data.parquet"), pq.read_table(expected / "data.parquet")
-    assert own.schema.equals(other.schema, check_metadata=True)
-    assert own.equals(other)
-    for name in own.column_names:
-        if name.startswith("hidden_state"):
-            assert values_of(own[name]) == values_of(other[name])
-    saved = [datasets.load_from_disk(str(path / "hf_dataset")) for path in (found, expected)]
-    assert saved[0].features == saved[1].features
-    assert saved[0].data.table.equals(saved[1].data.table)
-    assert (found / "README.md").read_text("utf-8") == (expected / "README.md").read_text("utf-8")
-    failures = [path / "failures.jsonl" for path in (found, expected)]
-    assert failures[0].exists() == failures[1].exists()
-    if failures[0].exists():
-        assert failures[0].read_bytes() == failures[1].read_bytes()
-    mine, theirs = said(found), said(expected)
-    note = mine.pop("merged")
-    assert len(note["sha256"]) == 64
-    for manifest in (mine, theirs):
-        del manifest["elapsed_s"]
-        del manifest["replicas"]["count"]
-    assert mine == theirs
-    assert not (found / ".partial").exists()
-
-
-def collect_shards(collect: Collect, stub: StubReplica, count: int, *flags: str) -> list[Ended]:
-    return [collect("--shard", f"{i}/{count}", *flags, replicas=[stub]) for i in range(count)]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -208,15 +163,12 @@ def swap(folder: Path, other: Path) -> None:
     [
         ([], "SHARDS: required"),
         ([""], "SHARDS: must not be empty"),
-        (["s3://bucket/out"], "SHARDS: must be a directory: copy shards"),
-        (
-            ["x", "--output-dir", "s3://bucket/out"],
-            "--output-dir: must be a directory: copy shards",
-        ),
+        (["nowhere://bucket/out"], "nowhere://bucket/out: cannot be read: no package for URLs"),
+        (["s3://key@bucket/out"], "s3://bucket/out: cannot be read: must not hold a user"),
         (["x", "--output-dir", ""], "--output-dir: must not be empty"),
     ],
 )
-def test_what_is_no_directory_is_refused(args: list[str], words: str, merge: Merge) -> None:
+def test_what_is_no_place_is_refused(args: list[str], words: str, merge: Merge) -> None:
     ended = merge(*args, sources=())
     assert (ended.status, f"latentwire merge: {words}" in ended.stderr) == (2, True), ended.stderr
 
