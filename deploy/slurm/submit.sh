@@ -4,7 +4,8 @@
 #   deploy/slurm/submit.sh SHARDS OUT DATASET [flags of latentwire collect]
 #   deploy/slurm/submit.sh 16 out dataset --model MODEL --dataset tasks.jsonl
 #
-# OUT gets a folder for each shard, DATASET the merged dataset. Both must be on a file system that all nodes share.
+# OUT gets a folder for each shard, DATASET the merged dataset. Both must be on a file system that all nodes share,
+# or URLs like s3://bucket/out.
 set -eu
 if [ $# -lt 3 ]; then
   sed -n 's/^# \{0,1\}//p' "$0" >&2

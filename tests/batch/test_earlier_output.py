@@ -230,6 +230,8 @@ def test_failed_rows_of_a_finished_output_are_retried(
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["counts"]["prompt_tokens"] == 200
     assert manifest["elapsed_s"] > 3.25
+    # Earlier versions stated no digests of the files.
+    assert {"data.parquet"} < manifest.pop("files").keys()
     assert list(manifest) == list(json.loads(MANIFEST % ("", 0, 0)))
 
 

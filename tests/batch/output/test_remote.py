@@ -301,8 +301,7 @@ def test_shards_of_a_remote_dataset_have_folders_of_their_own(
     for index in range(2):
         ended = remote("--shard", f"{index}/2", *flags, replicas=[stub])
         assert ended.status == 0, ended.stderr
-    assert f"copy {URL} to a directory SHARDS" in ended.stderr
-    assert "join them with: latentwire merge SHARDS -o DATASET" in ended.stderr
+    assert f"join them with: latentwire merge {URL} -o DATASET" in ended.stderr
     names = set(folder.sizes())
     manifests = [name for name in names if name.endswith("/manifest.json")]
     assert len(manifests) == 2
