@@ -7,7 +7,6 @@ import fcntl
 import mmap
 import os
 import weakref
-import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from latentwire_batch.dataset.checksum import crc32
 from latentwire_batch.dataset.file_digests import FileDigest
 
 _BLOCK_BYTES = 8 << 20
@@ -115,7 +115,7 @@ class DurableFile:
             # The last block is not whole, which a direct write must be.
             self._stop_direct()
         rest = self._blocks[0][: self._num_filled]
-        self._crc32 = zlib.crc32(rest.data, self._crc32)
+        self._crc32 = crc32(rest.data, self._crc32)
         self._write_all(rest, self._num_submitted)
         os.fsync(self._fd)
         self._drop_cached()
@@ -135,7 +135,7 @@ class DurableFile:
 
     def _write_block(self, block: npt.NDArray[np.uint8], offset: int) -> None:
         # In the thread that waits for the disk, where it delays no batch.
-        self._crc32 = zlib.crc32(block.data, self._crc32)
+        self._crc32 = crc32(block.data, self._crc32)
         try:
             self._write_all(block, offset)
         except OSError as error:

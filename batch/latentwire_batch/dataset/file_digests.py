@@ -7,12 +7,12 @@ cryptographic digest does. It is no protection against intent.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentwire_batch.dataset.checksum import crc32
 from latentwire_batch.locations import Place, RemotePath
 from latentwire_batch.output.layout import FAILURES_NAME
 
@@ -61,7 +61,7 @@ def digest_of_file(path: Place) -> FileDigest:
     # A remote file reads ahead by itself.
     with path.open("rb") if isinstance(path, RemotePath) else path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK_BYTES):
-            num_bytes, crc = num_bytes + len(block), zlib.crc32(block, crc)
+            num_bytes, crc = num_bytes + len(block), crc32(block, crc)
     return FileDigest(num_bytes, crc)
 
 

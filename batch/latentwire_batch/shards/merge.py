@@ -75,7 +75,7 @@ def merge(settings: MergeSettings, console: Console) -> ExitStatus:
     if layout.root.exists() and not layout.root.is_dir():
         raise UsageError(f"{layout.flag}: is not a directory")
     merging = _Merging(settings, console, destination, shards)
-    with locked_output(layout):
+    with locked_output(layout), destination.owned():
         if settings.overwrite:
             destination.discard(merging.split_names)
         elif layout.settings.exists():
