@@ -19,8 +19,13 @@ import pytest
 
 from latentwire_batch.output.layout import OutputLayout
 from support.batch.collecting import Collect, write_tasks
-from support.batch.dataset_oracle import assert_complete, tasks_of
-from support.batch.merging import assert_equal_datasets, collect_shards, said
+from support.batch.dataset_oracle import (
+    assert_complete,
+    assert_equal_datasets,
+    collect_shards,
+    said,
+    tasks_of,
+)
 from support.batch.stub_replica import StubReplica
 
 Merge = Any

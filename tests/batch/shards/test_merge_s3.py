@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from support.batch.collecting import Collect, Ended
-from support.batch.merging import assert_equal_datasets, collect_shards
+from support.batch.dataset_oracle import assert_equal_datasets, collect_shards
 from support.batch.s3_server import BUCKET, S3Server, running_s3
 from support.batch.stub_replica import StubReplica
 
