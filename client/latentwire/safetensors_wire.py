@@ -31,7 +31,8 @@ from latentwire.protocol import HiddenState, PlanLatentResponse
 from latentwire.strict_json import RepeatedKeyError, load_json
 from latentwire.tensors import WIRE_DTYPE
 
-_LENGTH = struct.Struct("<Q")
+LENGTH = struct.Struct("<Q")
+"""Size of the header, before it."""
 _RESPONSE, _METADATA = "response", "__metadata__"
 _FORMAT = "format"
 _SCALES = ".scales"
@@ -104,7 +105,7 @@ def _file(
     text = json.dumps(header, separators=(",", ":")).encode()
     # The values start at a multiple of eight, so that readers can use them in place.
     text += b" " * (-len(text) % 8)
-    return b"".join([_LENGTH.pack(len(text)), text, *values])
+    return b"".join([LENGTH.pack(len(text)), text, *values])
 
 
 def _narrowness(entry: tuple[str, tuple[str, npt.NDArray[Any]]]) -> int:
@@ -136,13 +137,13 @@ def unpack_request(content: bytes) -> tuple[dict[str, Any], dict[str, Matrix]]:
         RepeatedKeyError: when an object of its JSON has a key more than once.
         ValueError: when the file is malformed; the text says how.
     """
-    if len(content) < _LENGTH.size:
+    if len(content) < LENGTH.size:
         raise ValueError("the file has no header")
-    (length,) = _LENGTH.unpack_from(content)
-    base = _LENGTH.size + length
+    (length,) = LENGTH.unpack_from(content)
+    base = LENGTH.size + length
     if base > len(content):
         raise ValueError("the header is longer than the file")
-    header = _json("the header is", content[_LENGTH.size : base])
+    header = _json("the header is", content[LENGTH.size : base])
     if not isinstance(header, dict):
         raise ValueError("the header is not a JSON object")
     metadata = header.pop(_METADATA, {})
@@ -228,9 +229,9 @@ def unpack(content: bytes | memoryview) -> tuple[PlanLatentResponse, dict[str, M
         ProtocolError: when the file is not as `pack` makes it.
     """
     try:
-        (length,) = _LENGTH.unpack_from(content)
-        base = _LENGTH.size + length
-        header = json.loads(bytes(content[_LENGTH.size : base]))
+        (length,) = LENGTH.unpack_from(content)
+        base = LENGTH.size + length
+        header = json.loads(bytes(content[LENGTH.size : base]))
         response = PlanLatentResponse.model_validate_json(header.pop(_METADATA)[_RESPONSE])
         described = named_latents(
             response.hidden_state, response.hidden_state_comp, response.hidden_state_comp_arrays

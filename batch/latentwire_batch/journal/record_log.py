@@ -11,6 +11,10 @@ One record, all numbers little-endian:
     checksum   4 bytes   CRC-32 of JSON object and raw data
     header sum 4 bytes   CRC-32 of the 32 header bytes before it
 
+Large records are written in whole blocks, so that they can bypass the page cache: spaces after the
+JSON object put the body at a multiple of 4,096, and a record of kind 0, which says nothing, fills
+what is left of the last block.
+
 A torn write shows as a header or a body that does not match its checksum. The log ends before the
 first damaged header, because nothing after it can be located. A damaged body in the middle costs
 only its own record.
@@ -32,6 +36,7 @@ import numpy.typing as npt
 
 from latentwire_batch.dataset.checksum import crc32
 from latentwire_batch.errors import StorageError, storage_error
+from latentwire_batch.journal.direct_file import BLOCK_BYTES, DirectFile
 from latentwire_batch.journal.segments.row_index import RecordFile, RowIndex
 from latentwire_batch.locations import Folder
 
@@ -40,6 +45,7 @@ _FIELDS = struct.Struct("<4sBxxxIqQI")
 _CHECKSUM = struct.Struct("<I")
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
 _READ_BYTES = 1 << 20
+PADDING_KIND = 0
 
 
 @dataclass(frozen=True)
@@ -98,14 +104,30 @@ def _damaged(header: _Header) -> StorageError:
     )
 
 
-def record_head(record: Record) -> bytes:
-    """Return what stands in front of a record's body: its header and its JSON object."""
+def record_head(record: Record, multiple_of: int = 1) -> bytes:
+    """Return what stands in front of a record's body: its header and its JSON object.
+
+    Args:
+        record: to write.
+        multiple_of: spaces after the object make the size a multiple of it.
+    """
     meta = json.dumps(record.meta, ensure_ascii=False).encode()
+    meta += b" " * (-(HEADER_BYTES + len(meta)) % multiple_of)
     checksum = crc32(meta)
     for piece in record.body:
         checksum = crc32(piece, checksum)
     fields = _FIELDS.pack(_MAGIC, record.kind, len(meta), record.row, record.body_bytes, checksum)
     return fields + _CHECKSUM.pack(crc32(fields)) + meta
+
+
+def _padding_after(position: int) -> bytes:
+    """Return a record that ends at a multiple of a block; empty where the position is one."""
+    size = -position % BLOCK_BYTES
+    if not size:
+        return b""
+    if size < _MIN_PADDING_BYTES:
+        size += BLOCK_BYTES
+    return record_head(Record(PADDING_KIND, -1, {}), size)
 
 
 def parse_record(data: memoryview) -> Record:
@@ -136,6 +158,9 @@ def _parse_header(raw: bytes) -> _Header | None:
     return _Header(kind, meta_bytes, row, body_bytes, body_checksum)
 
 
+_MIN_PADDING_BYTES = len(record_head(Record(PADDING_KIND, -1, {})))
+
+
 class RecordLog:
     """One log file, open for appending and for reading back.
 
@@ -160,6 +185,7 @@ class RecordLog:
         try:
             self._fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
             self._size = os.fstat(self._fd).st_size
+            self._direct = DirectFile(path, os.O_RDWR if is_own else os.O_RDONLY)
         except OSError as error:
             raise storage_error("cannot be opened", error) from error
 
@@ -173,7 +199,8 @@ class RecordLog:
             while (header := self._header_at(offset)) is not None:
                 if offset + header.record_bytes > self._size:
                     break
-                if self._body_checksum(header, offset) == header.checksum:
+                is_whole = self._body_checksum(header, offset) == header.checksum
+                if is_whole and header.kind != PADDING_KIND:
                     yield RecordRef(header.kind, header.row, offset)
                 offset += header.record_bytes
             if self._is_own and offset < self._size:
@@ -184,15 +211,18 @@ class RecordLog:
 
     def append(self, record: Record) -> RecordRef:
         """Write a record at the end; a failed write leaves the file as it was."""
-        head = record_head(record)
-        offset = self._size
+        end = self._size
         try:
-            self._write_at(offset, [memoryview(head), *record.body])
+            if self._direct.takes(record.body):
+                offset = self._append_blocks(record)
+            else:
+                offset = end
+                self._append_pieces([record_head(record), *record.body])
         except OSError as error:
+            self._size = end
             with suppress(OSError):
-                os.ftruncate(self._fd, offset)
+                os.ftruncate(self._fd, end)
             raise storage_error("cannot be written", error) from error
-        self._size = offset + len(head) + record.body_bytes
         return RecordRef(record.kind, record.row, offset)
 
     def sync(self) -> None:
@@ -240,16 +270,22 @@ class RecordLog:
         """
         header = self._known_header(offset)
         # Arrays without elements have no bytes to view.
-        targets = [array.reshape(-1).view(np.uint8).data for array in out if array.size]
+        targets = [array.reshape(-1).view(np.uint8) for array in out if array.size]
         if sum(target.nbytes for target in targets) != header.body_bytes:
             raise _damaged(header)
         position = offset + HEADER_BYTES
         try:
             meta = os.pread(self._fd, header.meta_bytes, position)
             position += header.meta_bytes
+            read = self._direct.read(position, header.body_bytes)
             for target in targets:
-                self._read_exactly(target, position)
-                position += target.nbytes
+                if read is None:
+                    self._read_exactly(target.data, position)
+                    position += target.nbytes
+                else:
+                    # NumPy copies without the GIL.
+                    target[:] = np.frombuffer(read[: target.nbytes], np.uint8)
+                    read = read[target.nbytes :]
         except OSError as error:
             raise storage_error("cannot be read", error) from error
         checksum = crc32(meta)
@@ -260,7 +296,24 @@ class RecordLog:
 
     def close(self) -> None:
         """Close the file."""
+        self._direct.close()
         os.close(self._fd)
+
+    def _append_blocks(self, record: Record) -> int:
+        """Append a record in whole blocks; return its place."""
+        self._append_pieces([_padding_after(self._size)])
+        offset, body = self._size, record.body[0]
+        head, tail = record_head(record, BLOCK_BYTES), _padding_after(record.body_bytes)
+        if self._direct.write(offset, head, body, tail):
+            self._size += len(head) + body.nbytes + len(tail)
+        else:
+            self._append_pieces([head, body, tail])
+        return offset
+
+    def _append_pieces(self, pieces: Sequence[bytes | memoryview]) -> None:
+        views = [memoryview(piece) for piece in pieces]
+        self._write_at(self._size, views)
+        self._size += sum(view.nbytes for view in views)
 
     def _write_at(self, offset: int, pieces: list[memoryview]) -> None:
         pieces = [piece for piece in pieces if piece.nbytes]

@@ -6,6 +6,7 @@ not know what is received.
 
 from __future__ import annotations
 
+import mmap
 import weakref
 from bisect import bisect_left, insort
 from collections import deque
@@ -15,6 +16,8 @@ import numpy as np
 
 # Enough for the rows that are in flight at one busy replica; more are freed and made again.
 DEFAULT_IDLE_BYTES = 64 << 20
+# Direct writes, which the log makes of an answer's values, have addresses at a multiple of it.
+ALIGNMENT_BYTES = 4096
 # A block may be so much larger than what is wanted.
 _MAX_WASTE = 2
 _size_of = attrgetter("nbytes")
@@ -44,20 +47,25 @@ class BufferPool:
         self._collect()
         return self._idle_bytes
 
-    def take(self, num_bytes: int) -> memoryview:
-        """Return writable memory of exactly this size, at a multiple of 16; its bytes are anything.
+    def take(self, num_bytes: int, aligned_at: int = 0) -> memoryview:
+        """Return writable memory of exactly this size; its bytes are anything.
+
+        Args:
+            num_bytes: size.
+            aligned_at: the position in it whose address is a multiple of `ALIGNMENT_BYTES`.
 
         Raises:
             MemoryError: when there is not so much.
         """
         self._collect()
-        block = self._idle_block(num_bytes)
+        start = -aligned_at % ALIGNMENT_BYTES
+        block = self._idle_block(start + num_bytes)
         if block is None:
-            block = np.empty(_rounded(num_bytes), np.uint8).data
+            block = _new_block(_rounded(start + num_bytes))
         # Everything that is made of the returned view refers to this array, and not to the block.
         array = np.frombuffer(block, np.uint8)
         weakref.finalize(array, self._returned.append, block).atexit = False
-        return array.data[:num_bytes]
+        return array.data[start : start + num_bytes]
 
     def _idle_block(self, num_bytes: int) -> memoryview | None:
         place = bisect_left(self._idle, num_bytes, key=_size_of)
@@ -75,6 +83,14 @@ class BufferPool:
             while self._idle_bytes > self._max_idle_bytes:
                 # The smallest ones serve the fewest answers.
                 self._idle_bytes -= self._idle.pop(0).nbytes
+
+
+def _new_block(num_bytes: int) -> memoryview:
+    try:
+        # A mapping begins at a page.
+        return memoryview(mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    except (OSError, OverflowError, ValueError) as error:
+        raise MemoryError(str(error)) from error
 
 
 def _rounded(num_bytes: int) -> int:

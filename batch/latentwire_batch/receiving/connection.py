@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from latentwire.safetensors_wire import LENGTH
 from latentwire_batch.receiving.buffers import BufferPool
 from latentwire_batch.receiving.plain_head import MAX_PLAIN_HEAD_BYTES, PlainHead, plain_head
 from latentwire_batch.receiving.whole_answer import AnswerReader, WholeAnswer, too_large
@@ -187,7 +188,7 @@ class Connection(asyncio.BufferedProtocol):
         if head.body_bytes > self._max_bytes:
             raise too_large(self._max_bytes)
         try:
-            body = self._pool.take(head.body_bytes)
+            body = self._pool.take(head.body_bytes, _place_of_values(received[head.num_bytes :]))
         except MemoryError:
             raise too_large(self._max_bytes) from None
         part = received[head.num_bytes : head.num_bytes + head.body_bytes]
@@ -238,3 +239,14 @@ class Connection(asyncio.BufferedProtocol):
             self._timer = self._loop.call_at(due_s, self._check_silence)
         else:
             self._fail(httpx.ReadTimeout(""))
+
+
+def _place_of_values(received: bytes) -> int:
+    """Return where the values of a body begin, if so much of it has arrived.
+
+    It is known early, so that they can be received at the address that the log needs.
+    """
+    if len(received) < LENGTH.size:
+        return 0
+    (num_bytes,) = LENGTH.unpack_from(received)
+    return LENGTH.size + int(num_bytes)

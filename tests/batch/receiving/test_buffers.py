@@ -27,6 +27,17 @@ def test_memory_that_nothing_refers_to_is_used_again() -> None:
     assert pool.idle_bytes == 0
 
 
+@pytest.mark.parametrize("place", [0, 1, 4095, 4096, 12_345, 2**63])
+def test_a_position_can_be_at_a_page(place: int) -> None:
+    pool = BufferPool()
+    for _ in range(2):
+        view = pool.take(SIZE, place)
+        assert view.nbytes == SIZE
+        assert (address(view) + place) % 4096 == 0
+        view[-1] = 1
+        del view
+
+
 @pytest.mark.parametrize(
     "derive",
     [

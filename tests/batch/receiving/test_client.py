@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from latentwire import AsyncClient, LatentwireError, PlanLatent
 from latentwire_batch.dispatch.verdicts import verdict_of
+from latentwire_batch.journal.direct_file import BLOCK_BYTES
 from latentwire_batch.receiving.buffers import BufferPool
 from latentwire_batch.receiving.client import ReceivingClient
 from support.batch.receiving import JSON, SAFETENSORS, chunked, http, in_json, packed, problem, rows
@@ -119,6 +120,17 @@ def test_an_answer_means_the_same_as_over_httpx(name: str) -> None:
     pieces = answer if isinstance(answer, list) else [answer]
     expected, found = asyncio.run(both([Script(pieces)]))
     assert found == expected
+
+
+def test_values_are_received_where_the_log_can_write_them_from() -> None:
+    async def received() -> PlanLatent:
+        async with (
+            ScriptedServer([Script([http(packed())])]) as server,
+            ReceivingClient(server.base_url, pool=BufferPool(), wire="safetensors") as client,
+        ):
+            return await client.plan_latent("a", max_new_tokens=9)
+
+    assert asyncio.run(received()).hidden_state.ctypes.data % BLOCK_BYTES == 0
 
 
 def _spliced(content: bytes, changes: list[tuple[float, int, bytes]]) -> bytes:
