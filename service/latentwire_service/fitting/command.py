@@ -7,17 +7,17 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pydantic_settings import BaseSettings
-
 from latentwire.settings_flags import FlagError, parse_settings
 from latentwire.terminal import replace_unencodable
 from latentwire_service.engine.errors import EngineError
 from latentwire_service.engine.hf.cpu.cpu_tuning import drop_unreadable
 from latentwire_service.engine.seams.bridge import BridgeError
+from latentwire_service.fitting.fetching import local_dataset
+from latentwire_service.fitting.settings import DatasetSettings
 
 _FAILED, _BAD_USAGE, _INTERRUPTED = 1, 2, 130
 
-S = TypeVar("S", bound=BaseSettings)
+S = TypeVar("S", bound=DatasetSettings)
 Say = Callable[[str], None]
 
 
@@ -60,7 +60,8 @@ def run_fit(
     for name in drop_unreadable(os.environ):
         write_line(f"{name} is ignored: it is not a list of CPUs, such as 0-3,8")
     try:
-        fit(settings, write_line)
+        with local_dataset(settings.dataset, settings.split, write_line) as dataset:
+            fit(settings.model_copy(update={"dataset": str(dataset)}), write_line)
     except BridgeError as error:
         return say("\n".join(filter(None, [str(error), error.hint])), _BAD_USAGE)
     except EngineError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import torch
 
@@ -22,7 +23,7 @@ def open_split(settings: DatasetSettings, width: int | None = None) -> Split:
     Raises:
         BridgeError: it cannot be used.
     """
-    dataset = Dataset.from_path(settings.dataset, settings.split)
+    dataset = Dataset.from_path(Path(settings.dataset), settings.split)
     return Split(
         dataset, settings.seed, settings.held_out, settings.max_rows, settings.limit, width
     )

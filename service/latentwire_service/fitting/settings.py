@@ -29,8 +29,8 @@ def fit_config(env_prefix: str) -> SettingsConfigDict:
 class DatasetSettings(BaseSettings):
     """What is read, what is held out, and where the result goes."""
 
-    dataset: CliPositionalArg[Path] = Field(
-        description="Output directory of collect, or its data.parquet."
+    dataset: CliPositionalArg[str] = Field(
+        description="Output directory of collect, or its data.parquet; also a URL."
     )
     split: str | None = Field(
         default=None, description="Split to read, of a dataset that has several."

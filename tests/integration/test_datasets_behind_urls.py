@@ -1,0 +1,88 @@
+"""Every command that reads a dataset of latents reads one behind a URL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import fsspec
+import pytest
+
+import latentwire
+from latentwire_batch.compression.command import main as compress
+from latentwire_batch.evaluation.command import main as evaluate
+from latentwire_batch.inspection.command import main as inspect
+from latentwire_service.bridges.fitting.command import main as fit_bridge
+from latentwire_service.compressors.fitting.command import main as fit_compressor
+from support.fits.latent_files import random_latents, write_latents
+
+URL = "memory://bucket/out"
+OUT = "--output-dir"
+Main = Callable[[Sequence[str]], int]
+# Each command with its arguments behind the dataset, and its status with a dataset that suits it.
+COMMANDS: dict[str, tuple[Main, list[str], int, str]] = {
+    "inspect": (lambda args: inspect(list(args)), [], 0, "rows"),
+    "compress": (compress, ["--compressor", "mean-pool:2", OUT, "{out}"], 0, "all 20 rows"),
+    "fit-compressor": (
+        fit_compressor,
+        ["--kind", "pca", "--k", "2", "--dim", "3", "--device", "cpu", OUT, "{out}"],
+        0,
+        "copying 1 files",
+    ),
+    # A model is loaded behind this check.
+    "fit-bridge": (
+        fit_bridge,
+        ["--limit", "1", "--device", "cpu", OUT, "{out}"],
+        2,
+        "DATASET: fewer than 2 usable rows are held out",
+    ),
+    # A service is needed behind this check.
+    "evaluate": (
+        evaluate,
+        ["--url", "http://127.0.0.1:9", "--held-out", "0.01", "--bridge", "embeddings"],
+        2,
+        "DATASET: 0 of 20 tasks are to be scored",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path) -> Iterator[None]:
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    path = write_latents(tmp_path / "in" / "data.parquet", random_latents(20))
+    filesystem.pipe_file("/bucket/out/data.parquet", path.read_bytes())
+    filesystem.pipe_file("/bucket/hub/data/test-00000-of-00001.parquet", path.read_bytes())
+    yield
+    filesystem.store.clear()
+
+
+def run(name: str, url: str, tmp_path: Path) -> tuple[int, int, str]:
+    main, more, status, said = COMMANDS[name]
+    return main([url, *(word.format(out=tmp_path / "new") for word in more)]), status, said
+
+
+@pytest.mark.parametrize("url", [f"{URL}/", f"{URL}/data.parquet", "memory://bucket/hub"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_reads_a_dataset_behind_a_url(
+    name: str, url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert len(latentwire.load(url)) == 20
+    found, status, said = run(name, url, tmp_path)
+    text = "".join(capfd.readouterr())
+    assert found == status, text
+    assert said in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("url", ["memory://bucket/none", "s4://id:secret@bucket/x"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_says_what_is_wrong_with_a_url(
+    name: str, url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found, _, _ = run(name, url, tmp_path)
+    text = "".join(capfd.readouterr())
+    assert found == 2, text
+    assert "DATASET: " in text or "PATH: " in text
+    assert "secret" not in text
+    assert "Traceback" not in text
