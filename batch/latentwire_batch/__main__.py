@@ -41,7 +41,7 @@ def main(args: list[str]) -> int:
         if num_processes == 1:
             return collect(settings, console, ALONE, choice.shard)
         rank = Rank.of_worker(0, num_processes, secrets.token_hex(8))
-        workers = Workers(args, num_processes, rank.launch, console.say)
+        workers = Workers(args, num_processes, rank.launch, console)
         return collect(settings, console, rank, choice.shard, workers)
 
     return run_to_exit_status(run, console, args)

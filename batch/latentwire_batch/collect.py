@@ -6,7 +6,8 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from latentwire_batch.dataset.previous import previous_rows
 from latentwire_batch.dataset.schema import DatasetSchema
 from latentwire_batch.dispatch.interrupts import run_interruptible
 from latentwire_batch.dispatch.seeds import Seeds, draw_seed, today
+from latentwire_batch.dispatch.session import SessionProgress
 from latentwire_batch.errors import RunInterrupted, StorageError, UsageError
 from latentwire_batch.existing_output import finished_counts, refuse_differences
 from latentwire_batch.exit_status import (
@@ -61,6 +63,7 @@ def collect(
     rank: Rank = ALONE,
     shard: Shard | None = None,
     workers: Workers | None = None,
+    progress: Callable[[int], SessionProgress] | None = None,
 ) -> ExitStatus:
     """Make one dataset, or resume making it.
 
@@ -70,6 +73,7 @@ def collect(
         rank: of this process; all but the first only collect their share of the rows.
         shard: to collect, into a folder of its own in the output directory; None: all rows.
         workers: the other ranks, to be started; None: there are none, or a launcher starts them.
+        progress: see `SessionPlan`.
 
     Raises:
         UsageError: when the settings cannot be followed; nothing was written.
@@ -84,12 +88,15 @@ def collect(
         notify = console.say if rank.index == 0 else _ignore
         target = hub_target(settings, shard)
         with opened_tasks(settings, notify) as tasks:
-            status = _collect(Run.of(settings, console, rank, tasks, shard), workers)
+            run = Run.of(settings, console, rank, tasks, shard)
+            status = _collect(replace(run, progress=progress), workers)
         if target is not None and rank.index == 0 and status in FINISHED:
             target.push(Path(str(settings.output_dir)), console.say)
         return status
     except RunInterrupted:
-        return report_interrupted(console)
+        # The first process tells it for its workers.
+        is_told = rank.is_worker and rank.index > 0
+        return ExitStatus.INTERRUPTED if is_told else report_interrupted(console)
 
 
 def _ignore(_line: str) -> None:
@@ -167,7 +174,7 @@ class Collection:
             with (
                 self._rendezvous.announced(seeds),
                 workers,
-                Share(self._run, wanted, self._agree, workers.watch, workers.interrupt) as share,
+                Share(self._run, wanted, self._agree, workers.watch, workers) as share,
             ):
                 return self._collect(share)
         watch = self._rendezvous.watch if self._run.rank.count > 1 else None
@@ -199,8 +206,8 @@ class Collection:
     def _take_over(self, share: Share) -> None:
         """Wait until the other ranks are done, and take their rows."""
         started_s = time.monotonic()
-        others: Rendezvous | Workers = self._workers or self._rendezvous
-        run_interruptible(others.others_done())
+        workers = self._workers
+        run_interruptible((self._rendezvous.others_done if workers is None else workers.all_done)())
         share.store.add_elapsed(time.monotonic() - started_s)
         if share.take_over(ALONE).count(RowState.PENDING):
             raise StorageError("rows of another rank are missing; rerun the same command to resume")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from latentwire_batch.compression.settings import chosen_compressors
 from latentwire_batch.compression.stored_form import StoredForm
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
+from latentwire_batch.dispatch.session import SessionProgress
 from latentwire_batch.errors import InputError
 from latentwire_batch.output.destination import Destination, destination_of
 from latentwire_batch.output.layout import OutputLayout
@@ -40,6 +41,7 @@ class Run:
         form: in which latents are stored.
         shard: to which the rows of this run belong; None: all rows are its own.
         splits: of the input, for the hub layout; empty: the classic layout.
+        progress: see `SessionPlan`.
     """
 
     settings: CollectSettings
@@ -53,6 +55,7 @@ class Run:
     form: StoredForm = field(default_factory=StoredForm)
     shard: Shard | None = None
     splits: tuple[SplitRows, ...] = ()
+    progress: Callable[[int], SessionProgress] | None = None
 
     @classmethod
     def of(

@@ -39,7 +39,7 @@ class Interrupts:
         self._notify = notify
         self._pass_on = pass_on
         self._dispatcher: Stoppable | None = None
-        self._drain: Callable[[], str] = lambda: ""
+        self._drain: Callable[[], str | None] = lambda: ""
         self._session: asyncio.Task[Any] | None = None
         self.count = 0
 
@@ -52,12 +52,13 @@ class Interrupts:
             with suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(number, self._receive)
 
-    def drain_first(self, dispatcher: Stoppable, drain: Callable[[], str]) -> None:
+    def drain_first(self, dispatcher: Stoppable, drain: Callable[[], str | None]) -> None:
         """Let the next first signal stop this dispatcher instead of the session.
 
         Args:
             dispatcher: finishes its rows in flight.
-            drain: called when that signal arrives; describes the rows in flight.
+            drain: called when that signal arrives; describes the rows in flight. None: another
+                process gives the notice.
         """
         self._dispatcher = dispatcher
         self._drain = drain
@@ -66,9 +67,9 @@ class Interrupts:
         self.count += 1
         self._pass_on()
         if self.count == 1 and self._dispatcher is not None:
-            self._notify(
-                f"finishing in-flight rows ({self._drain()}); press Ctrl-C again to stop now"
-            )
+            rows = self._drain()
+            if rows is not None:
+                self._notify(f"finishing in-flight rows ({rows}); press Ctrl-C again to stop now")
             self._dispatcher.stop()
         elif self._session is not None:
             self._session.cancel()

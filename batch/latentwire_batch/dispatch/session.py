@@ -7,7 +7,8 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
 from latentwire import PlanLatent, PlanOptions
 from latentwire.protocol import InfoResponse
@@ -15,8 +16,8 @@ from latentwire_batch.console import Console
 from latentwire_batch.dispatch.attempts import RetryPolicy
 from latentwire_batch.dispatch.dispatcher import Dispatcher
 from latentwire_batch.dispatch.interrupts import Interrupts
-from latentwire_batch.dispatch.progress import ProgressReport
-from latentwire_batch.dispatch.row_sink import Prepare, RowSink
+from latentwire_batch.dispatch.progress import OtherProcesses, ProgressReport
+from latentwire_batch.dispatch.row_sink import Prepare, Progress, RowSink
 from latentwire_batch.dispatch.seeds import Seeds
 from latentwire_batch.dispatch.store import Store
 from latentwire_batch.dispatch.watchdog import Guard, guarded
@@ -55,6 +56,47 @@ class RowRequest:
         )
 
 
+class Helpers(OtherProcesses, Protocol):
+    """Further processes that send rows of the same store, as their first process sees them."""
+
+    def interrupt(self) -> None:
+        """Pass on a signal that interrupts the session."""
+        ...
+
+    async def all_done(self) -> None:
+        """Wait until their rows are settled, or until they have ended after a signal.
+
+        Raises:
+            BatchError: when one cannot continue.
+        """
+        ...
+
+
+class SessionProgress(Progress, Protocol):
+    """Shows or reports the progress of a session, which enters it as a context."""
+
+    def __enter__(self) -> SessionProgress:
+        """Start the clock."""
+        ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Show the final numbers."""
+        ...
+
+    async def keep_showing(self) -> None:
+        """Show that time passes; runs until cancelled."""
+        ...
+
+    def drain(self) -> str | None:
+        """Describe the rows in flight, which are the last ones; None: another process does."""
+        ...
+
+
 @dataclass(frozen=True)
 class SessionPlan:
     """The work of one session.
@@ -69,7 +111,8 @@ class SessionPlan:
         watch: runs alongside without end, and fails when the run cannot continue.
         prepare: see `RowSink`.
         slots_of: see `Fleet`.
-        pass_on: called at each signal that interrupts the session.
+        helpers: further processes that send rows of the store; None: there are none.
+        progress: shows the rows, given how many the session has to send; None: on the console.
     """
 
     rows: Callable[[], Iterator[Row]]
@@ -81,7 +124,8 @@ class SessionPlan:
     watch: Callable[[], Coroutine[Any, Any, None]] | None = None
     prepare: Prepare | None = None
     slots_of: Callable[[int], int] = lambda num_slots: num_slots
-    pass_on: Callable[[], None] = lambda: None
+    helpers: Helpers | None = None
+    progress: Callable[[int], SessionProgress] | None = None
 
 
 async def run_session(plan: SessionPlan, console: Console) -> FleetSummary:
@@ -106,7 +150,8 @@ class _Session:
     def __init__(self, plan: SessionPlan, console: Console) -> None:
         self._plan = plan
         self._console = console
-        self._interrupts = Interrupts(console.say, plan.pass_on)
+        pass_on = (lambda: None) if plan.helpers is None else plan.helpers.interrupt
+        self._interrupts = Interrupts(console.say, pass_on)
         self._guard = Guard()
 
     async def run(self) -> FleetSummary:
@@ -144,10 +189,7 @@ class _Session:
 
     async def _send_rows(self, store: Store, fleet: Fleet) -> None:
         plan = self._plan
-        num_others = store.count(RowState.ELSEWHERE) + store.count(RowState.OUTSIDE)
-        num_own = store.num_rows - num_others
-        num_settled = num_own - store.count(RowState.PENDING)
-        with ProgressReport(self._console, num_own, num_settled) as progress:
+        with self._progress(store) as progress:
             sink = RowSink(store, progress, plan.prepare)
             dispatcher = Dispatcher(
                 fleet,
@@ -165,11 +207,32 @@ class _Session:
             try:
                 await guarded(dispatcher.run(), self._guard, syncing)
                 await sink.aclose()
+                if plan.helpers is not None:
+                    await guarded(plan.helpers.all_done(), self._guard)
             finally:
                 showing.cancel()
                 syncing.cancel()
                 # The store is closed next, so no write may still run.
                 sink.abandon()
+
+    def _progress(self, store: Store) -> SessionProgress:
+        num_pending, helpers = store.count(RowState.PENDING), self._plan.helpers
+        if self._plan.progress is not None:
+            return self._plan.progress(num_pending)
+        num_elsewhere = store.count(RowState.ELSEWHERE)
+        num_shown = store.num_rows - store.count(RowState.OUTSIDE)
+        num_left = num_pending
+        if helpers is None:
+            num_shown -= num_elsewhere
+        else:
+            num_left += num_elsewhere
+        return ProgressReport(
+            self._console,
+            num_shown,
+            num_shown - num_left,
+            others=helpers,
+            num_unsettled=num_pending,
+        )
 
 
 def check_limits(request: RowRequest, infos: Collection[InfoResponse]) -> None:

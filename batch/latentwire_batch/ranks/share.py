@@ -14,7 +14,12 @@ from latentwire_batch.compression.fit import check_served
 from latentwire_batch.compression.stored_form import LatentEncoder
 from latentwire_batch.dataset.manifest import read_manifest
 from latentwire_batch.dispatch.interrupts import run_interruptible
-from latentwire_batch.dispatch.session import RowRequest, SessionPlan, run_session
+from latentwire_batch.dispatch.session import (
+    Helpers,
+    RowRequest,
+    SessionPlan,
+    run_session,
+)
 from latentwire_batch.errors import StorageError
 from latentwire_batch.journal.open_store import open_store, set_unusable_aside
 from latentwire_batch.journal.row_store import RowStore
@@ -43,7 +48,7 @@ class Share:
         wanted: settings of the run, seed included.
         agree: compares them with those of the output.
         watch: see `SessionPlan`.
-        pass_on: see `SessionPlan`.
+        helpers: see `SessionPlan`.
     """
 
     def __init__(
@@ -52,13 +57,13 @@ class Share:
         wanted: RunSettings,
         agree: Agree,
         watch: Callable[[], Coroutine[Any, Any, None]] | None,
-        pass_on: Callable[[], None] = lambda: None,
+        helpers: Helpers | None = None,
     ) -> None:
         self._run = run
         self._wanted = wanted
         self._agree = agree
         self._watch = watch
-        self._pass_on = pass_on
+        self._helpers = helpers
         self._store: RowStore | None = None
         self._segments: Segments | None = None
         self._encoder: LatentEncoder | None = None
@@ -86,8 +91,9 @@ class Share:
         return self._store
 
     def has_pending_rows(self) -> bool:
-        """Whether a row of this share still has to be sent."""
-        return self.store.count(RowState.PENDING) > 0
+        """Whether a row of this share, or of its helpers, still has to be sent."""
+        num_others = 0 if self._helpers is None else self.store.count(RowState.ELSEWHERE)
+        return self.store.count(RowState.PENDING) + num_others > 0
 
     def plan_rows(self) -> FleetSummary:
         """Plan the pending rows here or on a Ray cluster.
@@ -114,7 +120,8 @@ class Share:
             watch=self._watch,
             prepare=None if run.form.is_plain else self._prepare,
             slots_of=run.rank.slots_of,
-            pass_on=self._pass_on,
+            helpers=self._helpers,
+            progress=run.progress,
         )
         return await run_session(plan, run.console)
 

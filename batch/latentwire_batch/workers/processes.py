@@ -8,14 +8,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
-from latentwire_batch.console import Notify
-from latentwire_batch.errors import RankLostError, RunInterrupted
+from latentwire_batch.console import Console
+from latentwire_batch.dispatch.progress import RowFailure
+from latentwire_batch.dispatch.tally import Counts
+from latentwire_batch.errors import RankLostError, RunInterrupted, UsageError
 from latentwire_batch.exit_status import ExitStatus
+from latentwire_batch.workers.reports import Report, WorkerCounts
 
 _POLL_S = 0.2
 # Of each worker.
@@ -33,18 +37,20 @@ class Workers:
         args: the command line of `collect`.
         count: workers, the first process included.
         launch: identifies the launch.
-        notify: receives the workers' notices.
+        console: for the workers' notices.
     """
 
-    def __init__(self, args: Sequence[str], count: int, launch: str, notify: Notify) -> None:
+    def __init__(self, args: Sequence[str], count: int, launch: str, console: Console) -> None:
         self._args = args
         self._count = count
         self._launch = launch
-        self._notify = notify
+        self._console = console
         self._processes: dict[int, subprocess.Popen[str]] = {}
         self._relays: list[threading.Thread] = []
         self._num_restarts: dict[int, int] = {}
         self._is_stopping = False
+        self._reported: dict[int, WorkerCounts] = {}
+        self._failures: deque[RowFailure] = deque()
 
     def __enter__(self) -> Self:
         """Start the workers."""
@@ -63,8 +69,9 @@ class Workers:
             if isinstance(error, RunInterrupted):
                 if not self._is_stopping:
                     self.interrupt()
-                for process in self._processes.values():
-                    process.wait()
+                with _terminable():
+                    for process in self._processes.values():
+                        process.wait()
             elif error is not None:
                 self._end()
         except KeyboardInterrupt:
@@ -92,41 +99,54 @@ class Workers:
             RankLostError: when one cannot continue.
         """
         while True:
-            await self._check()
+            self._check()
             await asyncio.sleep(_POLL_S)
 
-    async def others_done(self) -> None:
-        """Wait until the rows of all workers are settled.
+    def counts(self) -> Counts:
+        """Return what the workers have done so far, as of about a second ago."""
+        return sum((counts.total for counts in self._reported.values()), Counts())
+
+    def take_failures(self) -> list[RowFailure]:
+        """Return the first failed rows of each kind that were not returned before."""
+        return [self._failures.popleft() for _ in range(len(self._failures))]
+
+    async def all_done(self) -> None:
+        """Wait until the rows of all workers are settled, or until they have ended after a signal.
 
         Raises:
-            RankLostError: when one cannot continue.
-            RunInterrupted: when a signal ended them.
+            RankLostError, UsageError: when one cannot continue.
+            RunInterrupted: when they ended because of a signal, before all rows were settled.
         """
-        task = asyncio.current_task()
-        assert task is not None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # Only the main thread can; on other threads the caller has its own way to stop.
-            with suppress(RuntimeError, ValueError):
-                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        while any(process.poll() != ExitStatus.ALL_ROWS for process in self._processes.values()):
-            await self._check()
-            if self._is_stopping:
-                raise RunInterrupted
+        while not self._are_done():
+            self._check()
             await asyncio.sleep(_POLL_S)
+        if any(process.returncode != ExitStatus.ALL_ROWS for process in self._processes.values()):
+            raise RunInterrupted
+        # What they wrote last.
+        for relay in self._relays:
+            await asyncio.to_thread(relay.join)
 
-    async def _check(self) -> None:
+    def _are_done(self) -> bool:
+        statuses = [process.poll() for process in self._processes.values()]
+        if self._is_stopping:
+            return None not in statuses
+        return all(status == ExitStatus.ALL_ROWS for status in statuses)
+
+    def _check(self) -> None:
         for index, process in list(self._processes.items()):
             status = process.poll()
             if status in (None, ExitStatus.ALL_ROWS) or self._is_stopping:
                 continue
             if status in (ExitStatus.FAILED, ExitStatus.USAGE) or self._is_hopeless(index):
-                raise RankLostError(
+                kind = UsageError if status == ExitStatus.USAGE else RankLostError
+                raise kind(
                     f"worker {index} cannot continue; finished rows are kept, rerun the same "
                     "command to resume"
                 )
-            self._notify(f"worker {index} ended early and is started again")
+            self._console.say(f"worker {index} ended early and is started again")
             self._num_restarts[index] = self._num_restarts.get(index, 0) + 1
-            await asyncio.to_thread(self._start, index)
+            # Not awaited: `watch` and `all_done` must not both start it.
+            self._start(index)
 
     def _is_hopeless(self, index: int) -> bool:
         return self._num_restarts.get(index, 0) >= _MAX_RESTARTS
@@ -136,7 +156,7 @@ class Workers:
         process = subprocess.Popen(
             [sys.executable, "-m", "latentwire_batch.workers.worker", *names, *self._args],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
@@ -144,15 +164,35 @@ class Workers:
             start_new_session=True,
         )
         self._processes[index] = process
-        relay = threading.Thread(target=self._relay, args=(process,), daemon=True)
-        relay.start()
-        self._relays.append(relay)
+        counts = self._reported.setdefault(index, WorkerCounts())
+        for relay in (
+            threading.Thread(target=self._relay, args=(process, index), daemon=True),
+            threading.Thread(target=self._take_reports, args=(process, counts), daemon=True),
+        ):
+            relay.start()
+            self._relays.append(relay)
 
-    def _relay(self, process: subprocess.Popen[str]) -> None:
+    def _relay(self, process: subprocess.Popen[str], index: int) -> None:
         assert process.stderr is not None
+        name = f"{command_of(index)}: "
         with process.stderr:
             for line in process.stderr:
-                self._notify(line.rstrip())
+                text = line.rstrip()
+                # All workers tell the same of the replicas that they share.
+                if text.startswith(name):
+                    self._console.relay(text.removeprefix(name))
+                else:
+                    self._console.say(name + text)
+
+    def _take_reports(self, process: subprocess.Popen[str], counts: WorkerCounts) -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                report = Report.from_line(line)
+                if report is not None:
+                    counts.take(report)
+                    self._failures.extend(report.failures)
+        counts.note_end()
 
     def _end(self) -> None:
         """End all workers at once."""
@@ -163,3 +203,21 @@ class Workers:
         for process in self._processes.values():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline_s - time.monotonic()))
+
+
+def command_of(index: int) -> str:
+    """Return what a worker puts in front of its notices."""
+    return f"worker {index}"
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM interrupt like Ctrl-C, where no event loop handles it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

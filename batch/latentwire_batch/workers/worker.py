@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from latentwire_batch.collect import collect
 from latentwire_batch.console import Console
 from latentwire_batch.exit_status import run_to_exit_status
 from latentwire_batch.ranks.rank import Rank
 from latentwire_batch.workers.command_line import chosen_shard, collect_settings
+from latentwire_batch.workers.processes import command_of
+from latentwire_batch.workers.reports import ReportingProgress
 
 
 def main(args: list[str]) -> int:
@@ -22,11 +25,13 @@ def main(args: list[str]) -> int:
     """
     index, count, launch, *given = args
     rank = Rank.of_worker(int(index), int(count), launch)
-    console = Console(sys.stderr, f"worker {index}", shows_progress=False)
+    console = Console(sys.stderr, command_of(rank.index), shows_progress=False)
 
     def run() -> int:
         settings = collect_settings(given)
-        return collect(settings, console, rank, chosen_shard(settings, given).shard)
+        progress = partial(ReportingProgress, sys.stdout)
+        shard = chosen_shard(settings, given).shard
+        return collect(settings, console, rank, shard, progress=progress)
 
     return run_to_exit_status(run, console, given)
 

@@ -71,9 +71,23 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 def test_workers_make_the_dataset_of_one_process(start: Start, tasks: Path, output: Path) -> None:
     with StubReplica() as one, StubReplica() as other:
+        # One row of each process, which both replicas refuse.
+        refused = [tasks_of(tasks)[index][1] for index in (3, 4, 5)]
+        for stub in (one, other):
+            stub.behaviour.task_faults = {task: [422] * 9 for task in refused}
         status, stderr = ended(start(one, other, workers=3))
-        assert (status, "all 40 rows are written" in stderr) == (0, True), stderr
-        assert_complete(output, tasks_of(tasks))
+        lines = [line.removeprefix("latentwire collect: ") for line in stderr.splitlines()]
+        assert status == 3, stderr
+        # As with one process: each row once, and the sums of all.
+        reason = "failed: prompt-too-long: scripted prompt-too-long"
+        failed = [line for line in lines if line.endswith(reason)]
+        assert sorted(failed) == [f"row {index} {reason}" for index in (3, 4, 5)]
+        totals = [line for line in lines if " rows, " in line][-1]
+        assert totals.startswith("40/40 rows, ")
+        assert totals.endswith(" tokens/s, 3 failed")
+        assert "37 rows are written; 3 failed" in lines
+        assert "worker" not in stderr
+        assert_complete(output, tasks_of(tasks), without=(3, 4, 5))
         # Together they fill the slots of a replica, and no more.
         assert one.most_in_flight <= one.behaviour.max_slots
         assert len(one.received) + len(other.received) == 40
@@ -105,7 +119,11 @@ def test_interrupted_workers_resume_in_another_number(
         assert len(pids) == 1
         process.send_signal(number)
         status, stderr = ended(process)
-        assert (status, "rerun the same command to resume" in stderr) == (130, True), stderr
+        assert status == 130, stderr
+        for told_once in ("finishing in-flight rows (", "interrupted; rerun the same command"):
+            assert stderr.count(told_once) == 1, stderr
+        assert "worker" not in stderr
+        assert f"{len(stub.answered)}/40 rows, " in stderr
         await_end_of(pids)
         # Rows in flight were finished, by all workers.
         assert len(stub.answered) == len(stub.received) < 40
