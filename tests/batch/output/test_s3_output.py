@@ -84,6 +84,27 @@ def assert_same(s3: S3Server, local: Path) -> None:
     assert table.equals(pq.read_table(local / "data.parquet"))
 
 
+def test_workers_collect_splits_into_a_bucket(
+    collect: Collect, stub: StubReplica, s3: S3Server, tmp_path: Path, tasks: Path
+) -> None:
+    """The workers' logs are local files, and the first process alone uploads."""
+    flags = ("--dataset", f"train={tasks}", "--dataset", f"test={tasks}", "--layout", "hub")
+    place = ("--output-dir", f"s3://{OUT}", "--work-dir", str(tmp_path / "work"))
+    ended = collect(*flags, *place, "--workers", "2", replicas=[stub])
+    assert (ended.status, "80/80 rows" in ended.stderr) == (0, True), ended.stderr
+    assert collect(*flags, "--output-dir", str(tmp_path / "near"), replicas=[stub]).status == 0
+    filesystem = s3.filesystem()
+    names = [f"{split}-00000-of-00001.parquet" for split in ("test", "train")]
+    assert [Path(name).name for name in filesystem.find(f"{OUT}/data")] == names
+    for name in names:
+        far = pq.read_table(f"{OUT}/data/{name}", filesystem=filesystem)
+        assert far.equals(pq.read_table(tmp_path / "near" / "data" / name))
+    # A finished dataset starts no worker.
+    stub.received.clear()
+    assert collect(*flags, *place, "--workers", "2", replicas=[stub]).status == 0
+    assert stub.received == []
+
+
 @pytest.mark.usefixtures("s3")
 def test_a_bucket_that_is_missing_shows_before_a_row_is_sent(
     collect: Collect, stub: StubReplica, tmp_path: Path
