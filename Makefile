@@ -42,7 +42,7 @@ demo-agents: install
 test: install
 	$(PYTEST) -m "not containers"
 
-# The tests without those marked `slow`; under 2 minutes on 2 cores.
+# The tests without those marked `slow`; some 3 minutes on 2 cores.
 test-fast: install
 	$(PYTEST) -m "not slow"
 

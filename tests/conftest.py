@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,9 +26,24 @@ if importlib.util.find_spec("hypothesis") is not None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put modules with slow tests first: then all processes are busy until the last tests."""
-    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
-    items.sort(key=lambda item: item.path not in slow)
+    """Have each process begin with modules that have slow tests, so that all end at the same time.
+
+    Each process of pytest-xdist gets an equal part of the list, and then takes over what others
+    have left at their ends.
+    """
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        modules.setdefault(item.path, []).append(item)
+    slow: list[list[pytest.Item]] = []
+    fast: list[list[pytest.Item]] = []
+    for module in modules.values():
+        is_slow = any(item.get_closest_marker("slow") is not None for item in module)
+        (slow if is_slow else fast).append(module)
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    parts = [[item for module in slow[i::count] for item in module] for i in range(count)]
+    for module in fast:
+        min(parts, key=len).extend(module)
+    items[:] = [item for part in parts for item in part]
 
 
 @pytest.fixture(autouse=True)
