@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from latentwire_batch.locations import Folder
+from latentwire_batch.journal.record_log import RecordLog, parse_record
+from latentwire_batch.journal.segments.segment import SegmentBuilder
+from latentwire_batch.locations import Folder, LocationError
 from latentwire_batch.output.upload import Upload
 from support.batch.collecting import Collect, Ended
 from support.batch.dataset_oracle import assert_complete, tasks_of
@@ -95,6 +98,43 @@ def test_failed_rows_of_a_remote_dataset_are_retried(
     assert len(stub.received) == 20
     assert_complete(downloaded(folder, tmp_path), rows)
     assert "failures.jsonl" not in folder.sizes()
+
+
+def move_rows(work: Path, folder: Folder) -> None:
+    """Let the folder hold the rows of a work directory, as replicas on other machines put them."""
+    (path,) = work.glob("*/.partial/rows.log")
+    data, builder = path.read_bytes(), SegmentBuilder()
+    log = RecordLog(path)
+    for ref in log.recover():
+        builder.add(parse_record(memoryview(data)[ref.offset :]))
+    log.close()
+    folder.write(".partial/parts/first/1-a.rows", builder.to_bytes())
+    # Of a run that ended before the manifest that another one began with.
+    folder.write(".partial/parts/after-0123/1-a.rows", builder.to_bytes()[:-1])
+    shutil.rmtree(work)
+
+
+@pytest.mark.parametrize("num_done", [12, 40])
+def test_rows_of_other_machines_are_found_in_the_folder(
+    remote: Remote, stub: StubReplica, folder: Folder, tasks: Path, tmp_path: Path, num_done: int
+) -> None:
+    stub.behaviour.die_after = num_done
+    with pytest.MonkeyPatch.context() as patched:
+        # The last row is settled, but the run ends before its files are there.
+        patched.setattr(Folder, "put", lambda *_: (_ for _ in ()).throw(LocationError("full")))
+        flags = ("--replica-timeout", "0.2", "--concurrency", "1")
+        assert remote(*flags, replicas=[stub]).status == 1
+    move_rows(tmp_path / "work", folder)
+    stub.received.clear()
+    stub.behaviour.die_after, stub.behaviour.is_dead = None, num_done == 40
+    ended = remote("--top-k", "5", replicas=[stub], work="elsewhere")
+    assert (ended.status, stub.received) == (2, [])
+    assert "was made with other settings: sampling.top_k was 0" in ended.stderr
+    ended = remote(replicas=[stub], work="elsewhere")
+    assert ended.status == 0, ended.stderr
+    assert len(stub.received) == 40 - num_done
+    assert_complete(downloaded(folder, tmp_path), tasks_of(tasks))
+    assert not any(".partial" in name for name in folder.sizes())
 
 
 def test_overwrite_replaces_a_remote_dataset(
