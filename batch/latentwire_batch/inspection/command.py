@@ -39,6 +39,7 @@ from latentwire_batch.inspection.findings import (
 from latentwire_batch.inspection.html import Report, build_page
 from latentwire_batch.inspection.statistics import inspect_rows
 from latentwire_batch.inspection.terminal import show
+from latentwire_batch.inspection.verification import verify_files
 from latentwire_batch.locations import GivenPlace, Place
 from latentwire_batch.output.layout import FAILURES_NAME
 from latentwire_batch.tasks.arrow_files import input_errors
@@ -58,6 +59,11 @@ class InspectSettings(BaseSettings):
     )
     split: str | None = Field(
         default=None, description="The only split to inspect, of a dataset that has several."
+    )
+    verify: bool = Field(
+        default=False,
+        description="Also read all files whole, and compare them with the checksums in "
+        "manifest.json.",
     )
     html: Path | None = Field(
         default=None, description="Write a report to this file: one HTML file that loads nothing."
@@ -105,12 +111,13 @@ def _inspect(settings: InspectSettings) -> int:
         }
         declared = stored_declaration(files)
         splits = _split_facts(files)
+        checks, differences = _verified(settings, files)
     except InputError as error:
         raise InputError(f"PATH: {error}") from error
     origin = _origin(settings, files, declared)
     found = facts(inspection, dataset_bytes(files), origin) | splits
-    found |= column_facts(column, matrices, others)
-    found_problems = problems(inspection, origin) + column_problems(others)
+    found |= column_facts(column, matrices, others) | checks
+    found_problems = problems(inspection, origin) + column_problems(others) + differences
     lengths = length_histogram(inspection)
     norms = norm_profile(inspection.norms.means, _MAX_NORM_BARS)
     show(rich.console.Console(), found, lengths, norms, found_problems)
@@ -119,6 +126,15 @@ def _inspect(settings: InspectSettings) -> int:
         title = f"Dataset {path.resolve().name}"
         _write(html, build_page(Report(title, found, lengths, found_problems, inspection)))
     return ExitStatus.FAILED if found_problems else ExitStatus.ALL_ROWS
+
+
+def _verified(
+    settings: InspectSettings, files: DatasetFiles
+) -> tuple[Mapping[str, str], list[str]]:
+    """Compare the files with the manifest, if that is wanted."""
+    if not settings.verify:
+        return {}, []
+    return verify_files(files.root, read_manifest_json(files.root))
 
 
 def _inspected_column(matrices: Sequence[StoredMatrix]) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,31 @@ def test_latents_are_views_of_the_file(layout: OutputLayout) -> None:
     rows = list(previous_rows(layout, of_width(3)))
     assert not latent_of(rows[2]).flags.owndata
     assert not latent_of(rows[2]).flags.writeable
+
+
+def resident_file_bytes() -> int:
+    """Return the bytes of mapped files that count as this process's."""
+    status = Path("/proc/self/status").read_text("ascii")
+    return int(re.findall(r"^RssFile:\s+(\d+) kB$", status, re.MULTILINE)[0]) << 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pages_of_a_mapped_file_are_given_back(tmp_path: Path) -> None:
+    layout, num_rows = OutputLayout(tmp_path), 48
+    sink = HfDatasetSink(layout.hf_dataset, max_shard_bytes=1 << 30)
+    for row in range(num_rows):
+        builder = BatchBuilder()
+        place = builder.add(RowText("task", f"id {row}", "plan"), [Shape(256, 1024)])[0]
+        place.values[:] = row
+        sink.write(builder.finish())
+    sink.close()
+    before, most = resident_file_bytes(), 0
+    for number, row in enumerate(previous_rows(layout, of_width(1024))):
+        assert float(latent_of(row).mean()) == number
+        most = max(most, resident_file_bytes() - before)
+    assert number == num_rows - 1
+    # Of 50 MB.
+    assert most < 8 << 20
 
 
 def test_latents_of_another_width_are_refused(layout: OutputLayout) -> None:

@@ -158,11 +158,6 @@ def test_shards_of_different_collections_are_refused(
         assert not merged.exists()
 
 
-def swap(folder: Path, other: Path) -> None:
-    folder.rename(folder.with_name("kept"))
-    folder.symlink_to(other)
-
-
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -183,29 +178,57 @@ def test_damaged_shards_are_refused(
 ) -> None:
     stub.behaviour.task_faults = {tasks_of(tasks)[4][1]: [422]}
     collect_shards(collect, stub, 2)
-    shard = output / "shard-00000-of-00002"
+    shard, other = (output / f"shard-0000{index}-of-00002" for index in range(2))
     saved, failures = shard / "hf_dataset", shard / "failures.jsonl"
-    manifest, lines = (shard / "manifest.json").read_text("utf-8"), failures.read_text("utf-8")
-    other = output / "shard-00001-of-00002" / "hf_dataset"
-    cases: dict[str, Callable[[], object]] = {
-        "fewer rows": lambda: failures.write_text("", "utf-8"),
-        "another shard": lambda: failures.write_text(lines.replace(": 4,", ": 5,"), "utf-8"),
-        "rows": lambda: (shard / "manifest.json").write_text(
-            manifest.replace('"finished": 19', '"finished": 18'), "utf-8"
+    manifest, lines = shard / "manifest.json", failures.read_text("utf-8")
+    (arrow,) = saved.glob("*.arrow")
+    content, stated = arrow.read_bytes(), said(shard)
+    # Earlier versions stated no digests.
+    earlier = {name: value for name, value in stated.items() if name != "files"}
+    fewer = {**earlier, "counts": {**earlier["counts"], "finished": 18}}
+    foreign = next(other.glob("hf_dataset/*.arrow")).read_bytes()
+    cases: dict[str, tuple[dict[str, Any], Callable[[], object]]] = {
+        "lists 0 rows": (earlier, lambda: failures.write_text("", "utf-8")),
+        "another shard": (
+            earlier,
+            lambda: failures.write_text(lines.replace(": 4,", ": 5,"), "utf-8"),
         ),
-        "more rows": lambda: swap(saved, other),
+        "does not hold its 20 rows": (fewer, lambda: None),
+        "more rows": (earlier, lambda: arrow.write_bytes(foreign)),
+        "failures.jsonl has changed since it was written: its checksum differs": (
+            stated,
+            lambda: failures.write_text(lines.replace(": 4,", ": 6,"), "utf-8"),
+        ),
+        f"{arrow.name} has changed since it was written: its checksum differs": (
+            stated,
+            lambda: arrow.write_bytes(content[:-20] + b"\1" + content[-19:]),
+        ),
+        f"{arrow.name} has {len(foreign)} bytes, but its manifest.json says {len(content)}": (
+            stated,
+            lambda: arrow.write_bytes(foreign),
+        ),
+        "data.parquet has 1 bytes, but": (
+            stated,
+            lambda: (shard / "data.parquet").write_bytes(b"0"),
+        ),
+        f"{arrow.name} is missing": (stated, lambda: arrow.unlink()),
     }
-    for name, damage in cases.items():
+    kept = {path: path.read_bytes() for path in (shard / "data.parquet", arrow, failures)}
+    for words, (value, damage) in cases.items():
+        manifest.write_text(json.dumps(value), "utf-8")
         damage()
         ended = merge()
-        assert ended.status in (1, 2), name
-        assert "shard 0/2" in ended.stderr, (name, ended.stderr)
-        assert not merged.exists(), name
-        failures.write_text(lines, "utf-8")
-        (shard / "manifest.json").write_text(manifest, "utf-8")
-    saved.unlink()
-    (shard / "kept").rename(saved)
-    assert merge().status == 3
+        assert ended.status in (1, 2), words
+        assert "shard 0/2" in ended.stderr, (words, ended.stderr)
+        assert words in ended.stderr, (words, ended.stderr)
+        assert not merged.exists(), words
+        for path, before in kept.items():
+            path.write_bytes(before)
+    # The form of the rows that is not read may be removed.
+    for number, value in enumerate((earlier, stated)):
+        manifest.write_text(json.dumps(value), "utf-8")
+        assert merge(target=merged / str(number)).status == 3
+        (shard / "data.parquet").unlink(missing_ok=True)
 
 
 def test_damaged_manifests_are_refused(

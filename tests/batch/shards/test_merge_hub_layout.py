@@ -5,30 +5,55 @@ from __future__ import annotations
 import json
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
+import pytest
 
 from latentwire_batch.__main__ import main
-from support.batch.collecting import Ended, WatchedStream, write_tasks
+from support.batch.collecting import WatchedStream, write_tasks
 from support.batch.stub_replica import StubReplica
 
+Merge = Any
 
-def test_the_splits_are_those_of_one_run(tmp_path: Path, stub: StubReplica, merge: object) -> None:
-    assert callable(merge)
-    inputs = {"train": 7, "test": 4}
+CASES = {
+    "three shards": (3, {"train": 7, "test": 4}, ()),
+    # More shards than rows: one is empty. Two rows fail, and one cannot be used.
+    "an empty shard": (
+        6,
+        {"train": 3, "test": 2},
+        ("--storage-dtype", "int8", "--columns", "seed", "--skip-invalid"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_splits_are_those_of_one_run(
+    case: str, tmp_path: Path, stub: StubReplica, merge: Merge
+) -> None:
+    num_shards, inputs, more = CASES[case]
     args = ["--layout", "hub", "--replica", stub.base_url, "--seed", "7", "--max-new-tokens", "12"]
+    args += more
     for name, count in inputs.items():
         args += ["--dataset", f"{name}={write_tasks(tmp_path / f'{name}.jsonl', count)}"]
+    expected = dict(inputs)
+    if "--skip-invalid" in more:
+        tasks = tmp_path / "train.jsonl"
+        lines = tasks.read_text("utf-8").splitlines()
+        failing = json.loads(lines[1])["task"]
+        tasks.write_text("\n".join([*lines[:2], "broken"]) + "\n", "utf-8")
+        stub.behaviour.task_faults = {failing: [422] * 4}
+        expected = {"train": 1, "test": 1}
     outputs: list[tuple[str, list[str]]] = [("whole", [])]
-    outputs += [("shards", ["--shard", f"{index}/3"]) for index in range(3)]
+    outputs += [("shards", ["--shard", f"{index}/{num_shards}"]) for index in range(num_shards)]
     for name, flags in outputs:
         with redirect_stderr(WatchedStream()) as stderr:
             status = main([*args, "--output-dir", str(tmp_path / name), *flags])
-        assert status == 0, stderr.getvalue()
+        assert status in (0, 3), stderr.getvalue()
     whole, merged = tmp_path / "whole", tmp_path / "merged"
-    ended: Ended = merge(sources=(tmp_path / "shards",), target=merged)
-    assert ended.status == 0, ended.stderr
+    ended = merge(sources=(tmp_path / "shards",), target=merged)
+    assert ended.status == (0 if expected == inputs else 3), ended.stderr
     files = [
         sorted(str(f.relative_to(root)) for f in root.rglob("*") if f.is_file())
         for root in (merged, whole)
@@ -37,9 +62,11 @@ def test_the_splits_are_those_of_one_run(tmp_path: Path, stub: StubReplica, merg
     for name in files[0]:
         if name.endswith(".parquet"):
             assert pq.read_table(merged / name).equals(pq.read_table(whole / name))
-    assert (merged / "README.md").read_bytes() == (whole / "README.md").read_bytes()
+        elif name != "manifest.json":
+            assert (merged / name).read_bytes() == (whole / name).read_bytes()
     said = [json.loads((root / "manifest.json").read_text("utf-8")) for root in (merged, whole)]
-    assert said[0]["splits"] == said[1]["splits"] == inputs
-    assert said[0]["settings"] == said[1]["settings"]
+    assert said[0]["splits"] == said[1]["splits"] == expected
+    for part in ("settings", "counts", "files"):
+        assert said[0][part] == said[1][part]
     loaded = datasets.load_dataset(str(merged), cache_dir=str(tmp_path / "cache"))
-    assert {name: len(split) for name, split in loaded.items()} == inputs
+    assert {name: len(split) for name, split in loaded.items()} == expected
