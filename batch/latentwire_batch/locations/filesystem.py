@@ -29,10 +29,10 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
     scheme = scheme_of(url) or "file"
-    if scheme in _BUCKETS and "@" in url.partition("://")[2].partition("/")[0]:
-        raise LocationError(
-            "must not hold a user or a key; the environment gives them to the library", True
-        )
+    if scheme_of(url) is not None:
+        # Libraries know their schemes in small letters only.
+        url = f"{scheme}{url[len(scheme) :]}"
+    _refuse_unusable(scheme, url)
     try:
         with location_errors():
             filesystem, path = _opened(fsspec, url)
@@ -45,6 +45,22 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     if not path.strip("/"):
         raise LocationError(f"must name more than {scheme}://", True)
     return filesystem, path.rstrip("/")
+
+
+def _refuse_unusable(scheme: str, url: str) -> None:
+    if scheme not in _EXTRAS:
+        return
+    first, _, rest = url.partition("://")[2].partition("/")
+    # On the hub, `@` alone stands in front of a revision.
+    if "@" in first and (scheme in _BUCKETS or ":" in first):
+        raise LocationError(
+            "must not hold a user or a key; the environment gives them to the library", True
+        )
+    if not first and rest.strip("/"):
+        raise LocationError(f"names no bucket between {scheme}:// and the next /", True)
+    if {".", ".."} & {first, *rest.split("/")}:
+        # A store takes them for names, and most tools do not reach such a name.
+        raise LocationError("must not hold . or .. between slashes", True)
 
 
 def _opened(fsspec: Any, url: str) -> tuple[Any, str]:

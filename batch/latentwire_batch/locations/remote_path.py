@@ -19,7 +19,7 @@ from pydantic_core import CoreSchema, core_schema
 from latentwire_batch.errors import LocationError
 from latentwire_batch.locations.errors import is_missing, location_errors, place_error
 from latentwire_batch.locations.filesystem import open_filesystem
-from latentwire_batch.locations.urls import local_path, shown, shown_name
+from latentwire_batch.locations.urls import lacks_slash, local_path, shown, shown_name
 
 # Read ahead in a file that is read from its start to its end.
 _BLOCK_BYTES = 4 << 20
@@ -238,7 +238,11 @@ def relative_name(place: Place, folder: Place) -> str:
 
 
 def _given(value: object) -> object:
-    return place_of(value) if isinstance(value, str) and value else value
+    if not isinstance(value, str) or not value:
+        return value
+    if lacks_slash(value) and not Path(value).exists():
+        raise ValueError("a URL has two slashes after its scheme, like s3://bucket/folder")
+    return place_of(value)
 
 
 # The type of a flag that takes a path or a URL.

@@ -10,6 +10,8 @@ from urllib.parse import unquote
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _LOCAL_SCHEMES = frozenset({"file", "local"})
 _USER = re.compile(r"(://)[^/]*@")
+# What is meant as a URL, and is the name of a directory here.
+_ONE_SLASH = re.compile(r"(s3a?|gcs|gs|hf|https?):/?(?!/)", re.IGNORECASE)
 _QUERY = re.compile(r"[?#].*")
 # Here both characters are part of a name, as in a directory.
 _WITHOUT_QUERY = frozenset({"s3", "s3a", "gs", "gcs", "hf", "memory"})
@@ -25,6 +27,11 @@ def is_url(text: str) -> bool:
     """Whether a text is a URL of another place than this machine's own file system."""
     scheme = scheme_of(text)
     return scheme is not None and scheme not in _LOCAL_SCHEMES
+
+
+def lacks_slash(text: str) -> bool:
+    """Whether a text looks like a URL that lost a slash, like `s3:/bucket`."""
+    return _ONE_SLASH.match(text) is not None
 
 
 def local_path(text: str) -> Path | None:

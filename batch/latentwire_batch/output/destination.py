@@ -184,4 +184,6 @@ def default_work_dir() -> Path:
 
 def _name_of(folder: Folder) -> str:
     name = _UNSAFE.sub("_", folder.name)[:_MAX_NAME_CHARS]
-    return f"{name}-{hashlib.sha256(folder.shown.encode()).hexdigest()[:_HASH_CHARS]}"
+    scheme, mark, rest = folder.shown.partition("://")
+    shown = f"{scheme.lower()}{mark}{rest}"
+    return f"{name}-{hashlib.sha256(shown.encode()).hexdigest()[:_HASH_CHARS]}"

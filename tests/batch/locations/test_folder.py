@@ -7,8 +7,9 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
-from latentwire_batch.locations import Folder, LocationError
+from latentwire_batch.locations import Folder, GivenPlace, LocationError, place_of
 from support.batch.s3_server import BUCKET, S3Server, running_s3
 from support.stores.gcs_server import running_gcs, without_gcsfs
 
@@ -136,7 +137,12 @@ def test_a_reader_never_sees_a_part_of_a_file(folder: Folder, tmp_path: Path) ->
         ("abfs://b/x", "abfs:// needs another package: Install adlfs"),
         ("s4://b/x", "no package for URLs that begin with s4://"),
         ("s3://", "must name more than s3://"),
+        ("s3:///x", "names no bucket between s3:// and the next /"),
+        ("s3://b/../x", "must not hold . or .. between slashes"),
+        ("hf://datasets/a/b/./x", "must not hold . or .. between slashes"),
         ("s3://id:secret@b/x", "must not hold a user or a key"),
+        ("S3://id:secret@b/x", "must not hold a user or a key"),
+        ("hf://user:secret@datasets/a/b", "must not hold a user or a key"),
     ],
 )
 def test_a_place_that_cannot_be_opened_says_what_to_do(
@@ -173,6 +179,50 @@ def test_errors_of_a_store_have_words(monkeypatch: pytest.MonkeyPatch) -> None:
     type(Folder("s3://x/y").filesystem).clear_instance_cache()
     with pytest.raises(LocationError, match="no credentials are found"):
         Folder(f"s3://{BUCKET}/out").write("x", b"")
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("file:///a b/c%20d/", "/a b/c d"),
+        ("file://localhost/a/%E2%98%80#?", "/a/☀#?"),
+        ("FILE:///a", "/a"),
+        ("/a b%20#?/☀/", "/a b%20#?/☀"),
+        ("C://a", "C://a"),
+    ],
+)
+def test_a_path_of_this_machine_is_found_in_a_text(text: str, path: str) -> None:
+    assert place_of(text) == Path(path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"s3://{BUCKET}",
+        f"S3://{BUCKET}/A/b",
+        f"s3://{BUCKET}/a//b",
+        f"s3://{BUCKET}/a b/%20+☀/",
+        f"s3://{BUCKET}/a?b=c&d#e",
+    ],
+)
+@pytest.mark.usefixtures("s3")
+def test_a_url_of_an_object_store_is_the_name_that_it_says(url: str, tmp_path: Path) -> None:
+    folder = Folder(url)
+    folder.write("x y/%20?#.json", b"{}")
+    folder.put("data", _local(tmp_path, b"one"))
+    assert folder.sizes() == {"data": 3, "x y/%20?#.json": 2}
+    assert place_of(f"{url.rstrip('/')}/data").stat().st_size == 3
+    rest = url[len(f"s3://{BUCKET}") :].strip("/")
+    names = Folder(f"s3://{BUCKET}").sizes()
+    assert set(names) == {f"{rest}/{name}".lstrip("/") for name in folder.sizes()}
+
+
+def test_a_url_that_lost_a_slash_is_no_directory() -> None:
+    for text in ("s3:/bucket/x", "s3:bucket", "GS:/b", "hf:/datasets/a/b", "https:/host/x"):
+        with pytest.raises(ValidationError, match="a URL has two slashes"):
+            TypeAdapter(GivenPlace).validate_python(text)
+    for text in ("s3", "s3/x", "a/s3:/x", "hf.jsonl", "s3x:/y"):
+        assert TypeAdapter(GivenPlace).validate_python(text) == Path(text)
 
 
 def test_a_url_is_shown_without_keys() -> None:
