@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import datasets
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -16,7 +17,7 @@ from latentwire_batch.journal.record_log import RecordLog, parse_record
 from latentwire_batch.journal.segments.segment import SegmentBuilder
 from latentwire_batch.locations import Folder, LocationError
 from latentwire_batch.output.upload import Upload
-from support.batch.collecting import Collect, Ended
+from support.batch.collecting import Collect, Ended, write_tasks
 from support.batch.dataset_oracle import assert_complete, tasks_of
 from support.batch.stub_replica import StubReplica
 
@@ -262,6 +263,30 @@ def test_no_manifest_is_written_over_files_that_somebody_changed_during_the_uplo
     assert "--output-dir: 1 files were changed while the others were uploaded" in ended.stderr
     assert not folder.exists("manifest.json")
     assert remote(replicas=[stub]).status == 0
+
+
+def test_load_dataset_finds_the_splits_of_a_remote_dataset_in_the_hub_layout(
+    remote: Remote, stub: StubReplica, folder: Folder, tasks: Path, tmp_path: Path
+) -> None:
+    other = write_tasks(tmp_path / "other.jsonl", 5)
+    inputs = ("--dataset", f"train={tasks}", "--dataset", f"test={other}", "--layout", "hub")
+    ended = remote(*inputs, "--max-shard-size", "3KB", replicas=[stub])
+    assert ended.status == 0, ended.stderr
+    folder.write("data/mine.txt", b"mine")
+    num_files = len(folder.sizes())
+    copy = downloaded(folder, tmp_path)
+    found = datasets.load_dataset(str(copy), cache_dir=str(tmp_path / "cache"))
+    assert {name: split.num_rows for name, split in found.items()} == {"train": 40, "test": 5}
+    assert found["train"]["task_id"] == [name for name, _ in tasks_of(tasks)]
+    # Fewer files replace them; what is not of the dataset stays.
+    assert remote(*inputs, "--overwrite", replicas=[stub]).status == 0
+    assert len(folder.sizes()) < num_files
+    names = [name for name in folder.sizes() if name.startswith("data/")]
+    assert names == [
+        "data/mine.txt",
+        "data/test-00000-of-00001.parquet",
+        "data/train-00000-of-00001.parquet",
+    ]
 
 
 def test_a_torn_record_of_an_upload_only_sends_its_file_again(
