@@ -128,9 +128,7 @@ def _inspect(settings: InspectSettings) -> int:
     return ExitStatus.FAILED if found_problems else ExitStatus.ALL_ROWS
 
 
-def _verified(
-    settings: InspectSettings, files: DatasetFiles
-) -> tuple[Mapping[str, str], list[str]]:
+def _verified(settings: InspectSettings, files: DatasetFiles) -> tuple[dict[str, str], list[str]]:
     """Compare the files with the manifest, if that is wanted."""
     if not settings.verify:
         return {}, []
