@@ -37,7 +37,7 @@ def main(args: list[str]) -> int:
         if choice.notice is not None:
             console.say(choice.notice)
         _check_together(settings, console)
-        num_processes = num_workers(settings.workers, len(settings.replica), num_cores())
+        num_processes = num_workers(settings.workers, settings.replica, num_cores())
         if num_processes == 1:
             return collect(settings, console, ALONE, choice.shard)
         rank = Rank.of_worker(0, num_processes, secrets.token_hex(8))

@@ -280,7 +280,7 @@ class CollectSettings(
     workers: AutoInt = Field(
         default="auto",
         description="Processes that receive rows. auto: one, and for many replicas one per 8 of "
-        "them and 4 cores. More than one needs --replica.",
+        "them, or 3 behind https, and 4 cores. More than one needs --replica.",
     )
     overwrite: bool = Field(
         default=False, description="Discard the dataset in --output-dir and start over."

@@ -8,7 +8,8 @@ each in a process of its own:
 - `classic`: httpx, answers as nested lists, `Dataset.from_dict`, `to_parquet`; on fewer rows,
   because nested lists take 32 bytes per value;
 - `receive`: a session of `collect` up to its log, without the final files;
-- `collect`: the whole command.
+- `collect`: the whole command, once for each number of `--workers`; its CPU time is that of all
+  processes together, and its memory that of the largest one.
 
 `--profile` shows where `receive` spends its time. The last line is JSON.
 """
@@ -56,6 +57,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--classic-rows", type=int, default=60)
     parser.add_argument("--concurrency", type=int, default=8, help="rows in flight per replica")
+    parser.add_argument("--workers", type=int, nargs="*", default=[1], help="of `collect`")
+    parser.add_argument(
+        "--ways", nargs="*", default=["classic", "receive", "collect"], help="those to measure"
+    )
     parser.add_argument("--directory", type=Path, help="a folder for temporary files")
     parser.add_argument("--profile", action="store_true", help="profile `receive` with cProfile")
     parser.add_argument("--stage", nargs="+", help=argparse.SUPPRESS)
@@ -69,11 +74,20 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for count in args.replicas:
         with stubs(count) as urls, tempfile.TemporaryDirectory(dir=args.directory) as directory:
-            for name in ("classic", "receive", "collect"):
-                found = measure(name, Path(directory), urls, args, flags)
-                results[f"{name}_{count}"] = found
-                print(f"| {name} | {count} | {' | '.join(map(str, found.values()))} |", flush=True)
+            for name, num_workers in _ways(args):
+                way = name if num_workers == 1 else f"{name}, {num_workers} workers"
+                wanted = [*flags, *["--workers", str(num_workers)] * (name == "collect")]
+                found = measure(name, Path(directory), urls, args, wanted)
+                results[f"{way}_{count}"] = found
+                print(f"| {way} | {count} | {' | '.join(map(str, found.values()))} |", flush=True)
     print(json.dumps(results))
+
+
+def _ways(args: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """Yield the ways to measure, each with its number of workers."""
+    for name in args.ways:
+        for num_workers in args.workers if name == "collect" else [1]:
+            yield name, num_workers
 
 
 @contextmanager

@@ -22,12 +22,19 @@ from latentwire_batch.workers.count import num_workers
 def test_number_of_workers(
     wanted: int | str, num_replicas: int, num_cores: int, expected: int
 ) -> None:
-    assert num_workers(wanted, num_replicas, num_cores) == expected  # type: ignore[arg-type]  # a table
+    addresses = [f"http://replica{i}:8000" for i in range(num_replicas)]
+    assert num_workers(wanted, addresses, num_cores) == expected  # type: ignore[arg-type]  # a table
+
+
+@pytest.mark.parametrize(("num_tls", "expected"), [(5, 1), (6, 2), (16, 6)])
+def test_replicas_behind_tls_need_more_workers(num_tls: int, expected: int) -> None:
+    addresses = [f"HTTPS://replica{i}" for i in range(num_tls)]
+    assert num_workers("auto", addresses, 64) == expected
 
 
 def test_workers_need_given_replicas() -> None:
     with pytest.raises(UsageError, match="--workers"):
-        num_workers(2, 0, 64)
+        num_workers(2, [], 64)
 
 
 @pytest.mark.parametrize("num_slots", [1, 3, 8, 17])
