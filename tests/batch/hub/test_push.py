@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +120,36 @@ def test_a_push_that_failed_is_repeated_without_collecting(
     assert stub.received == []
     assert pushed(hub) == files_of(output)
     # What had arrived was not sent again.
+    assert len(hub.uploads) == len(set(hub.uploads)) >= num_arrived
+
+
+# It starts a process of its own.
+@pytest.mark.slow
+def test_a_push_that_was_killed_is_completed_by_the_same_command(
+    hub: HubServer, collect: Collect, stub: StubReplica, output: Path, tasks: Path
+) -> None:
+    own_file = {".gitattributes": b"lfs", "notes.txt": b"mine"}
+    hub.repositories[REPOSITORY] = Repository(is_private=True, commits=[own_file])
+    command = [sys.executable, "-m", "latentwire_batch", "--dataset", str(tasks), "--seed", "7"]
+    command += ["--output-dir", str(output), "--replica", stub.base_url, "--max-new-tokens", "12"]
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
+    with subprocess.Popen([*command, *PUSH], env=environment, stderr=subprocess.DEVNULL) as killed:
+        while not hub.uploads:
+            assert killed.poll() is None
+            time.sleep(0.001)
+        killed.kill()
+    num_arrived = len(hub.uploads)
+    assert hub.repositories[REPOSITORY].commits == [own_file]
+    stub.received.clear()
+    assert collect(*PUSH, replicas=[stub]).status == 0
+    assert stub.received == []
+    assert pushed(hub) == {**files_of(output), "notes.txt": b"mine"}
+    assert hub.repositories[REPOSITORY].is_private
     assert len(hub.uploads) == len(set(hub.uploads)) >= num_arrived
 
 
