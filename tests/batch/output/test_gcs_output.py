@@ -25,6 +25,8 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
         yield Folder(f"gs://{BUCKET}/a folder/out")
 
 
+# The server takes one request at a time.
+@pytest.mark.slow
 def test_a_dataset_in_google_cloud_storage_is_collected_read_and_replaced(
     folder: Folder, collect: Collect, stub: StubReplica, tasks: Path, tmp_path: Path
 ) -> None:
