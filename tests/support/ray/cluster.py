@@ -12,28 +12,28 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
 
+# Written by `ray start`.
+_CURRENT_CLUSTER = Path(ray._private.utils.get_ray_address_file(None))
 _OBJECT_STORE_BYTES = 100 << 20
 
 
 def main() -> None:
     num_cpus, *others = (int(number) for number in sys.argv[1].split(","))
-    ray.init(
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )
+    start_head(num_cpus)
     nodes: list[subprocess.Popen[bytes]] = []
     try:
         address = ray.get_runtime_context().gcs_address
         nodes += [add_node(address, number) for number in others]
         while len(ray.nodes()) <= len(others):
             time.sleep(0.1)
+        if others and _CURRENT_CLUSTER.read_text(encoding="utf-8") == address:
+            # Other programs would take this cluster for theirs.
+            _CURRENT_CLUSTER.unlink()
         answer(address)
         for line in sys.stdin:
             deploy(json.loads(line))
@@ -44,6 +44,25 @@ def main() -> None:
         for node in nodes:
             node.wait()
         ray.shutdown()
+
+
+def start_head(num_cpus: int) -> None:
+    """Start the first node; again when its processes took longer than Ray waits for them."""
+    for is_last in (False, False, True):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                _node_ip_address="127.0.0.1",
+            )
+            return
+        except Exception:
+            if is_last:
+                raise
+            ray.shutdown()
 
 
 def add_node(address: str, num_cpus: int) -> subprocess.Popen[bytes]:

@@ -26,7 +26,6 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Next to other tests, Ray's own processes start slowly.
     "RAY_agent_register_timeout_ms": "240000",
-    "RAY_raylet_start_wait_time_s": "240",
     # Ray lowers the priority of its workers, which get no time next to other tests.
     "RAY_worker_niceness": "0",
     # All that connect run on this machine, and a token would be a file in the home directory.
