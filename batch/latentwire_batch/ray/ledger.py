@@ -161,9 +161,10 @@ class Ledger:
         """Note that a replica runs these rows and no others; none: rows run together again."""
         self._apart_of[member] = indices
 
-    async def end(self, indices: Sequence[int]) -> None:
+    async def end(self, member: Member, indices: Sequence[int]) -> None:
         """Note that rows no longer run: they are not suspected when their replica ends now."""
-        self._ended.update(indices)
+        # A replica that ended meanwhile has lost them to another one.
+        self._ended.update(i for i in indices if self._member_of.get(i) == member)
 
     async def settle(self, member: Member, settled: Sequence[Settled]) -> None:
         """Note rows that stand in the replica's log."""

@@ -144,7 +144,7 @@ class Worker:
         await self._ledger.settle.remote(self._member, settled)
 
     async def _ended(self, indices: Sequence[int]) -> None:
-        await self._ledger.end.remote(indices)
+        await self._ledger.end.remote(self._member, indices)
 
     def _has_free_slot(self) -> bool:
         return not self._slots.locked()

@@ -69,6 +69,22 @@ def test_a_replica_waits_until_the_driver_lets_rows_in_and_gets_none_after_a_sto
     asyncio.run(run())
 
 
+def test_rows_that_ran_to_their_end_are_not_suspected() -> None:
+    async def run() -> None:
+        ledger = await opened()
+        for member in (FIRST, AGAIN):
+            await ledger.start(member)
+            assert (await ledger.begin(member, [0, 1, 2])).together[:2] == (0, 1)
+            await ledger.end(member, [0, 1])
+            # From a process that has ended: row 2 runs on another one.
+            await ledger.end(Member("a", "0"), [2])
+        begun = await ledger.begin(OTHER, [0, 1, 2])
+        assert begun.together == (0, 1)
+        assert [(index, each.num_lost) for index, each in begun.apart] == [(2, 2)]
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("guilty", [0, 5, 31])
 def test_a_row_that_ends_replicas_is_found_and_no_other_row_is_blamed(guilty: int) -> None:
     """A model of a replica: it ends when the guilty row is among those that run."""
