@@ -10,13 +10,17 @@ from pathlib import Path
 
 import datasets
 import fsspec
+import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from latentwire_batch.journal.record_log import RecordLog, parse_record
+from latentwire_batch.journal.row_records import finished_record
 from latentwire_batch.journal.segments.segment import SegmentBuilder
 from latentwire_batch.locations import Folder, LocationError
 from latentwire_batch.output.upload import Upload
+from latentwire_batch.tasks.results import FinishedRow
+from latentwire_batch.tasks.rows import Row
 from support.batch.collecting import Collect, Ended, write_tasks
 from support.batch.dataset_oracle import assert_complete, tasks_of
 from support.batch.stub_replica import StubReplica
@@ -87,6 +91,11 @@ def test_failed_rows_of_a_remote_dataset_are_retried(
     rows = tasks_of(tasks)
     stub.behaviour.task_faults = {task: [422] for _, task in rows[10:30]}
     assert remote(replicas=[stub]).status == 3
+    # Left over by a machine that lost its connection before it could clear up.
+    builder, latent = SegmentBuilder(), np.zeros((1, 8), np.float32)
+    row = Row(0, *rows[0])
+    builder.add(finished_record(FinishedRow(row, "another", latent, 1, 1, "stop", (1,), 1)))
+    folder.write(".partial/parts/first/1-a.rows", builder.to_bytes())
     stub.received.clear()
     stub.answered.clear()
     stub.behaviour.die_after = 5
@@ -99,6 +108,7 @@ def test_failed_rows_of_a_remote_dataset_are_retried(
     assert len(stub.received) == 20
     assert_complete(downloaded(folder, tmp_path), rows)
     assert "failures.jsonl" not in folder.sizes()
+    assert not any(".partial" in name for name in folder.sizes())
 
 
 def move_rows(work: Path, folder: Folder) -> None:
