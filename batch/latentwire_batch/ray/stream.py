@@ -22,6 +22,9 @@ _MAX_AUTO_SLOTS = 64
 _ROWS_PER_SLOT = 1.5
 # Ray's work for one block is some milliseconds. Smaller blocks spread the last rows better.
 _MAX_BLOCK_ROWS = 32
+# All blocks are made before the first row is sent: larger ones keep that under ten seconds.
+_MANY_BLOCKS = 8192
+_MAX_ROWS_OF_MANY = 256
 _BLOCKS_PER_REPLICA = 4
 _MAX_BLOCKS_IN_SEGMENTS = 32
 _JOIN_PATIENCE_S = 1.0
@@ -45,8 +48,7 @@ class Stream:
         self._ledger = ledger
         self._placement = placement
         self._num_slots = _slots(job.settings)
-        share = job.num_rows / (placement.replicas * self._num_slots * _BLOCKS_PER_REPLICA)
-        self._block_rows = min(max(1, round(share)), _MAX_BLOCK_ROWS)
+        self._block_rows = block_rows(job.num_rows, placement.replicas * self._num_slots)
         self._is_stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -117,6 +119,18 @@ class Stream:
             num_cpus=self._placement.cpus,
             num_gpus=self._placement.gpus or None,
         )
+
+
+def block_rows(num_rows: int, num_slots: int) -> int:
+    """Return the rows of a block.
+
+    Args:
+        num_rows: of the input.
+        num_slots: of all replicas.
+    """
+    share = round(num_rows / (num_slots * _BLOCKS_PER_REPLICA))
+    most = min(max(_MAX_BLOCK_ROWS, num_rows // _MANY_BLOCKS), _MAX_ROWS_OF_MANY)
+    return min(max(1, share), most)
 
 
 def _slots(settings: CollectSettings) -> int:

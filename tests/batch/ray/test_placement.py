@@ -12,6 +12,7 @@ from latentwire_batch.config import CollectSettings
 from latentwire_batch.errors import UsageError
 from latentwire_batch.ray import autoscaler
 from latentwire_batch.ray.cluster import Placement, place
+from latentwire_batch.ray.stream import block_rows
 
 
 def settings(**given: Any) -> CollectSettings:
@@ -112,3 +113,13 @@ def test_flags_that_do_not_go_together_are_refused(
     args = ["--dataset", str(tasks), "--output-dir", str(tmp_path / "out"), *flags]
     assert main(args) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_slots", "expected"),
+    [(3, 16, 1), (60, 4, 4), (10_000, 16, 32), (1_000_000, 512, 122), (10_000_000, 512, 256)],
+)
+def test_blocks_are_small_unless_there_were_too_many_of_them(
+    num_rows: int, num_slots: int, expected: int
+) -> None:
+    assert block_rows(num_rows, num_slots) == expected
