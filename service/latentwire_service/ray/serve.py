@@ -6,12 +6,13 @@ names this module.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from latentwire.compressors import CompressorError
@@ -36,6 +37,8 @@ class ServeArgs(BaseModel):
     Attributes:
         flags: of `latentwire serve`; those about listening have no effect.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     flags: list[str] = []
 
@@ -111,12 +114,14 @@ def _policy(settings: Settings) -> Policy:
         raise ValueError(str(error)) from error
 
 
-def app(args: ServeArgs) -> serve.Application:
+def app(args: Mapping[str, Any]) -> serve.Application:
     """Build the application of Serve's configuration.
 
     Args:
-        args: from the configuration.
+        args: from the configuration; see `ServeArgs`.
     """
+    # Serve itself would not: it does not read annotations that are texts.
+    flags = ServeArgs.model_validate(dict(args)).flags
     ingress: type = serve.ingress()(LatentService)
     deployment = serve.deployment(name=LatentService.__name__)(ingress)
-    return deployment.bind(args.flags)
+    return deployment.bind(flags)
