@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import ray
 
 # Written by `ray start`.
-_CURRENT_CLUSTER = Path(ray._private.utils.get_ray_address_file(None))
+_CURRENT_CLUSTER = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
 _OBJECT_STORE_BYTES = 100 << 20
 
 
@@ -29,7 +30,8 @@ def main() -> None:
     try:
         address = ray.get_runtime_context().gcs_address
         nodes += [add_node(address, number) for number in others]
-        while len(ray.nodes()) <= len(others):
+        untyped: Any = ray
+        while len(untyped.nodes()) <= len(others):
             time.sleep(0.1)
         if others and _CURRENT_CLUSTER.read_text(encoding="utf-8") == address:
             # Other programs would take this cluster for theirs.
@@ -90,7 +92,8 @@ def deploy(config: dict[str, Any]) -> None:
 
     schema = ServeDeploySchema.model_validate(config)
     serve.start(http_options=schema.http_options.model_dump(include={"host", "port"}))
-    _get_global_client().deploy_apps(schema)
+    client: Any = _get_global_client()
+    client.deploy_apps(schema)
 
 
 if __name__ == "__main__":
