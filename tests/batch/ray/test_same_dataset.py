@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ import pytest
 
 from support.batch.collecting import write_tasks
 from support.child import Child
-from support.ray.processes import ENVIRONMENT, Cluster, running_cluster, wait_until
+from support.ray.processes import ENVIRONMENT, Cluster, running_cluster
 from support.tiny_models import save_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -56,7 +55,9 @@ class Collections:
     def status(self) -> int:
         """Return the exit status of the collection that was begun."""
         assert self.process.stdout is not None
-        return int(self.process.stdout.readline())
+        # Ray prints what it has to say of a lost node in between.
+        lines = (line for line in self.process.stdout if line.startswith("status "))
+        return int(next(lines).split()[1])
 
     def run(self, *flags: str) -> int:
         """Run a collection."""
@@ -99,8 +100,7 @@ def plain(model: Path) -> Iterator[Collections]:
     service = Child("--model", str(model), "--port", "0", "--threads", "1", "--device", "cpu")
     with running_collections("--replica", service.url) as collections:
         yield collections
-    service.process.terminate()
-    service.process.wait()
+    service.close()
 
 
 @pytest.fixture(scope="module")
@@ -185,27 +185,3 @@ def test_each_form_of_a_dataset_is_that_of_one_process(
     assert statuses[0] == statuses[1]
     assert statuses[0] in (0, 3)
     assert_equal_datasets(made / folder, expected / folder)
-
-
-def test_failed_rows_are_retried_and_a_lost_node_costs_the_rows_in_flight(
-    on_ray: Collections, plain: Collections, cluster: Cluster, tasks: Path, tmp_path: Path
-) -> None:
-    """Runs last, because the cluster has one node less after it."""
-    made, expected = tmp_path / "made", tmp_path / "expected"
-    flags = ["--dataset", str(tasks), "--skip-invalid", "--layout", "hub"]
-    slow = [*flags, "--concurrency", "1", "--max-new-tokens", "200"]
-    on_ray.start("--output-dir", str(made), *slow)
-    logs = made / ".partial"
-
-    def has_both() -> bool:
-        return len([log for log in logs.glob("rows-part-*.log") if log.stat().st_size]) > 1
-
-    wait_until(has_both)
-    _, other = cluster.node_managers()
-    os.kill(other, signal.SIGKILL)
-    assert on_ray.status() == 3
-    assert plain.run("--output-dir", str(expected), *slow) == 3
-    assert_equal_datasets(made, expected)
-    # The row fails again, and the others are those of before.
-    assert on_ray.run("--output-dir", str(made), *slow, "--retry-failed") == 3
-    assert_equal_datasets(made, expected)

@@ -12,5 +12,5 @@ from latentwire_batch.__main__ import main
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        sys.stdout.write(f"{int(main(json.loads(line)))}\n")
+        sys.stdout.write(f"status {int(main(json.loads(line)))}\n")
         sys.stdout.flush()
