@@ -104,9 +104,6 @@ class Folder:
     def sizes(self) -> dict[str, int]:
         """List all files below the folder: bytes by name, in order; empty when there is none."""
         filesystem, root = self._opened
-        if "file" in self._protocols:
-            with location_errors():
-                return _local_sizes(root)
         prefix = filesystem._strip_protocol(root).rstrip("/") + "/"
         try:
             filesystem.invalidate_cache()
@@ -291,22 +288,6 @@ def _link(path: str, data: bytes) -> bool:
             os.unlink(temporary)
     _sync(parent)
     return True
-
-
-def _local_sizes(root: str) -> dict[str, int]:
-    """List a local folder while others rename files in it, which makes fsspec's list empty."""
-
-    def reject(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
-
-    found = {}
-    for folder, _, names in os.walk(root, onerror=reject):
-        for name in names:
-            path = os.path.join(folder, name)
-            with suppress(FileNotFoundError):
-                found[Path(path).relative_to(root).as_posix()] = os.stat(path).st_size
-    return dict(sorted(found.items()))
 
 
 def _sync(path: str) -> None:

@@ -232,25 +232,3 @@ def test_a_url_is_shown_without_keys() -> None:
     assert "word" not in repr(Folder("sftp://me:word@host/a/out/"))
     # In an object store these are names.
     assert Folder("s3://bucket/a#b/what?/").shown == "s3://bucket/a#b/what?"
-
-
-def test_files_that_are_renamed_meanwhile_hide_no_others(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path))
-    for number in range(20):
-        (tmp_path / f"{number:02}.bin").write_bytes(b"x")
-    ended = threading.Event()
-
-    def rename() -> None:
-        while not ended.is_set():
-            (tmp_path / "19.bin").rename(tmp_path / "20.bin")
-            (tmp_path / "20.bin").rename(tmp_path / "19.bin")
-
-    renaming = threading.Thread(target=rename)
-    renaming.start()
-    try:
-        lists = [folder.sizes() for _ in range(300)]
-    finally:
-        ended.set()
-        renaming.join()
-    stayed = {f"{number:02}.bin": 1 for number in range(19)}
-    assert all(stayed.items() <= found.items() for found in lists)
