@@ -226,9 +226,8 @@ class Collection:
         schema = DatasetSchema(self._stored.columns, declared, matrices)
         splits = written_splits(self._run.splits, store.states())
         form = FinalForm(schema, width, self._run.settings.max_shard_size)
-        files: dict[str, Any] = {}
         if joins_on_cluster(self._run, store):
-            join_on_cluster(self._run, store, form, totals)
+            files = join_on_cluster(self._run, store, form, totals)
         else:
             files = self._write_files(store, form, splits, totals)
         elapsed_s = earlier_s + store.elapsed_s + time.monotonic() - started_s

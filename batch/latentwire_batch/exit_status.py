@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,13 @@ FINISHED = (ExitStatus.ALL_ROWS, ExitStatus.SOME_ROWS_FAILED)
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end a command like Ctrl-C, in a command that does not handle signals itself."""
+    """Let SIGTERM interrupt like Ctrl-C, where no event loop handles it.
+
+    Only the main thread may do that; in another one, signals stay as they are.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

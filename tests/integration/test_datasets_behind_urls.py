@@ -62,7 +62,9 @@ def run(name: str, url: str, tmp_path: Path) -> tuple[int, int, str]:
     return main([url, *(word.format(out=tmp_path / "new") for word in more)]), status, said
 
 
-@pytest.mark.parametrize("url", [f"{URL}/", f"{URL}/data.parquet", "memory://bucket/hub"])
+@pytest.mark.parametrize(
+    "url", [f"{URL}/", "MEMORY://bucket/out/data.parquet", "memory://bucket/hub"]
+)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_reads_a_dataset_behind_a_url(
     name: str, url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from latentwire_batch.dataset.checksum import crc32
@@ -90,7 +90,14 @@ def stated_files(manifest: Mapping[str, Any]) -> dict[str, FileDigest]:
         AttributeError, LookupError, TypeError, ValueError: when they are damaged.
     """
     stated = manifest.get(FILES) or {}
-    return {str(name): FileDigest.from_json(value) for name, value in stated.items()}
+    found: dict[str, FileDigest] = {}
+    for name, value in stated.items():
+        path = PurePosixPath(name)
+        # Somebody else may have written the manifest: it must not lead to other files.
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError("not a file of the dataset")
+        found[name] = FileDigest.from_json(value)
+    return found
 
 
 def size_problems(

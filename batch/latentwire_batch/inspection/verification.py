@@ -40,7 +40,7 @@ def verify_files(
         with input_errors():
             path = root / name
             problem: str | None = f"{name} is missing"
-            if path.exists():
+            if path.is_file():
                 problem = content_problem(name, digest, digest_of_file(path))
         if problem is not None:
             problems.append(problem)

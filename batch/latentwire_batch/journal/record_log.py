@@ -254,8 +254,13 @@ class RecordLog:
     def read_meta(self, offset: int) -> dict[str, Any]:
         """Read a record's JSON object, without its body."""
         header = self._known_header(offset)
-        meta = os.pread(self._fd, header.meta_bytes, offset + HEADER_BYTES)
-        value: dict[str, Any] = json.loads(meta)
+        try:
+            meta = os.pread(self._fd, header.meta_bytes, offset + HEADER_BYTES)
+            value: dict[str, Any] = json.loads(meta)
+        except OSError as error:
+            raise storage_error("cannot be read", error) from error
+        except ValueError as error:
+            raise _damaged(header) from error
         return value
 
     def read_body_into(self, offset: int, out: Sequence[npt.NDArray[Any]]) -> None:

@@ -95,9 +95,9 @@ class Owner:
             is_own = self._is_own()
         if not is_own:
             raise OutputBusyError(
-                "--output-dir: another run has taken it over, because this one stood still; its "
-                "rows are kept in the work directory, and the same command continues when the "
-                "other run has ended"
+                "--output-dir: another run has taken it over, because this one gave no sign for a "
+                "minute; its rows are kept in the work directory, and the same command continues "
+                "when the other run has ended"
             )
 
     def _acquire(self) -> None:

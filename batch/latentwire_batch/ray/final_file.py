@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from latentwire_batch.assembly import RowBatches, Totals
+from latentwire_batch.dataset.file_digests import FileDigest
 from latentwire_batch.dataset.schema import DatasetSchema
 from latentwire_batch.dataset.writers import ParquetSink
 from latentwire_batch.errors import UsageError, storage_error
@@ -73,13 +74,13 @@ class WrittenFile:
 
     Attributes:
         name: relative to the output.
-        size: in bytes.
+        digest: of its content, for the manifest.
         checksum: of the file in its folder, see `Folder.checksum`; empty in a directory.
         totals: of its rows.
     """
 
     name: str
-    size: int
+    digest: FileDigest
     checksum: str
     totals: Totals
 
@@ -102,9 +103,9 @@ def write_final_file(file: FinalFile) -> WrittenFile:
 def _put(file: FinalFile, folder: Folder) -> WrittenFile:
     with tempfile.TemporaryDirectory(prefix="latentwire-") as directory:
         path = Path(directory) / "file"
-        totals = _write(file, path)
+        digest, totals = _write(file, path)
         folder.put(file.name, path)
-        return WrittenFile(file.name, path.stat().st_size, folder.checksum(file.name), totals)
+        return WrittenFile(file.name, digest, folder.checksum(file.name), totals)
 
 
 def _place(file: FinalFile, directory: Path) -> WrittenFile:
@@ -117,22 +118,21 @@ def _place(file: FinalFile, directory: Path) -> WrittenFile:
     # A task that Ray took for lost may still write its own.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        totals = _write(file, temporary)
-        size = temporary.stat().st_size
+        digest, totals = _write(file, temporary)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
-    return WrittenFile(file.name, size, "", totals)
+    return WrittenFile(file.name, digest, "", totals)
 
 
-def _write(file: FinalFile, path: Path) -> Totals:
+def _write(file: FinalFile, path: Path) -> tuple[FileDigest, Totals]:
     form, totals = file.form, Totals()
-    sinks = [ParquetSink(path, form.schema)]
-    with RowBatches(sinks, form.schema, form.width, form.max_bytes) as batches:
+    sink = ParquetSink(path, form.schema)
+    with RowBatches([sink], form.schema, form.width, form.max_bytes) as batches:
         for row in read_rows(file.rows):
             batches.add_stored(row.stored, row.read_into, totals)
         batches.close()
-    return totals
+    return sink.files[path], totals

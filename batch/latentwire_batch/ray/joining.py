@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from latentwire.split_files import DATA_DIRECTORY, split_file_name
 from latentwire_batch.assembly import Totals, write_failures
+from latentwire_batch.dataset.file_digests import FileDigest, files_json
 from latentwire_batch.errors import BatchError, LocationError, StorageError, storage_error
 from latentwire_batch.journal.row_store import RowStore
 from latentwire_batch.journal.segments.row_index import RowIndex
@@ -58,7 +59,7 @@ def _is_reachable(run: Run, store: RowStore) -> bool:
     return parts is None or all(file.folder == parts for file in store.finished_index().files)
 
 
-def join_on_cluster(run: Run, store: RowStore, form: FinalForm, totals: Totals) -> None:
+def join_on_cluster(run: Run, store: RowStore, form: FinalForm, totals: Totals) -> dict[str, Any]:
     """Write all final files but the card and the manifest.
 
     Args:
@@ -66,6 +67,9 @@ def join_on_cluster(run: Run, store: RowStore, form: FinalForm, totals: Totals) 
         store: of the rows.
         form: of the files.
         totals: receives the sums of all rows.
+
+    Returns:
+        What the manifest says about the files.
 
     Raises:
         BatchError: when a file cannot be written; files that are whole are kept.
@@ -88,8 +92,10 @@ def join_on_cluster(run: Run, store: RowStore, form: FinalForm, totals: Totals) 
         for written in whole:
             totals.add(written.totals)
         totals.failed = write_failures(staging, store.failed_rows())
-    if folder is not None:
-        write_json(run.layout.placed, {"files": {each.name: each.size for each in whole}})
+        if folder is not None:
+            sizes = {each.name: each.digest.num_bytes for each in whole}
+            write_json(run.layout.placed, {"files": sizes})
+        return files_json(staging, {staging / each.name: each.digest for each in whole})
 
 
 def planned_files(
@@ -137,13 +143,13 @@ def _written(ray: Any, files: Sequence[FinalFile]) -> Iterator[tuple[FinalFile, 
         (done,), _ = ray.wait(list(waiting), num_returns=1)
         try:
             written: WrittenFile = ray.get(done)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, BatchError):
-                raise error.cause from error
-            raise
         except ray.exceptions.RayError as error:
+            # Of a task that failed, and not of Ray itself.
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, BatchError):
+                raise cause from error
             raise StorageError(
-                f"Ray cannot write the files ({type(error).__name__}); rows and whole files are "
+                f"Ray cannot write the files ({type(cause).__name__}); rows and whole files are "
                 "kept, rerun the same command to resume"
             ) from error
         yield waiting.pop(done), written
@@ -178,8 +184,8 @@ class _Record:
             return False
         if isinstance(self._target, Path):
             path = self._target / file.name
-            return path.is_file() and path.stat().st_size == known.size
-        is_there = self._target.size(file.name) == known.size
+            return path.is_file() and path.stat().st_size == known.digest.num_bytes
+        is_there = self._target.size(file.name) == known.digest.num_bytes
         return is_there and self._target.checksum(file.name) == known.checksum
 
     def of(self, file: FinalFile) -> WrittenFile:
@@ -199,13 +205,15 @@ class _Record:
 
 def _json(written: WrittenFile) -> dict[str, Any]:
     reasons = dict(written.totals.finish_reasons)
-    return {**vars(written), "totals": {**vars(written.totals), "finish_reasons": reasons}}
+    totals = {**vars(written.totals), "finish_reasons": reasons}
+    return {**vars(written), "digest": written.digest.to_json(), "totals": totals}
 
 
 def _written_file(value: dict[str, Any]) -> WrittenFile:
     totals = Totals(**value.pop("totals"))
     totals.finish_reasons = Counter(totals.finish_reasons)
-    return WrittenFile(totals=totals, **value)
+    digest = FileDigest.from_json(value.pop("digest"))
+    return WrittenFile(totals=totals, digest=digest, **value)
 
 
 def _prepare(staging: Path, files: Mapping[str, FinalFile]) -> None:

@@ -34,12 +34,14 @@ class _Segment:
         builder: holds their records.
         settled: the rows.
         is_due: whether it is to be closed, whatever its size.
+        timer: makes it due at its age; holds it in memory until then.
     """
 
     done: asyncio.Future[None]
     builder: SegmentBuilder = field(default_factory=SegmentBuilder)
     settled: list[Settled] = field(default_factory=list)
     is_due: bool = False
+    timer: asyncio.TimerHandle | None = None
 
 
 class PartSegments:
@@ -113,7 +115,7 @@ class PartSegments:
         if segment is None:
             loop = asyncio.get_running_loop()
             segment = self._open = _Segment(loop.create_future())
-            loop.call_later(_MAX_AGE_S, self._make_due, segment)
+            segment.timer = loop.call_later(_MAX_AGE_S, self._make_due, segment)
         segment.builder.add(record)
         self._update_room()
         if settled is not None:
@@ -138,6 +140,8 @@ class PartSegments:
         is_waited_for = not self._puts and self._is_idle()
         if segment.is_due or self._is_full or is_waited_for:
             self._open = None
+            if segment.timer is not None:
+                segment.timer.cancel()
             put = asyncio.create_task(self._put(segment))
             self._puts.add(put)
             put.add_done_callback(self._put_ended)

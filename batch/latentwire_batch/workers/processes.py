@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +18,7 @@ from latentwire_batch.console import Console
 from latentwire_batch.dispatch.progress import RowFailure
 from latentwire_batch.dispatch.tally import Counts
 from latentwire_batch.errors import RankLostError, RunInterrupted, UsageError
-from latentwire_batch.exit_status import ExitStatus
+from latentwire_batch.exit_status import ExitStatus, interrupted_by_sigterm
 from latentwire_batch.workers.reports import Report, WorkerCounts
 
 _POLL_S = 0.2
@@ -69,7 +69,7 @@ class Workers:
             if isinstance(error, RunInterrupted):
                 if not self._is_stopping:
                     self.interrupt()
-                with _terminable():
+                with interrupted_by_sigterm():
                     for process in self._processes.values():
                         process.wait()
             elif error is not None:
@@ -208,16 +208,3 @@ class Workers:
 def command_of(index: int) -> str:
     """Return what a worker puts in front of its notices."""
     return f"worker {index}"
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM interrupt like Ctrl-C, where no event loop handles it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -51,7 +51,8 @@ def local_dataset(given: str, split: str | None, say: Callable[[str], None]) -> 
         return
     with tempfile.TemporaryDirectory(prefix="latentwire-") as directory:
         try:
-            _copy(given, split, Path(directory), say)
+            # Libraries know their schemes in small letters only.
+            _copy(scheme + given[len(scheme) :], split, Path(directory), say)
         except BridgeError:
             raise
         except ImportError as error:

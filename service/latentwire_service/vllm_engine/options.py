@@ -19,7 +19,7 @@ DEFAULT_MAX_MODEL_LEN = 4096
 DEFAULT_CPU_CACHE_BYTES = 4 * 2**30
 # vLLM keeps the tokens of this many sequences at their full length, whether they run or not.
 MAX_SLOTS = 8192
-# Tokens that vLLM computes in one step if it is not told otherwise.
+# Tokens that vLLM computes in one step by default.
 _VLLM_STEP_TOKENS = 2048
 
 
@@ -151,7 +151,7 @@ def engine_args(
         "quantization": settings.quantization,
         "disable_log_stats": True,
     }
-    # Requests that decode take a token each of the tokens of a step.
+    # A step computes one token for each request that decodes.
     num_slots = args["max_num_seqs"] or 0
     if "prefill_chunk" in settings.model_fields_set:
         args["max_num_batched_tokens"] = max(settings.prefill_chunk, num_slots)

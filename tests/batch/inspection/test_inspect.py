@@ -349,10 +349,13 @@ def test_files_that_are_not_those_that_were_written_are_found(
     shown = " ".join(capsys.readouterr().out.split())
     assert f"hf_dataset/{arrow.name} has changed since it was written" in shown
     manifest = json.loads((made / "manifest.json").read_text())
-    del manifest["files"]
-    (made / "manifest.json").write_text(json.dumps(manifest))
-    assert main([str(made), "--verify"]) == 2
-    assert "PATH: has no manifest.json with checksums" in capsys.readouterr().err
+    digest = manifest["files"].popitem()[1]
+    for name in ("", "/dev/zero", "../x.parquet"):
+        files = {name: digest} if name else {}
+        reason = "its manifest.json is damaged" if name else "has no manifest.json with checksums"
+        (made / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
+        assert main([str(made), "--verify"]) == 2
+        assert f"PATH: {reason}" in capsys.readouterr().err
 
 
 def test_projection_finds_the_directions_of_most_spread() -> None:

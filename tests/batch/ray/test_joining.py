@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import pytest
 
 from latentwire_batch import collect as collect_module
 from latentwire_batch.errors import StorageError
+from latentwire_batch.inspection.verification import verify_files
 from latentwire_batch.output.durable import write_json
 from latentwire_batch.ray import joining
 from latentwire_batch.ray.final_file import FinalFile, WrittenFile
@@ -130,6 +132,9 @@ def test_files_by_tasks_are_those_of_one_process(
     )
     assert manifest == expected_manifest
     assert {path.name for path in output.iterdir()} == {path.name for path in plain.iterdir()}
+    stated = json.loads((output / "manifest.json").read_text())
+    assert set(stated["files"]) == set(ray.written)
+    assert verify_files(output, stated)[1] == []
 
 
 def test_tasks_put_their_files_where_the_output_goes(

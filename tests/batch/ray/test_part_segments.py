@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 async def turns() -> None:
-    """Let everything that can go on do so."""
+    """Let every task run until it waits."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -123,6 +124,20 @@ def test_rows_wait_for_others_while_the_replica_is_busy(site: Site) -> None:
     site.run(use)
     assert site.writes == 1
     assert site.settled == [0, 1, 2, 3, 4]
+
+
+def test_rows_that_are_durable_leave_the_memory(site: Site) -> None:
+    site.is_idle = True
+
+    async def use(part: PartSegments) -> None:
+        row = finished(1)
+        latent = weakref.ref(row.hidden_state)
+        await part.finished(row)
+        del row
+        await turns()
+        assert latent() is None
+
+    site.run(use)
 
 
 def test_an_old_row_and_a_suspicion_do_not_wait(
