@@ -38,7 +38,8 @@ def opens_text_without_encoding(call: ast.Call) -> bool:
     if name != "open":
         return False
     owner = function.value if isinstance(function, ast.Attribute) else None
-    if isinstance(owner, ast.Name) and owner.id in ("os", "gzip", "bz2", "lzma", "archive", "file"):
+    binary = ("os", "gzip", "bz2", "lzma", "archive", "file", "segments")
+    if isinstance(owner, ast.Name) and owner.id in binary:
         return False
     modes = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
     return not any(isinstance(mode, str) and "b" in mode for mode in modes)
