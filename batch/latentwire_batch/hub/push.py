@@ -1,13 +1,8 @@
-"""`--push-to-hub`: a finished dataset in the hub layout as one commit to the Hugging Face hub.
-
-Large files are uploaded before the commit, and the hub keeps those that have arrived, so a push
-that was cut short continues. Readers never see a part of the dataset.
-"""
+"""`--push-to-hub`: a finished dataset in the hub layout as one commit to the Hugging Face hub."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +13,12 @@ from latentwire.split_files import DATA_DIRECTORY, split_of
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Notify
 from latentwire_batch.errors import BatchError, StorageError, UsageError
+from latentwire_batch.locations.hub_commits import commit_files, keep_hub_quiet
 from latentwire_batch.output.layout import FINAL_NAMES, MANIFEST_NAME
 from latentwire_batch.output.split_data import split_data
 from latentwire_batch.shards.shard import Shard
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_MESSAGE = "Latents made by latentwire"
 _RERUN = "the dataset is complete here; rerun the same command to push it"
 _REASONS = {
     401: "it does not accept the token; HF_TOKEN or `hf auth login` sets another one",
@@ -74,9 +69,9 @@ class HubTarget:
             StorageError: when the hub refuses it, or cannot be reached.
             UsageError: when the hub holds another dataset under this name.
         """
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+        from huggingface_hub import HfApi
 
-        _keep_quiet()
+        keep_hub_quiet()
         names = [name for name in FINAL_NAMES if (directory / name).is_file()]
         names = [*split_data(directory), *names]
         num_bytes = sum((directory / name).stat().st_size for name in names)
@@ -92,14 +87,7 @@ class HubTarget:
             repository = made.repo_id
             present = api.list_repo_files(repository, repo_type="dataset")
             stale = _stale(present, names)
-            operations: list[CommitOperationAdd | CommitOperationDelete] = [
-                CommitOperationDelete(path_in_repo=name) for name in stale
-            ]
-            operations += [
-                CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(directory / name))
-                for name in names
-            ]
-            api.create_commit(repository, operations, commit_message=_MESSAGE, repo_type="dataset")
+            commit_files(repository, {name: directory / name for name in names}, stale)
         notify(f"the dataset is on the hub: {repository}")
 
 
@@ -141,15 +129,6 @@ def _stale(present: Sequence[str], names: Sequence[str]) -> list[str]:
 def _is_split_data(name: str) -> bool:
     directory, _, rest = name.partition("/")
     return directory == DATA_DIRECTORY and split_of(rest) is not None
-
-
-def _keep_quiet() -> None:
-    from huggingface_hub.utils import logging
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        disable_progress_bars()
 
 
 @contextmanager

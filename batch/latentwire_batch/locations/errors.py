@@ -20,6 +20,7 @@ _NO_CREDENTIALS = (
 )
 _UNREACHABLE = "the store cannot be reached"
 _TIMED_OUT = "the store does not answer in time"
+_MISSING = "no such file or folder"
 _REASONS = {
     "NoCredentialsError": _NO_CREDENTIALS,
     "PartialCredentialsError": _NO_CREDENTIALS,
@@ -42,12 +43,27 @@ _REASONS = {
     "ClientConnectorError": _UNREACHABLE,
     "ServerDisconnectedError": _UNREACHABLE,
     "HTTPClientError": _UNREACHABLE,
-    "FileNotFoundError": "no such file or folder",
+    "HfUriError": "the URL is not valid for this store",
+    "HFValidationError": "the URL is not valid for this store",
+    "EntryNotFoundError": _MISSING,
+    "FileNotFoundError": _MISSING,
     "NotImplementedError": "this kind of place cannot do that",
 }
+_STATUSES = {
+    401: _DENIED,
+    403: _DENIED,
+    404: _MISSING,
+    407: "the proxy denies access",
+    408: _TIMED_OUT,
+    410: _MISSING,
+    413: "a file is too large for it",
+    429: "there were too many requests",
+    504: _TIMED_OUT,
+}
+_PASSING = (_UNREACHABLE, _TIMED_OUT, _STATUSES[429])
 # What the user can correct. Everything else may pass by itself.
 _USER_REASONS = frozenset(
-    reason for reason in _REASONS.values() if reason not in (_UNREACHABLE, _TIMED_OUT)
+    reason for reason in (*_REASONS.values(), *_STATUSES.values()) if reason not in _PASSING
 )
 _NO_BUCKET = "NoSuchBucket"
 # Also of two requests at the same time.
@@ -72,18 +88,18 @@ def place_error(error: Exception) -> LocationError:
     code = _store_code(error)
     if code == _NO_BUCKET:
         return LocationError("the bucket does not exist", is_users=True)
-    known = (_REASONS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _REASONS)
-    reason = next(known, None)
+    telling = _telling(error)
+    reason = _reason(telling)
     if reason is None:
-        number = error.errno if isinstance(error, OSError) else None
-        reason = os.strerror(number) if number else type(error).__name__
+        number = getattr(telling, "errno", None)
+        reason = os.strerror(number) if number else type(telling).__name__
     is_users = reason in _USER_REASONS
     return LocationError(f"{reason} ({code})" if code else reason, is_users)
 
 
 def is_missing(error: Exception) -> bool:
     """Whether an error says that a file is missing in a place that exists."""
-    return isinstance(error, FileNotFoundError) and _store_code(error) != _NO_BUCKET
+    return _reason(_telling(error)) == _MISSING and _store_code(error) != _NO_BUCKET
 
 
 def is_existing(error: Exception) -> bool:
@@ -114,6 +130,31 @@ def output_error(what: str, error: LocationError) -> BatchError:
     """
     kind = UsageError if error.is_users else StorageError
     return kind(f"--output-dir: {what}: {error.reason}")
+
+
+def _telling(error: BaseException) -> BaseException:
+    """Return the error that says most: some libraries raise "no such file" for all others."""
+    found = error
+    for _ in range(_MAX_CAUSES):
+        if _reason(found) not in (None, _MISSING):
+            return found
+        if found.__cause__ is None:
+            break
+        found = found.__cause__
+    return error
+
+
+def _reason(error: BaseException) -> str | None:
+    """Word an error by its class or by the status of an HTTP answer; None for an unknown one."""
+    names = (kind.__name__ for kind in type(error).__mro__)
+    known = next((_REASONS[name] for name in names if name in _REASONS), None)
+    if known is not None:
+        return known
+    response: Any = getattr(error, "response", None)
+    status = getattr(response, "status_code", None) or getattr(error, "status", None)
+    if not isinstance(status, int):
+        return None
+    return _STATUSES.get(status, f"the store answered with status {status}")
 
 
 def _store_code(error: BaseException) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,13 +23,16 @@ from latentwire_batch.locations.errors import (
     place_error,
 )
 from latentwire_batch.locations.filesystem import open_filesystem
+from latentwire_batch.locations.hub_commits import commit_files
 from latentwire_batch.locations.urls import shown, shown_name
 
 # A file of one of these appears when its last byte has arrived. Elsewhere it is renamed.
 _WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "hf"})
 # Of several processes that create one file here, one succeeds.
 _EXCLUSIVE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
-_VERSIONED = frozenset({"hf"})
+_HUB = frozenset({"hf"})
+# Of the hub: the one kind of place there that keeps no history.
+_HUB_BUCKETS = "buckets/"
 # A write here says "no such file" when the bucket is missing.
 _GOOGLE = frozenset({"gs", "gcs"})
 _S3 = frozenset({"s3", "s3a"})
@@ -83,7 +86,7 @@ class Folder:
     @property
     def is_versioned(self) -> bool:
         """Whether every write is a commit that stays in the history."""
-        return bool(self._protocols & _VERSIONED)
+        return bool(self._protocols & _HUB) and not self.root.startswith(_HUB_BUCKETS)
 
     def below(self, name: str) -> Folder:
         """Return a folder in this one.
@@ -209,8 +212,33 @@ class Folder:
         self.write(name, data)
         return True
 
+    def commit(self, added: Mapping[str, Path], removed: Iterable[str]) -> None:
+        """Change a versioned folder by one commit, of which readers see all or nothing.
+
+        Args:
+            added: local files by their names; files of the same names are replaced.
+            removed: names of files that exist.
+        """
+        with self._write_errors():
+            place = self.filesystem.resolve_path(self.root)
+            inside = f"{place.path_in_repo}/" if place.path_in_repo else ""
+            commit_files(
+                place.repo_id,
+                {f"{inside}{name}": path for name, path in added.items()},
+                [f"{inside}{name}" for name in removed],
+                repo_type=place.repo_type,
+                revision=place.revision,
+            )
+            self.filesystem.invalidate_cache()
+
     def remove(self, names: Iterable[str]) -> None:
         """Remove files; one that does not exist is left out."""
+        if self.is_versioned:
+            # The hub refuses to remove what is missing.
+            found = sorted(set(names) & self.sizes().keys())
+            if found:
+                self.commit({}, found)
+            return
         for name in names:
             try:
                 self.filesystem.rm_file(self.path(name))

@@ -34,7 +34,7 @@ from latentwire_batch.output.layout import (
 )
 from latentwire_batch.output.owner import Owner
 from latentwire_batch.output.split_data import SPLITS, names_json, recorded_splits
-from latentwire_batch.output.upload import Upload, is_left_over
+from latentwire_batch.output.upload import Upload, is_left_over, size_text
 
 _DIGEST_CHARS = 12
 
@@ -161,31 +161,60 @@ class RemoteDestination:
     def _upload(self, manifest: bytes) -> None:
         """Make the folder hold the staged files and no others of a dataset."""
         self._owner.check()
+        if self.folder.is_versioned:
+            self._commit(manifest)
+            return
         # While files are replaced, none of them may count as finished.
         self.folder.remove([MANIFEST_NAME])
+        names = self._staged()
+        sent = [name for name in names if self._is_replaceable(name)]
+        upload = Upload(self.folder, self.layout.staging, self.layout.upload_record, self.notify)
+        upload.send(sent, self._owner.check_lately)
+        self.folder.remove(self._stale(names, manifest, self.folder.sizes()))
+        upload.verify(sent)
+        self._owner.check()
+        self.folder.write(MANIFEST_NAME, manifest)
+
+    def _commit(self, manifest: bytes) -> None:
+        """Do as `_upload` does by one commit, which also ends the claim of this run."""
+        sizes = self.folder.sizes()
+        names = self._staged()
+        sent = [name for name in (*names, MANIFEST_NAME) if self._is_replaceable(name)]
+        paths = {name: self.layout.staging / name for name in sent}
+        total = size_text(sum(path.stat().st_size for path in paths.values()))
+        self.notify(f"uploading {len(paths)} files ({total}) to {self.folder.shown} in one commit")
+        stale = self._stale([*names, MANIFEST_NAME], manifest, sizes)
+        self.folder.commit(paths, [*stale, *_claim_in(sizes)])
+
+    def _staged(self) -> list[str]:
+        """Name the staged files except the manifest, in order."""
         staging = self.layout.staging
         names = [
             path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()
         ]
-        names = sorted(name for name in names if name != MANIFEST_NAME)
-        sent = [name for name in names if self._is_replaceable(name)]
-        upload = Upload(self.folder, staging, self.layout.upload_record, self.notify)
-        upload.send(sent, self._owner.check_lately)
+        return sorted(name for name in names if name != MANIFEST_NAME)
+
+    def _stale(
+        self, names: Collection[str], manifest: bytes, sizes: Mapping[str, int]
+    ) -> list[str]:
+        """Name the files of an earlier dataset that are not in the new one.
+
+        Args:
+            names: of the new one's files.
+            manifest: of the new one.
+            sizes: of the files in the folder.
+        """
         placed = (read_json(self.layout.placed) or {}).get("files", {})
-        splits = _splits_in(manifest)
-        sizes = self.folder.sizes()
         self._check_placed(placed, sizes)
-        stale = [
+        splits = _splits_in(manifest)
+        stale = (
             name
             for name in sizes
             if name not in names
             and name not in placed
             and (is_final(name, splits) or is_left_over(name))
-        ]
-        self.folder.remove(name for name in stale if self._is_replaceable(name))
-        upload.verify(sent)
-        self._owner.check()
-        self.folder.write(MANIFEST_NAME, manifest)
+        )
+        return [name for name in stale if self._is_replaceable(name)]
 
     @cached_property
     def _owner(self) -> Owner:
@@ -206,8 +235,7 @@ class RemoteDestination:
 
     def _remove_claim(self, names: Iterable[str]) -> None:
         """Remove the rows and, last, the settings of an unfinished run from the folder."""
-        rows = [name for name in names if name.startswith(f"{PARTS_NAME}/")]
-        self.folder.remove([*rows, CLAIM_NAME])
+        self.folder.remove([*_claim_in(names), CLAIM_NAME])
 
     def _is_replaceable(self, name: str) -> bool:
         """Whether a file may be replaced or removed: a person's own README stays."""
@@ -253,6 +281,13 @@ def is_final(name: str, splits: Collection[str] = ()) -> bool:
     """
     directory, _, rest = name.partition("/")
     return directory in FINAL_NAMES or (directory == DATA_DIRECTORY and split_of(rest) in splits)
+
+
+def _claim_in(names: Iterable[str]) -> list[str]:
+    """Name what an unfinished run left in the folder: its rows and, last, its settings."""
+    found = set(names)
+    rows = sorted(name for name in found if name.startswith(f"{PARTS_NAME}/"))
+    return [*rows, *({CLAIM_NAME} & found)]
 
 
 def _splits_in(manifest: bytes | None) -> set[str]:

@@ -78,7 +78,7 @@ class Upload:
         num_bytes = sum((self._directory / name).stat().st_size for name in left)
         kept = f"; {len(names) - len(left)} are there already" if len(left) < len(names) else ""
         self._notify(
-            f"uploading {len(left)} files ({_size_text(num_bytes)}) to {self._folder.shown}{kept}"
+            f"uploading {len(left)} files ({size_text(num_bytes)}) to {self._folder.shown}{kept}"
         )
 
         def send(name: str) -> None:
@@ -186,7 +186,8 @@ def _for_each(work: Callable[[str], None], names: Sequence[str]) -> None:
             raise error
 
 
-def _size_text(num_bytes: float) -> str:
+def size_text(num_bytes: float) -> str:
+    """Return a number of bytes for a message, like `1.5 GB`."""
     for unit in _UNITS[:-1]:
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"

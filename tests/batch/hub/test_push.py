@@ -14,7 +14,7 @@ import huggingface_hub.constants
 import pytest
 
 from support.batch.collecting import Collect
-from support.batch.hub_server import TOKEN, HubServer, Repository
+from support.batch.hub_server import TOKEN, HubServer, Repository, running_hub
 from support.batch.stub_replica import StubReplica
 
 # The library's own way to send a file.
@@ -25,14 +25,8 @@ PUSH = ("--layout", "hub", "--max-shard-size", "2000", "--push-to-hub", REPOSITO
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer() as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with running_hub(monkeypatch) as server:
         yield server
 
 

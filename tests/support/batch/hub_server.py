@@ -1,4 +1,4 @@
-"""A stand-in of the hub's HTTP API: repositories, uploads of large files, and commits."""
+"""A stand-in of the hub's HTTP API: repositories, files, uploads of large ones, and commits."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import hashlib
 import json
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import huggingface_hub.constants
+import pytest
 
 TOKEN = "hf_s3cretToken"
 # As on the hub, what is large or not text is kept apart from the commit.
 _LARGE_SUFFIX = ".parquet"
+_SHA = "1" * 40
 
 
 @dataclass
@@ -36,16 +42,19 @@ class HubServer:
         repositories: by name.
         blobs: large files that have arrived, by their SHA-256.
         uploads: the SHA-256 of each upload, in order; the same one twice means it was sent twice.
-        faults: by the kind of a request, statuses of the next ones; 0 drops the connection.
+        faults: by the kind of a request, statuses of the next ones; 0 drops the connection, and
+            None lets one pass.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
         self.uploads: list[str] = []
-        self.faults: dict[str, deque[int]] = {}
+        self.faults: dict[str, deque[int | None]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -61,27 +70,77 @@ class HubServer:
         return f"http://127.0.0.1:{self._server.server_port}"
 
 
+@contextmanager
+def running_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """Run a hub to which this process's clients lead, with a token and without waiting."""
+    constants = huggingface_hub.constants
+    with HubServer() as server:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+        template = template.replace(constants.ENDPOINT, server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/none")
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        huggingface_hub.HfFileSystem.clear_instance_cache()
+        try:
+            yield server
+        finally:
+            huggingface_hub.HfFileSystem.clear_instance_cache()
+
+
 def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             pass
 
         def do_GET(self) -> None:
-            path = unquote(urlsplit(self.path).path)
+            url = urlsplit(self.path)
+            path = unquote(url.path)
             if self._is_refused("read"):
                 return
-            name = path.removeprefix("/api/datasets/").partition("/tree/")[0]
-            if "/tree/" in path:
-                files = hub.repositories[name].files
-                entries = [
-                    {"type": "file", "path": path, "size": len(data), "oid": _git_oid(data)}
-                    for path, data in files.items()
-                ]
-                self._answer(200, entries)
+            if "/resolve/" in path:
+                self._resolve(path.removeprefix("/datasets/"))
+                return
+            path = path.removeprefix("/api/datasets/")
+            name = "/".join(path.split("/")[:2])
+            found = hub.repositories.get(name)
+            if found is None:
+                self._answer(404, {}, {"X-Error-Code": "RepoNotFound"})
+            elif "/tree/" in path:
+                folder = path.partition("/tree/")[2].partition("/")[2]
+                is_recursive = parse_qs(url.query).get("recursive") in (["true"], ["True"])
+                entries = _tree(found.files, folder, is_recursive)
+                if folder and not entries:
+                    self._answer(404, {}, {"X-Error-Code": "EntryNotFound"})
+                else:
+                    self._answer(200, entries)
             else:
-                name = name.partition("/revision/")[0]
-                found = hub.repositories.get(name)
-                self._answer(*((200, _info(name, found)) if found else (404, {})))
+                self._answer(200, _info(name, found))
+
+        do_HEAD = do_GET
+
+        def _resolve(self, path: str) -> None:
+            name, _, rest = path.partition("/resolve/")
+            data = hub.repositories[name].files.get(rest.partition("/")[2])
+            if data is None:
+                self._answer(404, {}, {"X-Error-Code": "EntryNotFound"})
+                return
+            wanted = self.headers.get("Range", "")
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            part = data[int(first or 0) : int(last) + 1 if last else None]
+            self.send_response(206 if wanted else 200)
+            self.send_header("Content-Length", str(len(part)))
+            if wanted:
+                end = int(first or 0) + len(part) - 1
+                self.send_header("Content-Range", f"bytes {first}-{end}/{len(data)}")
+            self.send_header("ETag", f'"{_git_oid(data)}"')
+            self.send_header("X-Repo-Commit", _SHA)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(part)
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -94,6 +153,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                     ("/preupload/", "preupload", self._preupload),
                     ("/info/lfs/objects/batch", "batch", self._batch),
                     ("/commit/", "commit", self._commit),
+                    ("/paths-info/", "read", self._paths),
                 )
                 if mark in path
             )
@@ -134,6 +194,11 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             hub.repositories[name] = Repository(is_private)
             return 200, {"url": f"{hub.url}/datasets/{name}"}
 
+        def _paths(self, path: str, body: bytes) -> tuple[int, Any]:
+            files = hub.repositories[_name_in(path)].files
+            wanted = parse_qs(body.decode())["paths"]
+            return 200, [_entry(name, files[name]) for name in wanted if name in files]
+
         def _validate(self, _path: str, _body: bytes) -> tuple[int, Any]:
             return 200, {"errors": [], "warnings": []}
 
@@ -171,18 +236,23 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 elif entry["key"] == "lfsFile":
                     files[value["path"]] = hub.blobs[value["oid"]]
                 elif entry["key"] == "deletedFile":
+                    if value["path"] not in files:
+                        return 404, {"error": "A file with this name doesn't exist"}
                     del files[value["path"]]
             hub.repositories[name].commits.append(files)
             url = f"{hub.url}/datasets/{name}/commit/1"
-            return 200, {"success": True, "commitOid": "1" * 40, "commitUrl": url}
+            return 200, {"success": True, "commitOid": _SHA, "commitUrl": url}
 
-        def _answer(self, status: int, value: Any) -> None:
+        def _answer(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
             data = json.dumps(value).encode()
             self.send_response(status)
+            for name, text in (headers or {}).items():
+                self.send_header(name, text)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            if self.command != "HEAD":
+                self.wfile.write(data)
 
     return Handler
 
@@ -200,10 +270,34 @@ def _git_oid(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def _tree(files: dict[str, bytes], folder: str, is_recursive: bool) -> list[dict[str, Any]]:
+    """List the files and folders of a folder as the hub does."""
+    prefix = f"{folder}/" if folder else ""
+    entries: dict[str, dict[str, Any]] = {}
+    for path, data in files.items():
+        if not path.startswith(prefix):
+            continue
+        parents = path.removeprefix(prefix).split("/")[:-1]
+        for depth in range(1, len(parents) + 1):
+            if depth == 1 or is_recursive:
+                name = prefix + "/".join(parents[:depth])
+                entries[name] = {"type": "directory", "path": name, "size": 0, "oid": "d" * 40}
+        if not parents or is_recursive:
+            entries[path] = _entry(path, data)
+    return list(entries.values())
+
+
+def _entry(path: str, data: bytes) -> dict[str, Any]:
+    entry = {"type": "file", "path": path, "size": len(data), "oid": _git_oid(data)}
+    if not path.endswith(_LARGE_SUFFIX):
+        return entry
+    return {**entry, "lfs": {"oid": _oid({path: data}, path), "size": len(data), "pointerSize": 9}}
+
+
 def _info(name: str, repository: Repository) -> dict[str, Any]:
     return {
         "id": name,
-        "sha": "1" * 40,
+        "sha": _SHA,
         "private": repository.is_private,
         "siblings": [{"rfilename": path} for path in repository.files],
     }
