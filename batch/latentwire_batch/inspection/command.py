@@ -88,7 +88,7 @@ def main(args: list[str]) -> int:
             prog="latentwire inspect",
             description="Inspect a dataset of latents: lengths, norms, values that are not finite.",
         )
-        return _inspect(settings)
+        return _inspect(settings, console)
     except BatchError as error:
         console.say(name_variables(str(error), InspectSettings, args))
         return status_of(error)
@@ -97,26 +97,38 @@ def main(args: list[str]) -> int:
         return int(request.code or 0)
 
 
-def _inspect(settings: InspectSettings) -> int:
-    path, html = settings.path, settings.html
+def _inspect(settings: InspectSettings, console: Console) -> int:
     try:
-        files = locate(path, settings.split)
-        matrices = stored_matrices(files)
-        column = _inspected_column(matrices)
-        inspection = inspect_rows(stored_rows(files, column=column))
-        others = {
-            matrix: inspect_rows(stored_rows(files, column=matrix.name))
-            for matrix in matrices
-            if matrix.name != column
-        }
-        declared = stored_declaration(files)
-        splits = _split_facts(files)
-        checks, differences = _verified(settings, files)
+        checks, differences = _verified(settings)
+        try:
+            return _show(settings, checks, differences)
+        except InputError:
+            if not differences:
+                raise
     except InputError as error:
         raise InputError(f"PATH: {error}") from error
+    # They say why the rows cannot be read.
+    for difference in differences:
+        console.say(f"PATH: {difference}")
+    return ExitStatus.FAILED
+
+
+def _show(settings: InspectSettings, checks: Mapping[str, str], differences: list[str]) -> int:
+    path, html = settings.path, settings.html
+    files = locate(path, settings.split)
+    matrices = stored_matrices(files)
+    column = _inspected_column(matrices)
+    inspection = inspect_rows(stored_rows(files, column=column))
+    others = {
+        matrix: inspect_rows(stored_rows(files, column=matrix.name))
+        for matrix in matrices
+        if matrix.name != column
+    }
+    declared = stored_declaration(files)
+    splits = _split_facts(files)
     origin = _origin(settings, files, declared)
     found = facts(inspection, dataset_bytes(files), origin) | splits
-    found |= column_facts(column, matrices, others) | checks
+    found |= column_facts(column, matrices, others) | dict(checks)
     found_problems = problems(inspection, origin) + column_problems(others) + differences
     lengths = length_histogram(inspection)
     norms = norm_profile(inspection.norms.means, _MAX_NORM_BARS)
@@ -128,11 +140,21 @@ def _inspect(settings: InspectSettings) -> int:
     return ExitStatus.FAILED if found_problems else ExitStatus.ALL_ROWS
 
 
-def _verified(settings: InspectSettings, files: DatasetFiles) -> tuple[dict[str, str], list[str]]:
-    """Compare the files with the manifest, if that is wanted."""
+def _verified(settings: InspectSettings) -> tuple[dict[str, str], list[str]]:
+    """Compare the files with the manifest, if that is wanted.
+
+    Before their rows are read: a damaged file may be unreadable.
+    """
     if not settings.verify:
         return {}, []
-    return verify_files(files.root, read_manifest_json(files.root))
+    root = settings.path
+    try:
+        root = locate(root).root
+    except InputError:
+        # Files may be missing. The manifest names them, if there is one.
+        if read_manifest_json(root) is None:
+            raise
+    return verify_files(root, read_manifest_json(root))
 
 
 def _inspected_column(matrices: Sequence[StoredMatrix]) -> str:
