@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -47,22 +44,6 @@ class ExitStatus(IntEnum):
 
 FINISHED = (ExitStatus.ALL_ROWS, ExitStatus.SOME_ROWS_FAILED)
 """Statuses with which a dataset is complete in its place."""
-
-
-@contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM interrupt like Ctrl-C, where no event loop handles it.
-
-    Only the main thread may do that; in another one, signals stay as they are.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
 
 
 def status_of(error: BatchError) -> ExitStatus:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +17,8 @@ from latentwire_batch.evaluation.command import main as evaluate
 from latentwire_batch.inspection.command import main as inspect
 from latentwire_service.bridges.fitting.command import main as fit_bridge
 from latentwire_service.compressors.fitting.command import main as fit_compressor
+from latentwire_service.fitting.command import Say, run_fit
+from latentwire_service.fitting.settings import DatasetSettings
 from support.fits.latent_files import random_latents, write_latents
 
 URL = "memory://bucket/out"
@@ -75,6 +80,23 @@ def test_a_command_reads_a_dataset_behind_a_url(
     assert found == status, text
     assert said in text
     assert "Traceback" not in text
+
+
+def test_a_terminated_fit_removes_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    copies: list[Path] = []
+
+    def fit(_settings: DatasetSettings, _say: Say) -> None:
+        copies.extend(tmp_path.glob("latentwire-*/*.parquet"))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    earlier = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        status = run_fit("fit", "", DatasetSettings, fit, [URL, OUT, str(tmp_path / "new")])
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    assert (status, len(copies)) == (130, 1)
+    assert list(tmp_path.iterdir()) == [tmp_path / "in"]
 
 
 @pytest.mark.parametrize("url", ["memory://bucket/none", "s4://id:secret@bucket/x"])

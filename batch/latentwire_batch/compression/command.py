@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from latentwire.interrupts import interrupted_by_sigterm
 from latentwire_batch.compression.command_settings import CompressSettings
 from latentwire_batch.compression.compress import compress
 from latentwire_batch.console import Console
-from latentwire_batch.exit_status import interrupted_by_sigterm, run_to_exit_status
+from latentwire_batch.exit_status import run_to_exit_status
 from latentwire_batch.flags import parse_settings
 
 _COMMAND = "latentwire compress"

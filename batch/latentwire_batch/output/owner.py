@@ -1,8 +1,8 @@
 """The owner of a folder behind a URL: of several machines, one at a time writes to it.
 
 A numbered record in the folder names its owner, who changes it every few seconds. A record that
-stays the same for a minute is of a run that is gone, and the next number belongs to whoever creates
-it first. The highest number owns the folder, so an owner that was away for long finds out.
+stays the same for a minute is of a run that is gone, and the run that creates the next number first
+takes over. The highest number owns the folder, so an owner that was away for long finds out.
 """
 
 from __future__ import annotations

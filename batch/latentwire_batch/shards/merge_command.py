@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from latentwire.interrupts import interrupted_by_sigterm
 from latentwire_batch.console import Console
-from latentwire_batch.exit_status import interrupted_by_sigterm, run_to_exit_status
+from latentwire_batch.exit_status import run_to_exit_status
 from latentwire_batch.flags import parse_settings
 from latentwire_batch.shards.merge import merge
 from latentwire_batch.shards.merge_settings import MergeSettings

@@ -14,11 +14,12 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from latentwire.interrupts import interrupted_by_sigterm
 from latentwire_batch.console import Console
 from latentwire_batch.dispatch.progress import RowFailure
 from latentwire_batch.dispatch.tally import Counts
 from latentwire_batch.errors import RankLostError, RunInterrupted, UsageError
-from latentwire_batch.exit_status import ExitStatus, interrupted_by_sigterm
+from latentwire_batch.exit_status import ExitStatus
 from latentwire_batch.workers.reports import Report, WorkerCounts
 
 _POLL_S = 0.2

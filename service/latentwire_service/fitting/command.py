@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from latentwire.interrupts import interrupted_by_sigterm
 from latentwire.settings_flags import FlagError, parse_settings
 from latentwire.terminal import replace_unencodable
 from latentwire_service.engine.errors import EngineError
@@ -39,7 +40,7 @@ def run_fit(
 
     Returns:
         0 when the result is written, 1 when the disk failed, 2 for bad settings, a dataset or a
-        model that cannot be used, 130 after Ctrl-C: the same command continues.
+        model that cannot be used, 130 after Ctrl-C or SIGTERM: the same command continues.
     """
 
     def write_line(line: str) -> None:
@@ -60,7 +61,10 @@ def run_fit(
     for name in drop_unreadable(os.environ):
         write_line(f"{name} is ignored: it is not a list of CPUs, such as 0-3,8")
     try:
-        with local_dataset(settings.dataset, settings.split, write_line) as dataset:
+        with (
+            interrupted_by_sigterm(),
+            local_dataset(settings.dataset, settings.split, write_line) as dataset,
+        ):
             fit(settings.model_copy(update={"dataset": str(dataset)}), write_line)
     except BridgeError as error:
         return say("\n".join(filter(None, [str(error), error.hint])), _BAD_USAGE)

@@ -72,7 +72,11 @@ def _copy(url: str, split: str | None, directory: Path, say: Callable[[str], Non
     import fsspec
 
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-    filesystem, root = fsspec.core.url_to_fs(url)
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url)
+    except ValueError as error:
+        scheme = url.partition("://")[0]
+        raise BridgeError(f"DATASET: no package for URLs that begin with {scheme}://") from error
     root = str(root).rstrip("/")
     if filesystem.isfile(root):
         wanted = {root: DATA_NAME}

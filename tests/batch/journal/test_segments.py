@@ -1,4 +1,4 @@
-"""Segments in a store, beside the ordinary log of the same rows."""
+"""Segments in a store, next to the ordinary log of the same rows."""
 
 from __future__ import annotations
 
