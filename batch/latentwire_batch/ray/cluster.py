@@ -70,16 +70,21 @@ class Placement:
                 f"cluster has {num_gpus}; --gpus-per-replica 0 uses CPUs"
             )
         wanted_gpus, wanted_cpus = self.replicas * self.gpus, self.replicas * self.cpus + SPARE_CPUS
+        most = max(0, num_cpus - SPARE_CPUS) // self.cpus
+        if self.gpus:
+            most = min(most, num_gpus // self.gpus)
+        remedy = f"--replicas {most} fits" if most else "start more nodes"
         if wanted_gpus > num_gpus:
             return (
                 f"--replicas: {self.replicas} need {_count(wanted_gpus, 'GPU')}, and the Ray "
-                f"cluster has {num_gpus}; give fewer, or start more nodes"
+                f"cluster has {num_gpus}; {remedy}"
             )
         if wanted_cpus > num_cpus:
+            if not most and self.cpus > 1:
+                remedy = "give fewer --threads, or start more nodes"
             return (
-                f"--replicas: {_count(self.replicas, 'replica')} and Ray Data need {wanted_cpus} "
-                f"logical CPUs, and the Ray cluster has {num_cpus}; give fewer replicas or "
-                "--threads, or start more nodes"
+                f"--replicas: {_count(self.replicas, 'replica')} and Ray Data's {SPARE_CPUS} tasks "
+                f"need {wanted_cpus} logical CPUs, and the Ray cluster has {num_cpus}; {remedy}"
             )
         return None
 

@@ -95,11 +95,11 @@ class Worker:
 
     def close(self) -> None:
         """End the threads. Ray Data ends the whole process instead."""
-        self._watching.cancel()
         self._end_loop()
         self._part.close()
 
     def _end_loop(self) -> None:
+        self._call(_cancel_others)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -298,6 +298,15 @@ def _kind_of(error: BatchError) -> RefusalKind:
 
 def _failed(row: Row, failure: Failure) -> FailedRow:
     return FailedRow(row.index, row.task_id, failure.code, failure.message)
+
+
+async def _cancel_others() -> None:
+    """End all other tasks of this loop: those that still wait when a loop is closed are lost."""
+    # A task that ends may start another one.
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
 
 def _end_process() -> None:

@@ -46,9 +46,17 @@ def test_replicas_take_what_the_cluster_has(
     ("given", "cpus", "gpus", "message"),
     [
         ({}, 12, 0, r"--gpus-per-replica: a replica needs 1 GPU, and the Ray cluster has 0"),
-        ({"replicas": 9}, 20, 8, r"--replicas: 9 need 9 GPUs, and the Ray cluster has 8"),
+        ({"replicas": 9}, 20, 8, r"--replicas: 9 need 9 GPUs, .* has 8; --replicas 8 fits$"),
         # As many CPUs as replicas: Ray Data's own tasks would never run.
-        ({"replicas": 2, "device": "cpu"}, 3, 0, r"need 4 logical CPUs, .* has 3"),
+        ({"replicas": 2, "device": "cpu"}, 3, 0, r"4 logical CPUs, .* has 3; --replicas 1 fits$"),
+        ({"replicas": 9}, 5, 8, r"--replicas: 9 need 9 GPUs, .* has 8; --replicas 3 fits$"),
+        ({"device": "cpu"}, 2, 0, r"3 logical CPUs, .* has 2; start more nodes$"),
+        (
+            {"device": "cpu", "threads": 4},
+            4,
+            0,
+            r"has 4; give fewer --threads, or start more nodes",
+        ),
     ],
 )
 def test_a_cluster_that_is_too_small_is_refused(

@@ -103,6 +103,7 @@ def start(
     yield run
     for worker in workers:
         worker.close()
+        assert not asyncio.all_tasks(worker._loop)
 
 
 @pytest.fixture
