@@ -79,7 +79,7 @@ class Event:
         kind: starting, joined, left, refused, began or settled.
         member: whose event it is.
         info: of a replica that joined: what it serves.
-        indices: rows that began, or that a replica had when it left.
+        indices: rows that began to run, or that were not durable when their replica left.
         settled: rows.
         refusal: why the run cannot continue: which sort of error, and its text.
     """
@@ -101,9 +101,9 @@ class Ledger:
         self._suspicions: dict[int, Suspicion] = {}
         self._rows_of: dict[Member, set[int]] = {}
         self._member_of: dict[int, Member] = {}
-        self._apart_of: dict[Member, Sequence[int]] = {}
-        # They ran to their end, and are not durable yet.
-        self._ended: set[int] = set()
+        self._running: set[int] = set()
+        # They run, or ran to their end and are not durable yet.
+        self._in_flight: set[int] = set()
         self._events: list[Event] = []
         self._is_stopping = False
 
@@ -153,23 +153,31 @@ class Ledger:
                 self._lose(holder)
         self._rows_of.setdefault(member, set()).update(wanted)
         self._member_of |= dict.fromkeys(wanted, member)
-        begun = self._sorted(wanted)
-        self._events.append(Event("began", member, indices=wanted))
-        return begun
+        return self._sorted(wanted)
 
-    async def run_apart(self, member: Member, indices: Sequence[int]) -> None:
-        """Note that a replica runs these rows and no others; none: rows run together again."""
-        self._apart_of[member] = indices
+    async def note(self, member: Member, started: Sequence[int], ended: Sequence[int]) -> bool:
+        """Note rows that run from now on, and rows that no longer run.
 
-    async def end(self, member: Member, indices: Sequence[int]) -> None:
-        """Note that rows no longer run: they are not suspected when their replica ends now."""
-        # A replica that ended meanwhile has lost them to another one.
-        self._ended.update(i for i in indices if self._member_of.get(i) == member)
+        Only rows that run are suspected when their replica ends.
+
+        Returns:
+            Whether the rows may start.
+        """
+        self._running.difference_update(self._own(member, ended))
+        if self._is_stopping:
+            return False
+        own = self._own(member, started)
+        if own:
+            self._running.update(own)
+            self._in_flight.update(own)
+            self._events.append(Event("began", member, indices=own))
+        return True
 
     async def settle(self, member: Member, settled: Sequence[Settled]) -> None:
         """Note rows that stand in the replica's log."""
-        self._ended.difference_update(row.index for row in settled)
         for row in settled:
+            self._running.discard(row.index)
+            self._in_flight.discard(row.index)
             self._pending[row.index] = False
             self._suspicions.pop(row.index, None)
             holder = self._member_of.pop(row.index, None)
@@ -197,12 +205,17 @@ class Ledger:
     def _lose(self, member: Member) -> None:
         """Suspect the rows that ran on a replica when it ended."""
         indices = sorted(self._rows_of.pop(member, set()))
-        ran = [index for index in indices if index not in self._ended]
-        self._ended.difference_update(indices)
-        suspects = self._apart_of.pop(member, ()) or ran
+        suspects = [index for index in indices if index in self._running]
+        in_flight = [index for index in indices if index in self._in_flight]
+        self._running.difference_update(indices)
+        self._in_flight.difference_update(indices)
         for index in indices:
             self._member_of.pop(index, None)
-            if index in suspects:
-                before = self._suspicions.get(index)
-                self._suspicions[index] = suspicion_after(before, len(suspects))
-        self._events.append(Event("left", member, indices=indices))
+        for index in suspects:
+            before = self._suspicions.get(index)
+            self._suspicions[index] = suspicion_after(before, len(suspects))
+        self._events.append(Event("left", member, indices=in_flight))
+
+    def _own(self, member: Member, indices: Sequence[int]) -> list[int]:
+        """Return those of the rows that a replica has: after its end, others have them."""
+        return [index for index in indices if self._member_of.get(index) == member]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from latentwire_batch.errors import LocationError, UsageError
@@ -17,8 +17,6 @@ from latentwire_batch.tasks.results import FailedRow, FinishedRow, Suspicion
 
 # Tells the ledger of rows that are durable.
 Announce = Callable[[list[Settled]], Awaitable[None]]
-# Tells the ledger of rows that no longer run.
-Ended = Callable[[Sequence[int]], Awaitable[None]]
 
 
 class Part(Protocol):
@@ -48,20 +46,17 @@ class Part(Protocol):
         ...
 
 
-def open_part(
-    job: Job, process: str, announce: Announce, ended: Ended, is_idle: Callable[[], bool]
-) -> Part:
+def open_part(job: Job, process: str, announce: Announce, is_idle: Callable[[], bool]) -> Part:
     """Open what the rows of one process are kept in.
 
     Args:
         job: of the replicas.
         process: no other process may have the same.
         announce: called with rows that are durable.
-        ended: called with rows that no longer run.
         is_idle: whether the replica could plan more rows than it has.
     """
     if job.parts is not None:
-        return PartSegments(job.parts, process, announce, ended, is_idle)
+        return PartSegments(job.parts, process, announce, is_idle)
     return PartLog(OutputLayout(job.root), process, job.num_rows, announce)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -53,7 +53,6 @@ class PartSegments:
         folder: takes the segments.
         process: begins their names; no other process may have the same.
         announce: called with rows that are durable.
-        ended: called with rows that no longer run, though they are not durable yet.
         is_idle: whether the replica could plan more rows than it has.
     """
 
@@ -62,13 +61,11 @@ class PartSegments:
         folder: Folder,
         process: str,
         announce: Callable[[list[Settled]], Awaitable[None]],
-        ended: Callable[[Sequence[int]], Awaitable[None]],
         is_idle: Callable[[], bool],
     ) -> None:
         self._folder = folder
         self._process = process
         self._announce = announce
-        self._ended = ended
         self._is_idle = is_idle
         self._pool = ThreadPoolExecutor(_PUTS_AT_A_TIME, thread_name_prefix="put")
         self._open: _Segment | None = None
@@ -77,8 +74,6 @@ class PartSegments:
         self._has_room = asyncio.Event()
         self._has_room.set()
         self._failure: Exception | None = None
-        self._newly_ended: list[int] = []
-        self._reporting: asyncio.Task[None] | None = None
 
     async def room(self) -> None:
         """Wait while a whole segment waits for those before it."""
@@ -120,7 +115,6 @@ class PartSegments:
         self._update_room()
         if settled is not None:
             segment.settled.append(settled)
-            self._report(settled.index)
         return segment
 
     async def _durable(self, segment: _Segment) -> None:
@@ -179,16 +173,3 @@ class PartSegments:
         except LocationError as error:
             what = f"{self._folder.shown} cannot be written to from {socket.gethostname()}"
             raise output_error(what, error) from error
-
-    def _report(self, index: int) -> None:
-        self._newly_ended.append(index)
-        if self._reporting is None:
-            self._reporting = asyncio.create_task(self._report_all())
-
-    async def _report_all(self) -> None:
-        try:
-            while self._newly_ended:
-                indices, self._newly_ended = self._newly_ended, []
-                await self._ended(indices)
-        finally:
-            self._reporting = None

@@ -37,6 +37,7 @@ from latentwire_batch.ray.gate import Gate
 from latentwire_batch.ray.job import Engine, Job
 from latentwire_batch.ray.ledger import Begun, Member, RefusalKind, Settled
 from latentwire_batch.ray.part import check_place, open_part
+from latentwire_batch.ray.running import RunningRows
 from latentwire_batch.replicas.child_environment import child_environment
 from latentwire_batch.tasks.results import FailedRow, FinishedRow, NotStorableError, Suspicion
 from latentwire_batch.tasks.rows import Row
@@ -135,16 +136,16 @@ class Worker:
         self._rng = random.Random()
         shown = info.model_dump(mode="json")
         self._call(lambda: self._ledger.join.remote(self._member, shown))
-        self._part = open_part(
-            job, self._member.process, self._announce, self._ended, self._has_free_slot
-        )
+        self._running = RunningRows(self._note)
+        self._part = open_part(job, self._member.process, self._announce, self._has_free_slot)
         self._watching = asyncio.run_coroutine_threadsafe(self._end_when_hung(), self._loop)
 
     async def _announce(self, settled: list[Settled]) -> None:
         await self._ledger.settle.remote(self._member, settled)
 
-    async def _ended(self, indices: Sequence[int]) -> None:
-        await self._ledger.end.remote(self._member, indices)
+    async def _note(self, started: Sequence[int], ended: Sequence[int]) -> bool:
+        may_start: bool = await self._ledger.note.remote(self._member, started, ended)
+        return may_start
 
     def _has_free_slot(self) -> bool:
         return not self._slots.locked()
@@ -163,9 +164,10 @@ class Worker:
 
     async def _plan_together(self, row: Row) -> None:
         async with self._gate.together(), self._slots:
-            result = await self._result(row)
+            results = await self._results([row])
             await self._part.room()
-        await self._settle(result)
+        for result in results:
+            await self._settle(result)
 
     async def _plan_apart(self, begun: Begun, by_index: dict[int, Row]) -> None:
         for index, suspicion in begun.guilty:
@@ -183,9 +185,7 @@ class Worker:
         for index, suspicion in group:
             await self._part.suspected(index, suspicion)
         async with self._gate.alone():
-            await self._ledger.run_apart.remote(self._member, [index for index, _ in group])
-            results = await asyncio.gather(*(self._result(by_index[index]) for index, _ in group))
-            await self._ledger.run_apart.remote(self._member, [])
+            results = await self._results([by_index[index] for index, _ in group])
         for result in results:
             await self._settle(result)
 
@@ -194,6 +194,16 @@ class Worker:
             await self._part.finished(result)
         else:
             await self._part.failed(result)
+
+    async def _results(self, rows: Sequence[Row]) -> Sequence[FinishedRow | FailedRow]:
+        """Plan rows, which share what happens to the replica; none when the run stops."""
+        indices = [row.index for row in rows]
+        if not await self._running.start(indices):
+            return ()
+        try:
+            return await asyncio.gather(*map(self._result, rows))
+        finally:
+            self._running.end(indices)
 
     async def _result(self, row: Row) -> FinishedRow | FailedRow:
         """Plan a row, and try again where that may help."""

@@ -37,11 +37,14 @@ def test_rows_that_are_done_are_not_done_again() -> None:
 def test_rows_of_a_replica_that_ended_are_done_by_the_next() -> None:
     async def run() -> None:
         ledger = await opened()
-        await ledger.begin(FIRST, [0, 1, 2])
+        await ledger.begin(FIRST, [0, 1, 2, 3])
+        await ledger.note(FIRST, [0, 1, 2], [])
+        await ledger.note(FIRST, [], [2])
         await ledger.settle(FIRST, [Settled(1, 5)])
         await ledger.start(AGAIN)
         assert await ledger.begin(AGAIN, [0, 1, 2]) == Begun((0, 2))
         (left,) = [each for each in await ledger.take_events() if each.kind == "left"]
+        # Row 2 had run, but was not durable; row 3 only waited.
         assert (left.member, left.indices) == (FIRST, [0, 2])
         # Another actor's rows came to this one, so that actor has gone for good.
         await ledger.begin(OTHER, [3, 4])
@@ -63,24 +66,31 @@ def test_a_replica_waits_until_the_driver_lets_rows_in_and_gets_none_after_a_sto
         assert not joining.done()
         await ledger.open(np.ones(2, dtype=np.bool_), {})
         await joining
+        await ledger.begin(FIRST, [0, 1])
+        assert await ledger.note(FIRST, [0], [])
         await ledger.stop()
+        assert not await ledger.note(FIRST, [1], [0])
         assert await ledger.begin(FIRST, [0, 1]) == Begun()
+        began = [each for each in await ledger.take_events() if each.kind == "began"]
+        assert [each.indices for each in began] == [[0]]
 
     asyncio.run(run())
 
 
-def test_rows_that_ran_to_their_end_are_not_suspected() -> None:
+def test_only_rows_that_run_are_suspected() -> None:
     async def run() -> None:
         ledger = await opened()
         for member in (FIRST, AGAIN):
             await ledger.start(member)
-            assert (await ledger.begin(member, [0, 1, 2])).together[:2] == (0, 1)
-            await ledger.end(member, [0, 1])
-            # From a process that has ended: row 2 runs on another one.
-            await ledger.end(Member("a", "0"), [2])
-        begun = await ledger.begin(OTHER, [0, 1, 2])
-        assert begun.together == (0, 1)
-        assert [(index, each.num_lost) for index, each in begun.apart] == [(2, 2)]
+            assert (await ledger.begin(member, range(5))).together[:2] == (0, 1)
+            await ledger.note(member, [0, 1], [])
+            await ledger.note(member, [2, 3], [0, 1])
+            # From a process that has ended: its rows are those of another one.
+            await ledger.note(Member("a", "0"), [4], [2])
+        begun = await ledger.begin(OTHER, range(5))
+        # Rows 0 and 1 ran to their end, and row 4 waited.
+        assert begun.together == (0, 1, 4)
+        assert begun.apart == ((2, Suspicion(1, 2, 0)), (3, Suspicion(1, 2, 0)))
 
     asyncio.run(run())
 
@@ -111,10 +121,11 @@ def test_a_row_that_ends_replicas_is_found_and_no_other_row_is_blamed(guilty: in
                 size = min((each.group_size for _, each in begun.apart), default=1)
                 groups += [apart[at : at + size] for at in range(0, len(apart), size)]
             left -= set(blamed)
-            for number, group in enumerate(groups):
-                await ledger.run_apart(member, group if number else [])
+            for group in groups:
+                assert await ledger.note(member, group, [])
                 if guilty in group:
                     break
+                await ledger.note(member, [], group)
                 await ledger.settle(member, [Settled(index, 1) for index in group])
                 left -= set(group)
         assert blamed == [guilty]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,6 @@ class Site:
         writes: times a file was sent.
         is_idle: what the replica says.
         settled: rows that were announced.
-        ended: rows that no longer run.
         lock: held while a file is placed or the folder is listed.
     """
 
@@ -51,7 +50,6 @@ class Site:
     writes: int = 0
     is_idle: bool = False
     settled: list[int] = field(default_factory=list)
-    ended: list[int] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, use: Callable[[PartSegments], Coroutine[Any, Any, None]]) -> None:
@@ -60,11 +58,8 @@ class Site:
             # A row is announced only when another machine would find it.
             assert await asyncio.to_thread(self.stored) >= set(self.settled)
 
-        async def ended(indices: Sequence[int]) -> None:
-            self.ended += indices
-
         async def within() -> None:
-            part = PartSegments(self.folder, "me", announce, ended, lambda: self.is_idle)
+            part = PartSegments(self.folder, "me", announce, lambda: self.is_idle)
             try:
                 await use(part)
             finally:
@@ -115,7 +110,6 @@ async def started(*work: Coroutine[Any, Any, None]) -> list[asyncio.Task[None]]:
 def test_rows_wait_for_others_while_the_replica_is_busy(site: Site) -> None:
     async def use(part: PartSegments) -> None:
         waiting = await started(*(part.finished(finished(index)) for index in range(4)))
-        assert site.ended == [0, 1, 2, 3]
         assert site.settled == []
         site.is_idle = True
         await part.failed(FailedRow(4, "t4", "code", "why"))

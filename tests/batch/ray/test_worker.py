@@ -192,19 +192,24 @@ def test_suspects_run_alone_and_those_that_are_guilty_do_not_run(
     store.close()
 
 
-def test_an_engine_that_has_ended_ends_the_process(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+def test_an_engine_that_has_ended_ends_the_process_with_the_rows_that_it_had(
+    start: Start, handle: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Ended(Exception):
         pass
 
+    running: list[set[int]] = []
+
     def end() -> None:
+        running.append(set(handle.ledger._running))
         raise Ended
 
     monkeypatch.setattr(worker_module, "_end_process", end)
-    worker = start(FakeEngine(special={"task 0": refuse("not-ready", 503)}))
+    engine = FakeEngine(special={"task 2": refuse("not-ready", 503)})
     with pytest.raises(Ended):
-        worker(rows_block(ROWS[:1]))
+        start(engine, concurrency=2)(rows_block(ROWS))
+    # Two slots: the rows that had ended and those that waited are not suspected.
+    assert running[0] == {2, 3}
 
 
 def test_a_node_that_does_not_see_the_place_of_the_rows_is_refused(
