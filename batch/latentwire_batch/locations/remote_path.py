@@ -135,7 +135,7 @@ class RemotePath:
             LocationError: also when the file is no longer what it was when it was opened first.
         """
         assert mode == "rb"
-        return io.BufferedReader(self.open_raw(), _BLOCK_BYTES)
+        return _ReadAhead(self.open_raw(), _BLOCK_BYTES)
 
     def open_raw(self) -> io.RawIOBase:
         """Open the file for reading parts of it: every read is one request; raises like `open`."""
@@ -247,6 +247,14 @@ def _given(value: object) -> object:
 
 # The type of a flag that takes a path or a URL.
 GivenPlace = Annotated[Place, BeforeValidator(_given)]
+
+
+class _ReadAhead(io.BufferedReader):
+    """A buffer that is filled as a whole, also for a decoder, which reads a few KB at a time."""
+
+    def read1(self, size: int = -1, /) -> bytes:
+        self.peek(1)
+        return super().read1(size)
 
 
 class _RawFile(io.RawIOBase):

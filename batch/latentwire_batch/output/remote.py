@@ -78,18 +78,22 @@ class RemoteDestination:
         with _errors("cannot be written"):
             self.folder.write(CLAIM_NAME, json.dumps(dict(settings), ensure_ascii=False).encode())
 
-    def folder_of_files(self) -> Folder:
-        """Return the folder itself, which this run owns."""
+    def folder_of_files(self) -> Folder | None:
+        """Return the folder itself, which this run owns; None: each file would be a commit."""
+        if self.folder.is_versioned:
+            return None
         with _errors("cannot be read"):
             self._owner.check()
         return self.folder
 
-    def parts(self) -> Folder:
-        """Return where replicas put rows.
+    def parts(self) -> Folder | None:
+        """Return where replicas put rows; None: each file there would be a commit.
 
         A run on top of a finished dataset has another folder than the one that made it, some of
         whose rows may be left over.
         """
+        if self.folder.is_versioned:
+            return None
         manifest = self._read(MANIFEST_NAME)
         digest = "" if manifest is None else hashlib.sha256(manifest).hexdigest()
         folder = f"after-{digest[:_DIGEST_CHARS]}" if digest else "first"

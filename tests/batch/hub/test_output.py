@@ -12,6 +12,9 @@ import pytest
 import latentwire
 from latentwire_batch.compression.command import main as compress
 from latentwire_batch.inspection.command import main as inspect
+from latentwire_batch.locations import Folder
+from latentwire_batch.output.layout import OutputLayout
+from latentwire_batch.output.remote import RemoteDestination
 from support.batch.collecting import Collect, write_tasks
 from support.batch.hub_server import TOKEN, HubServer, Repository, running_hub
 from support.batch.stub_replica import StubReplica
@@ -121,3 +124,10 @@ def test_a_repository_that_is_missing_shows_before_a_row_is_sent(
         assert words in ended.stderr
         assert TOKEN not in ended.stderr
         hub.faults.clear()
+
+
+def test_nodes_of_a_cluster_make_no_commits(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path, is_remote=True)
+    destination = RemoteDestination(layout, Folder(URL), print)
+    assert destination.parts() is None
+    assert destination.folder_of_files() is None

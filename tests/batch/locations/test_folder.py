@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from latentwire_batch.locations import Folder, GivenPlace, LocationError, place_of
+from latentwire_batch.locations.remote_path import RemotePath
 from support.batch.s3_server import BUCKET, S3Server, running_s3
 from support.stores.gcs_server import running_gcs, without_gcsfs
 
@@ -232,3 +234,24 @@ def test_a_url_is_shown_without_keys() -> None:
     assert "word" not in repr(Folder("sftp://me:word@host/a/out/"))
     # In an object store these are names.
     assert Folder("s3://bucket/a#b/what?/").shown == "s3://bucket/a#b/what?"
+
+
+def test_lines_behind_a_url_are_read_in_large_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f"a line of some length {number}\n" for number in range(40_000)]
+    Folder("memory://lines").write("tasks.txt", "".join(lines).encode())
+    place = place_of("memory://lines/tasks.txt")
+    assert isinstance(place, RemotePath)
+    raw = place.open_raw()
+    num_reads = 0
+    read = raw.readinto
+
+    def counted(buffer: bytearray) -> int | None:
+        nonlocal num_reads
+        num_reads += 1
+        return read(buffer)
+
+    monkeypatch.setattr(raw, "readinto", counted)
+    monkeypatch.setattr(RemotePath, "open_raw", lambda _: raw)
+    with io.TextIOWrapper(place.open("rb"), encoding="utf-8") as text:
+        assert list(text) == lines
+    assert num_reads <= 3
