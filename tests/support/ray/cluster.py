@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,13 @@ def main() -> None:
     num_cpus, *others = (int(number) for number in sys.argv[1].split(","))
     start_head(num_cpus)
     nodes: list[subprocess.Popen[bytes]] = []
+    address = ray.get_runtime_context().gcs_address
     try:
-        address = ray.get_runtime_context().gcs_address
         nodes += [add_node(address, number) for number in others]
         untyped: Any = ray
         while len(untyped.nodes()) <= len(others):
             time.sleep(0.1)
-        if others and _CURRENT_CLUSTER.read_text(encoding="utf-8") == address:
-            # Other programs would take this cluster for theirs.
-            _CURRENT_CLUSTER.unlink()
+        forget(address)
         answer(address)
         for line in sys.stdin:
             deploy(json.loads(line))
@@ -45,6 +44,7 @@ def main() -> None:
             node.terminate()
         for node in nodes:
             node.wait()
+        forget(address)
         ray.shutdown()
 
 
@@ -77,6 +77,16 @@ def add_node(address: str, num_cpus: int) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def forget(address: str) -> None:
+    """Remove the note of `ray start`, by which other programs would take this cluster for theirs.
+
+    A node may write it before or after it has joined.
+    """
+    with suppress(FileNotFoundError):
+        if _CURRENT_CLUSTER.read_text(encoding="utf-8") == address:
+            _CURRENT_CLUSTER.unlink()
 
 
 def answer(line: str) -> None:
