@@ -151,6 +151,7 @@ def test_the_log_line_of_an_answer_has_its_id(
                 plan_id = stream.plan.id
             else:
                 plan_id = client.plan_latent(**GREEDY).id
+        logged.wait(1)
         server.http.get("/info")
         logged.wait(2)
     answered = [json.loads(line) for line in objects.getvalue().splitlines()]
