@@ -153,7 +153,7 @@ def test_the_log_line_of_an_answer_has_its_id(
                 plan_id = client.plan_latent(**GREEDY).id
         logged.wait(1)
         server.http.get("/info")
-        logged.wait(2)
+        logged.wait(1)
     answered = [json.loads(line) for line in objects.getvalue().splitlines()]
     ids = {record["route"]: record.get("plan_id") for record in answered if "route" in record}
     assert ids == {"/plan_latent": plan_id, "/info": None}
