@@ -38,11 +38,11 @@ demo-agents: install
 	  service=$$!; trap 'kill $$service; wait $$service' EXIT; \
 	  $(BIN)/python examples/two_agents.py --actor http://127.0.0.1:$(DEMO_AGENTS_PORT)
 
-# Every test but those of `test-containers`; some 11 minutes on 2 cores.
+# Every test but those of `test-containers`; some 15 minutes on 2 cores.
 test: install
 	$(PYTEST) -m "not containers"
 
-# The tests without those marked `slow`; some 3 minutes on 2 cores.
+# The tests without those marked `slow`; some 4 minutes on 2 cores.
 test-fast: install
 	$(PYTEST) -m "not slow"
 
