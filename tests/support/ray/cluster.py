@@ -1,4 +1,6 @@
-"""A Ray cluster on the loopback interface: prints its address, and ends with its standard input.
+"""A Ray cluster on this machine: prints its address, and ends with its standard input.
+
+Ray listens on the machine's own address, whatever address it is given.
 
 `python -m support.ray.cluster NUM_CPUS[,NUM_CPUS...]`: one node for each number.
 
