@@ -202,7 +202,7 @@ class Conversation:
 
     @property
     def is_continued(self) -> bool:
-        """Whether the model goes on with the last turn in place of beginning one."""
+        """Whether the model continues the last turn instead of beginning one."""
         return self.turns[-1].role == ASSISTANT
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import logging
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -74,8 +73,6 @@ class HubServer:
 @contextmanager
 def running_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """Run a hub to which this process's clients lead, with a token and without waiting."""
-    # Those of a test before, whose streams are closed, report every line that they cannot write.
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     constants = huggingface_hub.constants
     with HubServer() as server:
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE

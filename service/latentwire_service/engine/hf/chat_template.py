@@ -170,7 +170,7 @@ class Marks:
     """Placeholders that stand for latents while a template is rendered.
 
     They are letters and digits only, so that trimming, escaping or a change of case in a template
-    does no harm, and they are drawn anew for each prompt, so that no text of a caller holds one.
+    does no harm, and each prompt has others, so that no text of a caller holds one.
     """
 
     def __init__(self) -> None:
