@@ -35,9 +35,10 @@ class DirectFile:
     """
 
     def __init__(self, path: Path, flags: int) -> None:
-        self._fd = _opened(path, flags)
         self._ends = mmap.mmap(-1, 4 * BLOCK_BYTES)
         self._read = mmap.mmap(-1, BLOCK_BYTES)
+        # Last, because nobody closes it when this fails.
+        self._fd = _opened(path, flags)
 
     def takes(self, body: Sequence[memoryview]) -> bool:
         """Whether the body of a record can be written from where it is."""

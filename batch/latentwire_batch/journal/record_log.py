@@ -26,7 +26,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,12 +182,15 @@ class RecordLog:
         self.path = path
         self._is_own = is_own
         flags = os.O_RDWR | os.O_CREAT if is_own else os.O_RDONLY
-        try:
-            self._fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
-            self._size = os.fstat(self._fd).st_size
-            self._direct = DirectFile(path, os.O_RDWR if is_own else os.O_RDONLY)
-        except OSError as error:
-            raise storage_error("cannot be opened", error) from error
+        with ExitStack() as opened:
+            try:
+                self._fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
+                opened.callback(os.close, self._fd)
+                self._size = os.fstat(self._fd).st_size
+                self._direct = DirectFile(path, os.O_RDWR if is_own else os.O_RDONLY)
+            except OSError as error:
+                raise storage_error("cannot be opened", error) from error
+            opened.pop_all()
 
     def recover(self) -> Iterator[RecordRef]:
         """Yield every whole record from the start, then cut off the rest of a torn write.

@@ -251,7 +251,12 @@ def _without_notice_of_log_level() -> Iterator[None]:
 
     It writes to the file descriptor, before it has a log. What else is written meanwhile follows.
     """
-    kept = os.dup(_STDERR)
+    try:
+        kept = os.dup(_STDERR)
+    except OSError:
+        # It is closed, so nobody sees the line.
+        yield
+        return
     try:
         with tempfile.TemporaryFile() as written:
             os.dup2(written.fileno(), _STDERR)

@@ -7,7 +7,8 @@ import os
 import secrets
 import socket
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,9 @@ from latentwire_batch.journal.segments.reading import read_rows
 from latentwire_batch.journal.segments.row_index import RowIndex
 from latentwire_batch.locations import Folder
 from latentwire_batch.output.durable import sync_directory
+
+# Where Linux has the open files of a process.
+_OPEN_FILES = Path("/proc/self/fd")
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,22 @@ def write_final_file(file: FinalFile) -> WrittenFile:
 
 
 def _put(file: FinalFile, folder: Folder) -> WrittenFile:
-    with tempfile.TemporaryDirectory(prefix="latentwire-") as directory:
-        path = Path(directory) / "file"
+    with _scratch_file() as path:
         digest, totals = _write(file, path)
         folder.put(file.name, path)
         return WrittenFile(file.name, digest, folder.checksum(file.name), totals)
+
+
+@contextmanager
+def _scratch_file() -> Iterator[Path]:
+    """Make a file in the temporary directory; where the system can, a kill leaves nothing of it."""
+    if _OPEN_FILES.is_dir():
+        # It has no other name, so it ends with the process.
+        with tempfile.TemporaryFile() as file:
+            yield _OPEN_FILES / str(file.fileno())
+        return
+    with tempfile.TemporaryDirectory(prefix="latentwire-") as directory:
+        yield Path(directory) / "file"
 
 
 def _place(file: FinalFile, directory: Path) -> WrittenFile:

@@ -174,8 +174,12 @@ class Ledger:
         return True
 
     async def settle(self, member: Member, settled: Sequence[Settled]) -> None:
-        """Note rows that stand in the replica's log."""
-        for row in settled:
+        """Note rows that stand in the replica's log.
+
+        A replica that Ray took for lost may settle a row that another one has settled already.
+        """
+        new = [row for row in settled if self._pending[row.index]]
+        for row in new:
             self._running.discard(row.index)
             self._in_flight.discard(row.index)
             self._pending[row.index] = False
@@ -183,7 +187,8 @@ class Ledger:
             holder = self._member_of.pop(row.index, None)
             if holder is not None:
                 self._rows_of.get(holder, set()).discard(row.index)
-        self._events.append(Event("settled", member, settled=settled))
+        if new:
+            self._events.append(Event("settled", member, settled=new))
 
     async def take_events(self) -> list[Event]:
         """Return what happened since the last call."""

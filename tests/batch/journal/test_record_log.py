@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zlib
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from latentwire_batch.errors import StorageError
+from latentwire_batch.journal import record_log
 from latentwire_batch.journal.record_log import HEADER_BYTES, Record, RecordLog, RecordRef
 
 
@@ -91,6 +93,19 @@ def test_damage_after_recovery_is_found_when_read(tmp_path: Path) -> None:
     flip(tmp_path / "log", (tmp_path / "log").stat().st_size - 1)
     with pytest.raises(StorageError, match="row 0 is damaged"):
         log.read_body_into(refs[0].offset, [np.empty(6, dtype=np.float32)])
+
+
+def test_a_log_that_cannot_be_opened_leaves_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(record_log, "DirectFile", full)
+    with pytest.raises(StorageError, match="cannot be opened"):
+        RecordLog(tmp_path / "log")
+    opened = {os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")}
+    assert str(tmp_path / "log") not in opened
 
 
 def test_a_write_cut_short_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from latentwire_batch import collect as collect_module
 from latentwire_batch.errors import StorageError
 from latentwire_batch.inspection.verification import verify_files
+from latentwire_batch.locations import Folder
 from latentwire_batch.output.durable import write_json
 from latentwire_batch.ray import joining
 from latentwire_batch.ray.final_file import FinalFile, WrittenFile
@@ -146,6 +148,16 @@ def test_tasks_put_their_files_where_the_output_goes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain, memory = tmp_path / "plain", fsspec.filesystem("memory")
+    temporary, put = tmp_path / "temporary", Folder.put
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    def nameless_put(folder: Folder, name: str, local: Path) -> None:
+        """A task that is killed here leaves no file on its node."""
+        assert list(temporary.iterdir()) == []
+        put(folder, name, local)
+
+    monkeypatch.setattr(Folder, "put", nameless_put)
     collect("--output-dir", str(plain), "--replica", stub.base_url, *flags)
     on_cluster(monkeypatch)
     args = ("--output-dir", "memory://joined/out", "--work-dir", str(tmp_path / "work"))

@@ -56,6 +56,24 @@ def test_rows_of_a_replica_that_ended_are_done_by_the_next() -> None:
     asyncio.run(run())
 
 
+def test_a_row_that_two_replicas_settle_counts_once() -> None:
+    async def run() -> None:
+        ledger = await opened()
+        await ledger.begin(FIRST, [0, 1])
+        # Ray takes the first one for lost, but it works on.
+        await ledger.begin(OTHER, [0, 1])
+        await ledger.settle(FIRST, [Settled(0, 5)])
+        await ledger.settle(OTHER, [Settled(0, 5), Settled(1, 4)])
+        await ledger.settle(FIRST, [Settled(1, code="timeout")])
+        events = await ledger.take_events()
+        assert [event.settled for event in events if event.kind == "settled"] == [
+            [Settled(0, 5)],
+            [Settled(1, 4)],
+        ]
+
+    asyncio.run(run())
+
+
 def test_a_replica_waits_until_the_driver_lets_rows_in_and_gets_none_after_a_stop() -> None:
     async def run() -> None:
         ledger = Ledger()

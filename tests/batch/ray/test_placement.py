@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from latentwire_batch.__main__ import main
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.errors import UsageError
-from latentwire_batch.ray import autoscaler
+from latentwire_batch.ray import autoscaler, cluster
 from latentwire_batch.ray.cluster import Placement, place
 from latentwire_batch.ray.stream import block_rows
 
@@ -21,6 +22,16 @@ def settings(**given: Any) -> CollectSettings:
 
 def _not_asked(_: Placement) -> bool:
     raise AssertionError("the replicas fit")
+
+
+def test_a_closed_standard_error_does_not_keep_ray_from_starting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed = os.open(os.devnull, os.O_WRONLY)
+    os.close(closed)
+    monkeypatch.setattr(cluster, "_STDERR", closed)
+    with cluster._without_notice_of_log_level(), pytest.raises(OSError, match="Bad file"):
+        os.fstat(closed)
 
 
 @pytest.mark.parametrize(
