@@ -106,13 +106,14 @@ class Dispatcher:
         try:
             while True:
                 self._fleet.changed.clear()
+                looked_s = time.monotonic()
                 await self._judge_broken()
                 self._start_attempts()
                 if self._fatal is not None:
                     raise self._fatal
                 if not self._running and (self._is_stopping or self._is_exhausted()):
                     return
-                await self._wait_for_change()
+                await self._wait_for_change(looked_s)
         except ReplicasLostError:
             for broken in self._broken.take_unknown():
                 await self._retry_lost(broken.attempt, broken.num_together, broken.replica)
@@ -333,17 +334,20 @@ class Dispatcher:
         await self._sink.failed(FailedRow(row.index, row.task_id, failure.code, failure.message))
         self._note_progress()
 
-    async def _wait_for_change(self) -> None:
+    async def _wait_for_change(self, looked_s: float) -> None:
         """Return when a row settles, a replica changes, or a retry is due.
+
+        Args:
+            looked_s: before the rows that can be started were looked for, `time.monotonic` seconds.
+                What became due since then may have been passed over, and nothing else signals it.
 
         Raises:
             ReplicasLostError: when no replica was up for longer than the patience allowed.
         """
-        now_s = time.monotonic()
-        # A retry that is overdue waits for room on a replica, which `changed` signals.
-        ahead_s = [due_s - now_s for due_s in self._due_moments_s() if due_s > now_s]
+        # A retry that was due before waits for room on a replica, which `changed` signals.
+        due_s = [moment_s for moment_s in self._due_moments_s() if moment_s > looked_s]
         try:
-            async with asyncio.timeout(min(ahead_s, default=None)):
+            async with asyncio.timeout(min(due_s) - time.monotonic() if due_s else None):
                 await self._fleet.changed.wait()
         except TimeoutError:
             return
@@ -352,9 +356,7 @@ class Dispatcher:
         """Return when to look again, without any change, `time.monotonic` seconds."""
         due_s = [attempt.not_before_s for attempt in self._waiting]
         due_s += self._broken.due_moments_s()
-        cool_end_s = self._fleet.next_cool_end_s()
-        if cool_end_s is not None:
-            due_s.append(cool_end_s)
+        due_s += self._fleet.cool_ends_s()
         down_since_s = self._fleet.all_down_since_s
         if down_since_s is not None and not self._running:
             give_up_s = down_since_s + self._policy.patience_s

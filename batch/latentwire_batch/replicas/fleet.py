@@ -246,11 +246,9 @@ class Fleet:
         """Moment since which no replica is up, `time.monotonic` seconds; None while one is."""
         return self._all_down_since_s
 
-    def next_cool_end_s(self) -> float | None:
-        """Return when the next overloaded replica may get rows, `time.monotonic` seconds."""
-        now_s = time.monotonic()
-        ends = [r.cool_until_s for r in self.replicas if r.is_up and r.cool_until_s > now_s]
-        return min(ends, default=None)
+    def cool_ends_s(self) -> list[float]:
+        """Return since or from when each replica may get rows, `time.monotonic` seconds."""
+        return [replica.cool_until_s for replica in self.replicas if replica.is_up]
 
     def summary(self) -> FleetSummary:
         """Describe the replicas that were up."""
@@ -333,10 +331,11 @@ class Fleet:
         """Wait, without a limit, until a replica can take work; return its `/info`."""
         pause_s = _MIN_PROBE_PAUSE_S
         while True:
-            sent_s = time.monotonic()
             try:
                 reason = await replica.client.unready_reason()
                 if reason is None:
+                    # Close to the answer: a process started between the two would look older.
+                    sent_s = time.monotonic()
                     info = await replica.client.info()
                     replica.note_life(info.uptime_s, sent_s)
                     return info

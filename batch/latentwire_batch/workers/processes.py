@@ -121,11 +121,11 @@ class Workers:
         while not self._are_done():
             self._check()
             await asyncio.sleep(_POLL_S)
-        if any(process.returncode != ExitStatus.ALL_ROWS for process in self._processes.values()):
-            raise RunInterrupted
-        # What they wrote last.
+        # What they wrote last, which the run's final numbers include.
         for relay in self._relays:
             await asyncio.to_thread(relay.join)
+        if any(process.returncode != ExitStatus.ALL_ROWS for process in self._processes.values()):
+            raise RunInterrupted
 
     def _are_done(self) -> bool:
         statuses = [process.poll() for process in self._processes.values()]
