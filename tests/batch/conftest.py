@@ -7,9 +7,31 @@ from pathlib import Path
 import pytest
 
 from latentwire_batch.__main__ import main
+from latentwire_batch.replicas.fleet import Fleet
+from latentwire_batch.replicas.identity import ModelIdentity
 from support.batch.collecting import Collect, Ended, WatchedStream, write_tasks
 from support.batch.stub_answers import Behaviour
 from support.batch.stub_replica import StubReplica
+
+
+@pytest.fixture
+def patience_at_start() -> float:
+    """Seconds that a run waits for its first replica at least.
+
+    Tests whose replicas end set `--replica-timeout` to parts of a second. On a busy machine, the
+    first answer of a replica that serves may take longer.
+    """
+    return 60.0
+
+
+@pytest.fixture(autouse=True)
+def _a_slow_start_is_no_loss(patience_at_start: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = Fleet.connect
+
+    async def patiently(fleet: Fleet, patience_s: float) -> ModelIdentity:
+        return await connect(fleet, max(patience_s, patience_at_start))
+
+    monkeypatch.setattr(Fleet, "connect", patiently)
 
 
 @pytest.fixture

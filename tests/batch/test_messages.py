@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from latentwire_batch.console import Console
 from latentwire_batch.exit_status import ExitStatus, Written, report_written
+from latentwire_batch.replicas.fleet import Fleet
+from latentwire_batch.replicas.identity import ModelIdentity
 from support.batch.collecting import Collect, WatchedStream
 from support.batch.dataset_oracle import tasks_of
 from support.batch.stub_replica import StubReplica
@@ -18,7 +21,24 @@ def short_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latentwire_batch.replicas.fleet._REPORT_INTERVAL_S", 0.05)
 
 
-@pytest.mark.usefixtures("short_reports")
+@pytest.fixture
+def known_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait for the first replica begins when each has been requested once."""
+    connect = Fleet.connect
+
+    async def after_a_probe(fleet: Fleet, patience_s: float) -> ModelIdentity:
+        for replica in fleet.replicas:
+            is_absent = asyncio.Event()
+            probe = asyncio.create_task(fleet._greet(replica, is_absent.set))
+            await is_absent.wait()
+            probe.cancel()
+        return await connect(fleet, patience_s)
+
+    monkeypatch.setattr(Fleet, "connect", after_a_probe)
+
+
+@pytest.mark.parametrize("patience_at_start", [0.0])
+@pytest.mark.usefixtures("short_reports", "known_states")
 def test_the_reason_why_no_replica_is_ready_is_told(
     collect: Collect, stub: StubReplica, output: Path
 ) -> None:
@@ -31,6 +51,16 @@ def test_the_reason_why_no_replica_is_ready_is_told(
     assert "waiting for replicas for 0 s: replica 0" in ended.stderr
     assert "127.0.0.1" not in ended.stderr
     assert "Errno" not in ended.stderr
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("patience_at_start", [0.0])
+def test_no_replica_at_the_start_is_an_error_and_writes_nothing(
+    collect: Collect, output: Path
+) -> None:
+    ended = collect("--replica", "http://127.0.0.1:9", "--replica-timeout", "0.2")
+    assert ended.status == 1
+    assert "no replica was ready within 0.2 s" in ended.stderr
     assert not output.exists()
 
 

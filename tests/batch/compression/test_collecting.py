@@ -96,16 +96,16 @@ def test_a_killed_collector_resumes(
     stub.stall_after = 17
     command = [sys.executable, "-m", "latentwire_batch", *args]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        stub.stalled.wait(60)
+        assert stub.stalled.wait(60)
         process.kill()
         process.wait()
-    settled = set(stub.answered[:-4])
+    answered = set(stub.answered)
     stub.resume()
     stub.received.clear()
     ended = collect(*flags, replicas=[stub])
     assert ended.status == 0, ended.stderr
-    assert len(settled) > 8
-    assert not settled & set(stub.received_ids())
+    # Only the answers to the two rows in flight may be lost, and these need not be the last ones.
+    assert len(answered & set(stub.received_ids())) <= 2 < len(answered)
     assert_same(read_both(output), afterwards(*flags)[0])
 
 

@@ -21,9 +21,9 @@ from support.batch.evaluating import write_dataset
 from support.batch.stored import Compress, matrices, read_both
 from support.processes.peak_memory import peaks
 
-# Compresses at the speed that the test wants, and says which row it compresses.
-SLOW = """
-import os, sys, time
+# Says which row it compresses, and waits until the test lets it: a byte for each row.
+WAITING = """
+import os, sys
 from latentwire_batch.compression import stored_form
 from latentwire_batch.compression.command import main
 
@@ -31,7 +31,7 @@ real = stored_form.LatentEncoder.encode
 
 def encode(self, rows):
     os.write(1, f"{int(rows[0, 0])}\\n".encode())
-    time.sleep(0.02)
+    os.read(0, 1)
     return real(self, rows)
 
 stored_form.LatentEncoder.encode = encode
@@ -60,8 +60,8 @@ def start(numbered: Path, target: Path) -> Iterator[Start]:
 
     def run(*flags: str) -> subprocess.Popen[bytes]:
         args = [str(numbered), "-o", str(target), "--compressor", "mean-pool:2", *flags]
-        command = [sys.executable, "-c", SLOW, *args]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = [sys.executable, "-c", WAITING, *args]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         started.append(subprocess.Popen(command, **pipes))  # type: ignore[call-overload]
         return started[-1]
 
@@ -69,6 +69,17 @@ def start(numbered: Path, target: Path) -> Iterator[Start]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+def let(process: subprocess.Popen[bytes], count: int | None = None) -> None:
+    """Let a process compress a number of rows; None: all."""
+    assert process.stdin is not None
+    if count is None:
+        process.stdin.close()
+        process.stdin = None
+    else:
+        process.stdin.write(bytes(count))
+        process.stdin.flush()
 
 
 def compressed_by(process: subprocess.Popen[bytes], count: int | None = None) -> list[int]:
@@ -83,8 +94,10 @@ def test_what_was_compressed_is_not_compressed_again(
     sent: signal.Signals, start: Start, target: Path, numbered: Path
 ) -> None:
     process = start()
+    let(process, 40)
     first = compressed_by(process, 40)
     process.send_signal(sent)
+    let(process)
     process.wait(30)
     assert process.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
     with CompressedRows(OutputLayout(target).log, NUM_ROWS) as rows:
@@ -94,6 +107,7 @@ def test_what_was_compressed_is_not_compressed_again(
         settled = {index for index in range(NUM_ROWS) if rows.is_settled(index)}
     assert settled <= set(range(NUM_ROWS))
     resumed = start()
+    let(resumed)
     again = compressed_by(resumed)
     _, stderr = resumed.communicate(timeout=60)
     assert resumed.returncode == 0, stderr
@@ -115,6 +129,7 @@ def test_other_settings_are_refused_for_an_unfinished_output(
     start: Start, compress: Compress, numbered: Path
 ) -> None:
     process = start()
+    let(process, 10)
     compressed_by(process, 10)
     process.kill()
     process.wait(30)
@@ -131,6 +146,7 @@ def test_two_at_the_same_time_are_refused(start: Start, compress: Compress, numb
     compressed_by(process, 1)
     ended = compress("--compressor", "mean-pool:2", source=numbered)
     assert (ended.status, "is writing to it" in ended.stderr) == (2, True)
+    let(process)
     compressed_by(process)
     assert process.wait(60) == 0
 

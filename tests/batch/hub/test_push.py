@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
+import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,11 +132,13 @@ def test_a_push_that_was_killed_is_completed_by_the_same_command(
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_OFFLINE": "0",
     }
+    hub.gate = threading.Event()
     with subprocess.Popen([*command, *PUSH], env=environment, stderr=subprocess.DEVNULL) as killed:
-        while not hub.uploads:
-            assert killed.poll() is None
-            time.sleep(0.001)
-        killed.kill()
+        try:
+            assert hub.arrived.wait(60)
+        finally:
+            killed.kill()
+    hub.gate.set()
     num_arrived = len(hub.uploads)
     assert hub.repositories[REPOSITORY].commits == [own_file]
     stub.received.clear()

@@ -38,12 +38,12 @@ def test_a_full_disk_is_named_and_a_rerun_with_room_completes(
     assert ended.status == 1
     assert "the output cannot be written: No space left on device" in ended.stderr
     assert not (mounted / "manifest.json").exists()
-    stored = set(stub.answered[:-4])
-    assert stored
+    answered = set(stub.answered)
     remount(mounted, "size=16m")
     stub.received.clear()
     assert collect(replicas=[stub]).status == 0
-    assert not stored & set(stub.received_ids())
+    # Only the answers to the two rows in flight may be lost, and these need not be the last ones.
+    assert len(answered & set(stub.received_ids())) <= 2 < len(answered)
     assert_complete(mounted, tasks_of(tasks), hidden_size=512)
 
 

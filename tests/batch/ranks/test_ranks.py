@@ -194,14 +194,15 @@ def test_when_one_rank_dies_the_other_reports_it_and_a_rerun_resumes(
     status, stderr = ended(ranks[1 - lost])
     assert status == 1
     assert f"rank {lost} ended before its rows were done" in stderr
-    stored = set(other_stub.answered[:2]) | set(stub.answered[:2])
+    answered = {*other_stub.answered, *stub.answered}
     for replica in stubs:
         replica.resume()
         replica.received.clear()
     ranks = [start(0, stub), start(1, other_stub)]
     assert [ended(process)[0] for process in ranks] == [0, 0]
     assert_complete(output, tasks_of(tasks))
-    assert not stored & {*stub.received_ids(), *other_stub.received_ids()}
+    # Only the answers to the two rows that each rank had in flight may be lost.
+    assert len(answered & {*stub.received_ids(), *other_stub.received_ids()}) <= 4 < len(answered)
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ from latentwire import (
 from latentwire_batch.dispatch.verdicts import Verdict, verdict_of
 from latentwire_batch.receiving.buffers import BufferPool
 from latentwire_batch.receiving.client import ReceivingClient
+from latentwire_batch.receiving.connection import Connection
+from latentwire_batch.receiving.connections import Connections
 from support.batch.receiving import JSON, SAFETENSORS, http, in_json, packed, rows
 from support.batch.scripted_server import Script, ScriptedServer
 from support.batch.stub_answers import Behaviour, info
@@ -162,7 +164,15 @@ def test_an_answer_that_is_not_wanted_ends_its_connection() -> None:
 @pytest.mark.parametrize(
     "part", [b"", b"HTTP/1.1 200 OK", http(packed())[:-1], http(in_json())[:-1]]
 )
-def test_silence_ends_a_request(part: bytes) -> None:
+def test_silence_ends_a_request(part: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = Connections._connect
+
+    async def connect_patiently(connections: Connections, _timeout_s: float) -> Connection:
+        return await connect(connections, 30.0)
+
+    # On a busy machine, to connect may take longer than the silence.
+    monkeypatch.setattr(Connections, "_connect", connect_patiently)
+
     async def main() -> None:
         server = ScriptedServer([Script([part], closes=False)])
         async with server, receiving(server.base_url, timeout_s=0.05) as client:
@@ -176,13 +186,13 @@ def test_silence_ends_a_request(part: bytes) -> None:
 
 def test_a_slow_answer_is_no_silence() -> None:
     async def main() -> None:
-        pieces = [packed()[start : start + 64] for start in range(0, len(packed()), 64)]
+        pieces = [packed()[start : start + 32] for start in range(0, len(packed()), 32)]
         pieces[0] = http(packed())[: -len(packed())] + pieces[0]
         server = ScriptedServer([Script(pieces, pause_s=0.03)])
-        async with server, receiving(server.base_url, timeout_s=0.3) as client:
+        async with server, receiving(server.base_url, timeout_s=1.0) as client:
             started_s = asyncio.get_running_loop().time()
             assert isinstance(await client.plan_latent("a"), PlanLatent)
-            assert asyncio.get_running_loop().time() - started_s > 0.3
+            assert asyncio.get_running_loop().time() - started_s > 1.0
 
     asyncio.run(main())
 

@@ -24,12 +24,25 @@ from support.batch.stub_replica import StubReplica
 
 
 def test_a_replica_that_dies_loses_and_doubles_no_row(
-    collect: Collect, stub: StubReplica, other_stub: StubReplica, output: Path, tasks: Path
+    collect: Collect,
+    stub: StubReplica,
+    other_stub: StubReplica,
+    stderr: WatchedStream,
+    output: Path,
+    tasks: Path,
 ) -> None:
     stub.behaviour.die_after = 5
+    other_stub.behaviour.gate = gate = threading.Event()
+
+    def answer_after_the_death() -> None:
+        stderr.wait_for("replica 0 does not answer; its rows are sent again")
+        gate.set()
+
+    helper = threading.Thread(target=answer_after_the_death)
+    helper.start()
     ended = collect(replicas=[stub, other_stub])
+    helper.join()
     assert ended.status == 0
-    assert "replica 0 does not answer; its rows are sent again" in ended.stderr
     assert_complete(output, tasks_of(tasks))
     assert len(other_stub.answered) + 5 == 40
 
@@ -66,15 +79,6 @@ def test_a_run_without_replicas_ends_and_keeps_its_rows(
     assert collect(replicas=[stub]).status == 0
     assert not done & set(stub.received_ids())
     assert_complete(output, tasks_of(tasks))
-
-
-def test_no_replica_at_the_start_is_an_error_and_writes_nothing(
-    collect: Collect, output: Path
-) -> None:
-    ended = collect("--replica", "http://127.0.0.1:9", "--replica-timeout", "0.2")
-    assert ended.status == 1
-    assert "no replica was ready within 0.2 s" in ended.stderr
-    assert not output.exists()
 
 
 def test_a_replica_of_another_model_is_refused_by_name(

@@ -9,11 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from support.batch.dataset_oracle import assert_complete, tasks_of
-from support.batch.stub_answers import Behaviour
 from support.batch.stub_replica import StubReplica
 
 _PATIENCE_S = 60.0
@@ -69,6 +69,22 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, stderr
 
 
+def is_full(stub: StubReplica) -> bool:
+    """Whether the stub answers no row, and has as many as it may have."""
+    is_stalled = len(stub.answered) >= (stub.stall_after or 0)
+    return is_stalled and stub.num_in_flight == stub.behaviour.max_slots
+
+
+def told_until(stream: IO[str], text: str) -> str:
+    """Read what a process tells, up to the line with a text."""
+    told = ""
+    for line in stream:
+        told += line
+        if text in line:
+            return told
+    raise AssertionError(told)
+
+
 def test_workers_make_the_dataset_of_one_process(start: Start, tasks: Path, output: Path) -> None:
     with StubReplica() as one, StubReplica() as other:
         # One row of each process, which both replicas refuse.
@@ -112,14 +128,20 @@ def test_a_killed_worker_is_started_again(start: Start, tasks: Path, output: Pat
 def test_interrupted_workers_resume_in_another_number(
     start: Start, tasks: Path, output: Path, number: signal.Signals
 ) -> None:
-    with StubReplica(Behaviour(delay_s=0.05)) as stub:
+    with StubReplica() as stub:
+        stub.stall_after = 8
         process = start(stub)
-        stub.wait_answered(8)
+        # Both processes have rows in flight: all slots are taken.
+        with stub.lock:
+            assert stub.lock.wait_for(lambda: is_full(stub), timeout=_PATIENCE_S)
         pids = workers_of(process)
         assert len(pids) == 1
         process.send_signal(number)
-        status, stderr = ended(process)
-        assert status == 130, stderr
+        assert process.stderr is not None
+        told = told_until(process.stderr, "finishing in-flight rows (")
+        stub.resume()
+        stderr = told + process.stderr.read()
+        assert process.wait() == 130, stderr
         for told_once in ("finishing in-flight rows (", "interrupted; rerun the same command"):
             assert stderr.count(told_once) == 1, stderr
         assert "worker" not in stderr

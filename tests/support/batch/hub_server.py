@@ -44,6 +44,8 @@ class HubServer:
         uploads: the SHA-256 of each upload, in order; the same one twice means it was sent twice.
         faults: by the kind of a request, statuses of the next ones; 0 drops the connection, and
             None lets one pass.
+        arrived: set at every upload.
+        gate: uploads wait for it before they are answered.
     """
 
     def __init__(self) -> None:
@@ -51,6 +53,8 @@ class HubServer:
         self.blobs: dict[str, bytes] = {}
         self.uploads: list[str] = []
         self.faults: dict[str, deque[int | None]] = {}
+        self.arrived = threading.Event()
+        self.gate: threading.Event | None = None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.02,), daemon=True
@@ -168,6 +172,9 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             assert hashlib.sha256(data).hexdigest() == sha256
             hub.blobs[sha256] = data
             hub.uploads.append(sha256)
+            hub.arrived.set()
+            if hub.gate is not None:
+                hub.gate.wait()
             self._answer(200, {})
 
         def _is_refused(self, kind: str) -> bool:

@@ -39,6 +39,7 @@ class Behaviour:
         info_faults: statuses of the next answers to `/info`; 0 drops the connection.
         is_dead: connections are dropped without an answer.
         die_after: drop every connection after this many plans.
+        stop_after: stop the process, with its connections open, after this many plans.
         gate: plan requests wait for it.
         nan_tasks: tasks whose latent has a NaN.
         speaks_json_only: answer with JSON, whatever `Accept` lists.
@@ -64,6 +65,7 @@ class Behaviour:
     is_dead: bool = False
     die_after: int | None = None
     exit_on_death: bool = False
+    stop_after: int | None = None
     gate: threading.Event | None = None
     nan_tasks: set[str] = field(default_factory=set)
     speaks_json_only: bool = False

@@ -11,10 +11,12 @@ import argparse
 import base64
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
@@ -45,8 +47,9 @@ class StubReplica:
     Attributes:
         behaviour: what it does.
         received: (task_id, seed) of every plan request, in order of arrival.
+        num_arrived: how often each task id came, to a dead stub too.
         dates: the `date` of each of them; None where it has none.
-        answered: task ids answered with a plan.
+        answered: task ids answered with a plan, noted before the answer is sent.
         sent_media_types: of the answers with a plan.
         arrived: set at every plan request.
     """
@@ -56,6 +59,7 @@ class StubReplica:
     ) -> None:
         self.behaviour = behaviour or Behaviour()
         self.received: list[tuple[str | None, int]] = []
+        self.num_arrived: Counter[str | None] = Counter()
         self.dates: list[str | None] = []
         self.answered: list[str | None] = []
         self.sent_media_types: set[str] = set()
@@ -180,7 +184,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         stub, behaviour = self.server.stub, self.server.stub.behaviour
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        life = stub.num_deaths
+        with stub.lock:
+            stub.num_arrived[body.get("task_id")] += 1
+            life = stub.num_deaths
         if self._is_gone():
             return
         with stub.lock:
@@ -230,7 +236,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             stub.answered.append(str(body.get("task_id")))
             is_last = len(stub.answered) == behaviour.die_after
-            behaviour.is_dead = behaviour.is_dead or is_last
+            if is_last:
+                behaviour.is_dead = True
             stub.lock.notify_all()
         answer, matrix = answer_of(behaviour, body, k)
         if not behaviour.speaks_json_only and _SAFETENSORS in self.headers["accept"]:
@@ -245,6 +252,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, answer)
         if is_last and behaviour.exit_on_death:
             os._exit(9)
+        if len(stub.answered) == behaviour.stop_after:
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def _fault(self, task: str) -> int | None:
         behaviour = self.server.stub.behaviour
@@ -300,6 +309,7 @@ def main() -> None:
     parser.add_argument("--max-slots", type=int, default=4)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--die-after", type=int, default=None, help="answers before it dies")
+    parser.add_argument("--stop-after", type=int, default=None, help="answers before it hangs")
     parser.add_argument("--killer", action="append", default=[], help="task that ends it")
     parser.add_argument("--not-ready", action="store_true", help="never become ready")
     parser.add_argument("--refuse-model", action="store_true", help="log like a failed load, exit")
@@ -315,6 +325,7 @@ def main() -> None:
         max_slots=args.max_slots,
         delay_s=args.delay,
         die_after=args.die_after,
+        stop_after=args.stop_after,
         killers=frozenset(args.killer),
         exit_on_death=True,
         is_ready=not args.not_ready,

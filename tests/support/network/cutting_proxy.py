@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import select
 import socket
 import struct
 import threading
@@ -39,7 +40,9 @@ class CuttingProxy:
         self._open: list[socket.socket] = []
         self.num_cut = 0
         self.away_s: float = 0.15
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._is_leaving, self._has_left = threading.Event(), threading.Event()
+        self._wake, self._woken = socket.socketpair()
+        self._listener = _listener(0)
         self._port = self._listener.getsockname()[1]
         self.base_url = f"http://127.0.0.1:{self._port}"
         self._thread = threading.Thread(target=self._accept)
@@ -50,34 +53,45 @@ class CuttingProxy:
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
-        self._close_listener()
+        self._wake.send(b"!")
         self._thread.join()
+        self._has_left.set()
         for connection in self._open:
             connection.close()
+        self._wake.close()
+        self._woken.close()
 
     def _accept(self) -> None:
         while not self._is_over.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                # Closed, by the test's end or by `refused`.
-                if not self._is_over.wait(None if isinf(self.away_s) else self.away_s):
-                    self._listener = socket.create_server(("127.0.0.1", self._port), backlog=64)
-                continue
-            self._open.append(connection)
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _close_listener(self) -> None:
-        # Closing alone does not wake `accept`.
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+            select.select([self._listener, self._woken], [], [])
+            # Those that have connected are served: to close a listener breaks their connections.
+            with suppress(BlockingIOError):
+                while True:
+                    self._start(self._listener.accept()[0])
+            if self._is_leaving.is_set():
+                self._leave()
         self._listener.close()
+
+    def _leave(self) -> None:
+        """Do not listen for a while."""
+        self._woken.recv(1)
+        self._listener.close()
+        self._is_leaving.clear()
+        self._has_left.set()
+        if not self._is_over.wait(None if isinf(self.away_s) else self.away_s):
+            self._listener = _listener(self._port)
+
+    def _start(self, connection: socket.socket) -> None:
+        connection.setblocking(True)
+        self._open.append(connection)
+        threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         with suppress(OSError), connection:
             while request := _read_request(connection):
+                is_cut = self._is_cut(request)
                 answer = self._answer_of(request)
-                if self._is_cut(request):
+                if is_cut:
                     self._send_cut(connection, answer)
                     return
                 connection.sendall(answer)
@@ -101,7 +115,10 @@ class CuttingProxy:
             case "reset":
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             case "refused":
-                self._close_listener()
+                self._has_left.clear()
+                self._is_leaving.set()
+                self._wake.send(b"!")
+                self._has_left.wait()
             case "silent":
                 self._is_over.wait()
 
@@ -122,6 +139,12 @@ class CuttingProxy:
         return "\r\n".join(lines).encode() + _HEAD_END + content
 
 
+def _listener(port: int) -> socket.socket:
+    listener = socket.create_server(("127.0.0.1", port), backlog=64)
+    listener.setblocking(False)
+    return listener
+
+
 def _read_request(connection: socket.socket) -> bytes:
     received = b""
     while _HEAD_END not in received:
@@ -136,5 +159,8 @@ def _read_request(connection: socket.socket) -> bytes:
         if line.lower().startswith(b"content-length:")
     ]
     while len(received) < len(head) + len(_HEAD_END) + sum(lengths):
-        received += connection.recv(1 << 16)
+        piece = connection.recv(1 << 16)
+        if not piece:
+            return b""
+        received += piece
     return received
