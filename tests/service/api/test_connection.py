@@ -85,7 +85,11 @@ def test_a_client_that_is_answered_cannot_keep_sending(
         read_all(connection)
 
 
-def test_a_client_that_sends_its_whole_body_sees_the_answer(server: LiveServer) -> None:
+def test_a_client_that_sends_its_whole_body_sees_the_answer(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However long the client takes on a busy machine.
+    monkeypatch.setattr(linger, "LINGER_S", TIMEOUT_S)
     with connect(server) as connection:
         connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n" + CHUNKED + CHUNK)
         assert connection.recv(10) == b"HTTP/1.1 4"
@@ -209,7 +213,11 @@ def test_a_stalled_reader_is_disconnected(start: Callable[..., LiveServer], stre
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_slow_reader_is_not_disconnected(start: Callable[..., LiveServer], stream: bool) -> None:
+def test_a_slow_reader_is_not_disconnected(
+    start: Callable[..., LiveServer], stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Less than the answer takes, and much more than a read on a busy machine.
+    monkeypatch.setattr(stall, "MAX_STALL_S", 1.5)
     live = start(max_slots=1).wait_ready()
     request = request_bytes(max_new_tokens=400, stream=stream).replace(
         b"Host", b"Connection: close\r\nHost", 1

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +21,7 @@ from latentwire_service.bridges.modules import Ridge
 from latentwire_service.fitting.receiver import FrozenReceiver, Scored
 from latentwire_service.fitting.samples import Dataset, Sample, Split
 from support.bridge_folders import loaded_model, write_dataset
+from support.fits.killed_fit import killed_fit
 from support.tiny_models import save_model
 from support.tiny_shape import HIDDEN_SIZE
 
@@ -149,15 +145,7 @@ def test_a_killed_fit_continues_to_the_same_bridge(place: Path, tmp_path: Path) 
     more = ("--kind", "mlp", "--steps", "24", "--check-every", "2", "--patience", "99")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(command(place, whole, *more)) == 0
-    run = [sys.executable, "-m", "latentwire", "fit-bridge", *command(place, killed, *more)]
-    process = subprocess.Popen(run, stderr=subprocess.DEVNULL, env={**os.environ})
-    state = killed / ".fit.safetensors"
-    deadline = time.monotonic() + 120
-    while not state.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert state.exists()
+    state = killed_fit(killed, "fit-bridge", *command(place, killed, *more))
     assert not (killed / "bridge.json").exists()
     assert main(command(place, killed, *more)) == 0
     assert not state.exists()

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +15,7 @@ from latentwire.compressors.base import Rows
 from latentwire.compressors.directory import read_compressor
 from latentwire_service.compressors.fitting.command import main
 from latentwire_service.compressors.modules import Autoencoder, Resampler
+from support.fits.killed_fit import killed_fit
 from support.fits.latent_files import WIDTH, random_latents, write_latents
 
 FAST = ("--device", "cpu", "--threads", "1", "--held-out", "0.25", "--dim", "5")
@@ -135,15 +131,7 @@ def test_a_killed_fit_continues_to_the_same_compressor(
     more = (*KINDS[kind], "--steps", "24", "--check-every", "2", "--patience", "99")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(command(dataset, whole, *more)) == 0
-    run = [sys.executable, "-m", "latentwire", "fit-compressor", *command(dataset, killed, *more)]
-    process = subprocess.Popen(run, stderr=subprocess.DEVNULL, env={**os.environ})
-    state = killed / ".fit.safetensors"
-    deadline = time.monotonic() + 120
-    while not state.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert state.exists()
+    state = killed_fit(killed, "fit-compressor", *command(dataset, killed, *more))
     assert not (killed / "compressor.json").exists()
     assert main(command(dataset, killed, *more)) == 0
     assert not state.exists()
