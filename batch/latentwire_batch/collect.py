@@ -79,7 +79,8 @@ def collect(
         UsageError: when the settings cannot be followed; nothing was written.
         BatchError: when the dataset could not be finished; finished rows are kept.
     """
-    refuse_mixture(settings.output_dir, shard)
+    replaces = settings.overwrite or settings.retry_failed
+    refuse_mixture(settings.output_dir, shard, replaces)
     if shard is not None:
         settings = settings.model_copy(update={"output_dir": settings.output_dir / shard.folder})
     if settings.on == "ray" and rank.count > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from shlex import quote
 
 from pydantic_settings import BaseSettings
 
@@ -30,6 +31,7 @@ _ADVICE = {
     "--retry-failed tries them again",
     "timeout": "rerun with --retry-failed and a larger --timeout",
 }
+_FAILS_AGAIN = ("invalid-request", "invalid-row", "compression-failed", "number-format")
 
 
 class ExitStatus(IntEnum):
@@ -106,11 +108,11 @@ def report_written(console: Console, written: Written) -> ExitStatus:
     """State what this run wrote and what to do next, and return the exit status."""
     num_failed = sum(written.failures.values())
     if num_failed:
-        console.say(f"{written.num_finished} rows are written; {num_failed} failed")
+        console.say(f"{_rows(written.num_finished)} written; {num_failed} failed")
         for code, count in written.failures.items():
             console.say(f"{count} failed with {code} (see failures.jsonl): {_advice(code)}")
     else:
-        console.say(f"all {written.num_finished} rows are written")
+        console.say(f"{_all_rows(written.num_finished)} written")
     if written.num_cut:
         console.say(
             f"{written.num_cut} of {written.num_finished} plans were cut at --max-new-tokens "
@@ -118,9 +120,11 @@ def report_written(console: Console, written: Written) -> ExitStatus:
         )
     place, shard = _shown(written.output_dir), written.shard
     if shard is None:
-        console.say(f"the dataset is in {place}; look at it with: latentwire inspect {place}")
+        console.say(
+            f"the dataset is in {place}; look at it with: latentwire inspect {quote(place)}"
+        )
     else:
-        parent = _shown(written.output_dir.parent)
+        parent = quote(_shown(written.output_dir.parent))
         console.say(
             f"shard {shard} is in {place}; when all {shard.count} are done, join them with: "
             f"latentwire merge {parent} -o DATASET"
@@ -133,6 +137,19 @@ def _shown(path: Place) -> str:
     return f".../{path.name}" if path.is_absolute() else str(path)
 
 
+def _all_rows(count: int) -> str:
+    return "the only row is" if count == 1 else f"all {count} rows are"
+
+
+def _rows(count: int) -> str:
+    return "1 row is" if count == 1 else f"{count} rows are"
+
+
+def can_be_retried(code: str) -> bool:
+    """Whether `--retry-failed` may help a row that failed with a code."""
+    return code not in _FAILS_AGAIN
+
+
 def _advice(code: str) -> str:
     return _ADVICE.get(code, "--retry-failed retries them")
 
@@ -142,7 +159,7 @@ def report_nothing_to_do(
     num_finished: int,
     num_failed: int,
     num_unusable: int = 0,
-    verb: str = "collected",
+    is_merged: bool = False,
 ) -> ExitStatus:
     """State that an earlier run wrote everything, and return the exit status.
 
@@ -151,13 +168,18 @@ def report_nothing_to_do(
         num_finished: rows with a latent.
         num_failed: rows without one.
         num_unusable: of these, rows that cannot be sent at all.
-        verb: what the earlier run did with the rows.
+        is_merged: whether the earlier run was one of `latentwire merge`.
     """
+    verb = "merged" if is_merged else "collected"
     if not num_failed:
-        console.say(f"nothing to do: all {num_finished} rows are already {verb}")
+        console.say(f"nothing to do: {_all_rows(num_finished)} already {verb}")
         return ExitStatus.ALL_ROWS
-    failed = _failed(num_failed) if num_failed > num_unusable else _unusable(num_unusable)
-    console.say(f"nothing to do: {num_finished} rows are already {verb}; {failed}")
+    if is_merged:
+        # Its shards are retried, and some kinds of failures not at all.
+        failed = f"{num_failed} failed (see failures.jsonl)"
+    else:
+        failed = _failed(num_failed) if num_failed > num_unusable else _unusable(num_unusable)
+    console.say(f"nothing to do: {_rows(num_finished)} already {verb}; {failed}")
     return ExitStatus.SOME_ROWS_FAILED
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -28,6 +29,8 @@ from latentwire_batch.tasks.inputs import SplitRows
 from latentwire_batch.tasks.rows import DataIdentity, RowFields
 
 _MAX_SHOWN_CHARS = 40
+# Of long values that begin alike.
+_MAX_SAME_CHARS = 20
 _STORAGE_DTYPE = "storage_dtype"
 _SHARD = "shard"
 _LAYOUT, _SPLITS = "layout", "splits"
@@ -211,10 +214,20 @@ def _differences(
         if isinstance(value, Mapping) and isinstance(before, Mapping):
             found += _differences(before, value, f"{prefix}{name}.")
         elif before != value:
-            found.append(f"{prefix}{name} was {_shown(before)}, now {_shown(value)}")
+            was, now = shown_values(before, value)
+            found.append(f"{prefix}{name} was {was}, now {now}")
     return found
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "..."
+def shown_values(one: Any, other: Any) -> tuple[str, str]:
+    """Return two values that differ as short texts that differ, too."""
+    texts = repr(one), repr(other)
+    start = max(0, len(commonprefix(texts)) - _MAX_SAME_CHARS)
+    if max(map(len, texts)) <= _MAX_SHOWN_CHARS:
+        start = 0
+    return _cut(texts[0], start), _cut(texts[1], start)
+
+
+def _cut(text: str, start: int) -> str:
+    end = start + _MAX_SHOWN_CHARS
+    return ("..." if start else "") + text[start:end] + ("..." if end < len(text) else "")

@@ -110,7 +110,14 @@ def test_failures_come_with_their_numbers_and_advice(
         ),
     ],
 )
-@pytest.mark.parametrize(("given", "shown"), [("outputs/demo", "outputs/demo"), ("/a/b", ".../b")])
+@pytest.mark.parametrize(
+    ("given", "shown", "quoted"),
+    [
+        ("outputs/demo", "outputs/demo", "outputs/demo"),
+        ("/a/b", ".../b", ".../b"),
+        ("my plans", "my plans", "'my plans'"),
+    ],
+)
 def test_the_last_lines_name_the_files_and_the_next_command(
     failures: dict[str, int],
     num_cut: int,
@@ -118,9 +125,10 @@ def test_the_last_lines_name_the_files_and_the_next_command(
     status: ExitStatus,
     given: str,
     shown: str,
+    quoted: str,
 ) -> None:
     stream = WatchedStream()
     written = Written(8, failures, num_cut, 96, Path(given))
     assert report_written(Console(stream, "c"), written) == status
-    last = f"the dataset is in {shown}; look at it with: latentwire inspect {shown}"
+    last = f"the dataset is in {shown}; look at it with: latentwire inspect {quoted}"
     assert stream.getvalue().splitlines() == [f"c: {line}" for line in [*lines, last]]

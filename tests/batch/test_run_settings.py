@@ -8,7 +8,7 @@ import pytest
 from latentwire_batch.dispatch.seeds import Seeds, draw_seed, row_seed
 from latentwire_batch.errors import StorageError
 from latentwire_batch.replicas.identity import ModelIdentity
-from latentwire_batch.run_settings import RunSettings
+from latentwire_batch.run_settings import RunSettings, shown_values
 from latentwire_batch.tasks.rows import DataIdentity, RowFields
 
 MODEL = ModelIdentity("m", "abc", 8, "float32")
@@ -131,6 +131,19 @@ def test_a_long_value_is_shortened() -> None:
     options: Any = {**SETTINGS.options, "prompt_template": "x" * 100}
     (phrase,) = SETTINGS.differences(replace(SETTINGS, options=options))
     assert phrase.endswith(f"now '{'x' * 39}...")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shown"),
+    [
+        ("x" * 100 + "a", "x" * 100 + "b", ("..." + "x" * 20 + "a'", "..." + "x" * 20 + "b'")),
+        ("a" * 99, "b", ("'" + "a" * 39 + "...", "'b'")),
+        ("x" * 30 + "a", "x" * 30, (repr("x" * 30 + "a"), repr("x" * 30))),
+        (None, 5, ("None", "5")),
+    ],
+)
+def test_what_is_shown_of_two_values_differs(one: Any, other: Any, shown: tuple[str, str]) -> None:
+    assert shown_values(one, other) == shown
 
 
 @pytest.mark.parametrize("missing", ["data", "k", "prompt", "sampling"])

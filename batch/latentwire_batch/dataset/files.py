@@ -20,6 +20,7 @@ from latentwire_batch.errors import InputError
 from latentwire_batch.locations import Place
 from latentwire_batch.output.layout import DATA_NAME, HF_DATASET_NAME, MANIFEST_NAME
 from latentwire_batch.output.split_data import SPLITS
+from latentwire_batch.shards.shard import FOLDER_PATTERN
 from latentwire_batch.tasks.arrow_files import (
     STATE_NAME,
     BatchSource,
@@ -172,6 +173,8 @@ def _found(path: Place, prefers_arrow: bool) -> DatasetFiles:
         if splits:
             parts = (DatasetPart(file, split.name) for split in splits for file in split.paths)
             return DatasetFiles(root, tuple(parts))
+    if next(iter(path.glob(FOLDER_PATTERN)), None) is not None:
+        raise InputError("holds shards: latentwire merge joins them, and each is a dataset, too")
     raise InputError("holds neither data.parquet nor hf_dataset, and no files of splits in data")
 
 

@@ -18,6 +18,7 @@ from latentwire_batch.output.durable import read_json
 from latentwire_batch.output.layout import CLAIM_NAME, MANIFEST_NAME, OutputLayout
 from latentwire_batch.output.locks import is_locked
 from latentwire_batch.replicas.fleet import FleetSummary
+from latentwire_batch.run_settings import shown_values
 from latentwire_batch.shards.folder import shards_in
 from latentwire_batch.shards.shard import Shard
 
@@ -226,7 +227,7 @@ def _shard_of(
 def shown(path: Place) -> str:
     """Name a folder in a message, which holds no absolute path and no key."""
     if isinstance(path, Path) and path.is_absolute():
-        return f".../{'/'.join(path.parts[-2:])}"
+        return f".../{'/'.join(path.parts[1:][-2:])}"
     return str(path)
 
 
@@ -236,7 +237,8 @@ def check_same_collection(shards: Sequence[FinishedShard]) -> None:
     Raises:
         InputError: naming the difference, and what avoids it.
     """
-    flat = [_flat(shard.manifest.settings.to_json()) for shard in shards]
+    settings = [shard.manifest.settings for shard in shards]
+    flat = [{**_flat(one.to_json()), _LAYOUT: one.layout} for one in settings]
     usual = Counter(map(_key, flat)).most_common(1)[0][0]
     first = next(number for number, values in enumerate(flat) if _key(values) == usual)
     others = [number for number, values in enumerate(flat) if _key(values) != usual]
@@ -257,7 +259,11 @@ def _difference(
 ) -> str:
     usual, other = flat[first], flat[others[0]]
     names = [name for name in {**usual, **other} if usual.get(name) != other.get(name)]
-    found = [f"{n} is {_value(usual.get(n))} and {_value(other.get(n))}" for n in names]
+    if _LAYOUT in names:
+        # Only one of the layouts has splits.
+        names = [name for name in names if name != _SPLITS]
+    pairs = {name: shown_values(usual.get(name), other.get(name)) for name in names}
+    found = [f"{name} is {one} and {another}" for name, (one, another) in pairs.items()]
     remedies = [remedy for start, remedy in _REMEDIES.items() if names[0].startswith(start)]
     odd = name_shards([shards[number].shard for number in others])
     return (
@@ -273,12 +279,7 @@ _REMEDIES = {
     "prompt.date": "give all shards the same --date",
     "model.": "let all shards use the same model",
 }
-_MAX_SHOWN_CHARS = 40
-
-
-def _value(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "..."
+_LAYOUT, _SPLITS = "layout", "splits"
 
 
 def _key(values: Mapping[str, Any]) -> str:

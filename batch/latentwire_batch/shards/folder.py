@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from latentwire_batch.dataset.files import read_manifest_json
 from latentwire_batch.dispatch.seeds import ROW_SEED_BITS
 from latentwire_batch.errors import UsageError, storage_error
 from latentwire_batch.locations import Folder, Place, RemotePath
@@ -30,22 +31,23 @@ def shards_in(folder: Place) -> dict[Place, Shard]:
     return {path: shard for path, shard in found.items() if shard is not None and path.is_dir()}
 
 
-def refuse_mixture(folder: Place, shard: Shard | None) -> None:
+def refuse_mixture(folder: Place, shard: Shard | None, replaces: bool) -> None:
     """Refuse to collect next to what is no part of the same collection.
 
     Args:
         folder: the settings' `output_dir`.
         shard: to be collected; None: all rows.
+        replaces: whether a finished dataset in the folder itself will be another one.
 
     Raises:
         UsageError: when the folder holds shards of another number, or all rows where a shard is
             wanted, or the other way round.
     """
     with output_errors("cannot be read"):
-        _refuse_mixture(folder, shard)
+        _refuse_mixture(folder, shard, replaces)
 
 
-def _refuse_mixture(folder: Place, shard: Shard | None) -> None:
+def _refuse_mixture(folder: Place, shard: Shard | None, replaces: bool) -> None:
     # An unfinished run has its settings at the same place in a directory and behind a URL.
     manifest_file, settings_file = folder / MANIFEST_NAME, folder / CLAIM_NAME
     if folder.exists() and not folder.is_dir():
@@ -58,6 +60,9 @@ def _refuse_mixture(folder: Place, shard: Shard | None) -> None:
                 "collect, name another directory"
             )
         is_own = manifest_file.exists() or settings_file.exists()
+        if replaces and MERGED in (read_manifest_json(folder) or ()):
+            # The shards, if they are here, could not be collected next to what replaces it.
+            is_own = False
         if not is_own and shards_in(folder):
             raise UsageError(
                 "--output-dir: holds shards, which latentwire merge joins; to collect all rows in "

@@ -24,6 +24,7 @@ from latentwire_batch.evaluation.progress import EvaluationProgress
 from latentwire_batch.exit_status import (
     ExitStatus,
     Written,
+    can_be_retried,
     report_nothing_to_do,
     report_written,
 )
@@ -145,7 +146,7 @@ class _Merging:
                 "were collected again; --overwrite replaces it"
             )
         counts = self._manifest.counts
-        return report_nothing_to_do(self._console, counts.finished, counts.failed, verb="merged")
+        return report_nothing_to_do(self._console, counts.finished, counts.failed, is_merged=True)
 
     @property
     def split_names(self) -> list[str]:
@@ -234,7 +235,7 @@ class _Merging:
                 output_dir=self._settings.output_dir,
             ),
         )
-        if failures:
+        if any(map(can_be_retried, failures)):
             self._console.say(
                 "--retry-failed is a flag of collect: run it for the shards, and merge them again "
                 "with --overwrite"

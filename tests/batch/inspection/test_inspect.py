@@ -167,14 +167,17 @@ def test_another_schema_is_refused(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["absent", "text", "empty"])
+@pytest.mark.parametrize("name", ["absent", "text", "empty", "shards"])
 def test_a_path_without_a_dataset_is_refused_and_not_quoted(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text").write_text("hello")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "shards" / "shard-00000-of-00002").mkdir(parents=True)
     assert main([str(tmp_path / name)]) == 2
-    assert str(tmp_path) not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert str(tmp_path) not in said
+    assert ("holds shards: latentwire merge joins them" in said) == (name == "shards")
 
 
 @pytest.mark.parametrize("content", ['{"id": "a", "task": "b"}\n', "# Title\n", ""])

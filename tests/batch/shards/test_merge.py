@@ -67,7 +67,10 @@ def test_merged_shards_are_the_dataset_of_one_run(
     assert said(merged)["merged"]["shards"] == 4
     again = merge()
     assert again.status == 3
-    assert "nothing to do: 19 rows are already merged" in again.stderr
+    # Neither these rows nor those of another merge can be retried here.
+    assert again.stderr.endswith(
+        "nothing to do: 19 rows are already merged; 4 failed (see failures.jsonl)\n"
+    )
 
 
 def test_shards_without_rows_and_a_single_shard(
@@ -79,6 +82,14 @@ def test_shards_without_rows_and_a_single_shard(
     assert merge(sources=sources, target=output).status == 0
     assert pq.read_table(output / "data.parquet")["task_id"].to_pylist() == ["t0", "t1", "t2"]
     assert collect("--shard", "0/5", "--limit", "3", replicas=[stub]).status == 0
+    # The shards could not be collected next to a collection of all rows.
+    for flag in ("--overwrite", "--retry-failed"):
+        ended = collect("--limit", "3", flag, replicas=[stub])
+        assert (ended.status, "holds shards, which latentwire merge" in ended.stderr) == (2, True)
+    assert (
+        "the only row is already collected"
+        in collect("--shard", "1/5", "--limit", "3", replicas=[stub]).stderr
+    )
     one = tmp_path / "one"
     assert collect("--shard", "0/1", "--output-dir", str(one), replicas=[stub]).status == 0
     assert merge(sources=(one,), target=tmp_path / "all").status == 0
@@ -116,6 +127,7 @@ def test_what_is_no_shard_or_there_twice_is_refused(
     cases = {
         (whole,): "holds a dataset that is not a shard",
         (tmp_path,): "holds no shards",
+        (Path("/dev"),): "merge: .../dev: holds no shards",
         (output, other): "shard 1/2 is there twice, in .*out/shard.* and .*other/shard",
         # One folder that is named twice is one.
         (output, folder): "shard 0/2 is missing",

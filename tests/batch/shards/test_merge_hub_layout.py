@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,32 @@ def test_the_splits_are_those_of_one_run(
         assert said[0][part] == said[1][part]
     loaded = datasets.load_dataset(str(merged), cache_dir=str(tmp_path / "cache"))
     assert {name: len(split) for name, split in loaded.items()} == expected
+
+
+def test_shards_whose_splits_differ_are_refused(
+    tmp_path: Path, stub: StubReplica, merge: Merge
+) -> None:
+    first, second = (str(write_tasks(tmp_path / f"{name}.jsonl", 2)) for name in "ab")
+    out = tmp_path / "out"
+
+    def collect(shard: int, *flags: str) -> None:
+        args = ["--output-dir", str(out), "--replica", stub.base_url, "--max-new-tokens", "12"]
+        with redirect_stderr(WatchedStream()):
+            assert main([*args, "--shard", f"{shard}/2", "--overwrite", *flags]) == 0
+
+    named = ("--layout", "hub", "--dataset", f"train={first}", "--dataset")
+    collect(0, *named, f"test={second}")
+    others = {
+        r"splits is \S*(.*'test'.*) and \S*(.*'eval'.*); use the same": (*named, f"eval={second}"),
+        "settings: layout is 'hub' and 'classic'; use the same": (
+            "--dataset",
+            first,
+            "--dataset",
+            second,
+        ),
+    }
+    for words, flags in others.items():
+        collect(1, *flags)
+        ended = merge(sources=(out,))
+        assert ended.status == 2
+        assert re.search(words, ended.stderr), ended.stderr

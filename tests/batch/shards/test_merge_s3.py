@@ -56,7 +56,7 @@ def test_shards_in_a_bucket_are_merged_into_a_bucket(
     assert collect(*flags, *SMALL_FILES, "--output-dir", str(whole), replicas=[stub]).status == 0
     ended = collect_to_bucket(collect, stub, work, 2, *flags)
     assert [one.status for one in ended] == [0] * 2
-    assert f"join them with: latentwire merge s3://{OUT} -o DATASET" in ended[-1].stderr
+    assert f"join them with: latentwire merge 's3://{OUT}' -o DATASET" in ended[-1].stderr
 
     def merged(*sources: str, target: str = f"s3://{DATASET}", more: tuple[str, ...] = ()) -> Ended:
         options = ("--work-dir", str(work), *SMALL_FILES, *more)
