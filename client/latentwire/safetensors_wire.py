@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic_core import from_json
 
 from latentwire.answer_form import COMPRESSED, HIDDEN_STATE, named_latents
 from latentwire.constants import MAX_NAME_CHARS
@@ -231,7 +232,7 @@ def unpack(content: bytes | memoryview) -> tuple[PlanLatentResponse, dict[str, M
     try:
         (length,) = LENGTH.unpack_from(content)
         base = LENGTH.size + length
-        header = json.loads(bytes(content[LENGTH.size : base]))
+        header = from_json(bytes(content[LENGTH.size : base]))
         response = PlanLatentResponse.model_validate_json(header.pop(_METADATA)[_RESPONSE])
         described = named_latents(
             response.hidden_state, response.hidden_state_comp, response.hidden_state_comp_arrays

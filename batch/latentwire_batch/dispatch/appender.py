@@ -6,8 +6,8 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,44 +19,39 @@ class _Job:
 class Appender:
     """Runs calls one after the other. Belongs to one event loop.
 
-    `run_in_executor` costs a row as much as writing it. This takes all calls that wait at once, and
-    so it reports their ends.
+    `run_in_executor` costs a row as much as writing it. Here a call costs the event loop one entry
+    in a queue, and the ends of several calls are reported together.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="append")
-        self._lock = threading.Lock()
-        self._waiting: deque[_Job] = deque()
+        # None ends the thread.
+        self._waiting: SimpleQueue[_Job | None] = SimpleQueue()
         self._ended: deque[tuple[_Job, BaseException | None]] = deque()
-        self._is_running = False
         self._is_reporting = False
+        self._is_closed = False
+        # A process that ends early need not wait for it: a torn write shows in the log.
+        self._thread = threading.Thread(target=self._run_waiting, name="append", daemon=True)
+        self._thread.start()
 
     async def run(self, call: Callable[[], None]) -> None:
         """Run a call on the thread; raises what it raises. A call that was cancelled may run."""
         job = _Job(call, self._loop.create_future())
-        with self._lock:
-            self._waiting.append(job)
-            is_running, self._is_running = self._is_running, True
-        if not is_running:
-            self._thread.submit(self._run_waiting)
+        self._waiting.put(job)
         await job.ended
 
     def close(self) -> None:
         """Wait for the call that runs now, and drop the others."""
-        with self._lock:
-            self._waiting.clear()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._is_closed = True
+        self._waiting.put(None)
+        self._thread.join()
 
     def _run_waiting(self) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    self._is_running = False
-                    return
-                job = self._waiting.popleft()
+        while (job := self._waiting.get()) is not None and not self._is_closed:
             if not job.ended.cancelled():
                 self._run(job)
+            # While this waits for the next one, it must not keep memory that answers can use.
+            del job
 
     def _run(self, job: _Job) -> None:
         error: BaseException | None = None
@@ -64,17 +59,16 @@ class Appender:
             job.call()
         except BaseException as raised:
             error = raised
-        with self._lock:
-            self._ended.append((job, error))
-            is_reporting, self._is_reporting = self._is_reporting, True
-        if not is_reporting:
+        self._ended.append((job, error))
+        # In this order: a report that is due takes what was added before it begins.
+        if not self._is_reporting:
+            self._is_reporting = True
             self._loop.call_soon_threadsafe(self._report)
 
     def _report(self) -> None:
-        with self._lock:
-            ended, self._ended = self._ended, deque()
-            self._is_reporting = False
-        for job, error in ended:
+        self._is_reporting = False
+        while self._ended:
+            job, error = self._ended.popleft()
             if job.ended.done():
                 continue
             if error is None:

@@ -22,7 +22,6 @@ only its own record.
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic_core import from_json, to_json
 
 from latentwire_batch.dataset.checksum import crc32
 from latentwire_batch.errors import StorageError, storage_error
@@ -111,7 +111,7 @@ def record_head(record: Record, multiple_of: int = 1) -> bytes:
         record: to write.
         multiple_of: spaces after the object make the size a multiple of it.
     """
-    meta = json.dumps(record.meta, ensure_ascii=False).encode()
+    meta = to_json(record.meta)
     meta += b" " * (-(HEADER_BYTES + len(meta)) % multiple_of)
     checksum = crc32(meta)
     for piece in record.body:
@@ -142,7 +142,7 @@ def parse_record(data: memoryview) -> Record:
     content = data[HEADER_BYTES : header.record_bytes]
     if crc32(content) != header.checksum:
         raise StorageError(f"the record of row {header.row} is damaged")
-    meta = json.loads(bytes(content[: header.meta_bytes]))
+    meta = from_json(bytes(content[: header.meta_bytes]))
     return Record(header.kind, header.row, meta, [content[header.meta_bytes :]])
 
 
@@ -259,7 +259,7 @@ class RecordLog:
         header = self._known_header(offset)
         try:
             meta = os.pread(self._fd, header.meta_bytes, offset + HEADER_BYTES)
-            value: dict[str, Any] = json.loads(meta)
+            value: dict[str, Any] = from_json(meta)
         except OSError as error:
             raise storage_error("cannot be read", error) from error
         except ValueError as error:
