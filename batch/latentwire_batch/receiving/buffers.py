@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import weakref
-from bisect import bisect_left, insort_left
+from bisect import bisect_left, insort
 from collections import deque
 from operator import attrgetter
 
@@ -78,8 +78,7 @@ class BufferPool:
     def _collect(self) -> None:
         while self._returned:
             block = self._returned.popleft()
-            # Before those of its size: what was used last is still in the processor's cache.
-            insort_left(self._idle, block, key=_size_of)
+            insort(self._idle, block, key=_size_of)
             self._idle_bytes += block.nbytes
             while self._idle_bytes > self._max_idle_bytes:
                 # The smallest ones serve the fewest answers.

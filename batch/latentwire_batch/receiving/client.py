@@ -7,10 +7,10 @@ proxies, cookies and large requests stay with httpx, and so does everything but 
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import httpx
+from pydantic_core import to_json
 
 from latentwire import AsyncClient, InfoResponse, PlanLatent, ProtocolError, exchange
 from latentwire.call import Call
@@ -110,9 +110,7 @@ class ReceivingClient(AsyncClient):
         """Return a request as it is sent; None when it is too large for one piece."""
         content = call.content
         if content is None:
-            content = json.dumps(
-                call.body, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-            ).encode()
+            content = to_json(call.body)
         if len(content) > _MAX_REQUEST_BYTES:
             return None
         if self._head is None:

@@ -88,6 +88,7 @@ class Connection(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close the connection at once; the other end notices that its answer is not wanted."""
         self._is_reusable = False
+        self._stop_timer()
         if self._transport is not None:
             self._transport.abort()
 
@@ -108,14 +109,16 @@ class Connection(asyncio.BufferedProtocol):
         self._num_received = 0
         self._transport.write(request)
         self._active_s = self._loop.time()
-        self._timer = self._loop.call_at(self._active_s + timeout_s, self._check_silence)
+        due_s = self._active_s + timeout_s
+        # That of the request before it is kept: it is early, and then waits for the rest.
+        if self._timer is None or self._timer.when() > due_s:
+            self._set_timer(due_s)
         try:
             return await self._waiter
         except BaseException:
             self.abort()
             raise
         finally:
-            self._timer.cancel()
             self._waiter = self._head = self._body = self._reader = None
             self.idle_since_s = self._loop.time()
             if not self._is_reusable:
@@ -163,6 +166,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End an answer that can no longer arrive."""
         self._is_reusable = False
+        self._stop_timer()
         error = httpx.ReadError("" if exc is None else str(exc))
         error.__cause__ = exc
         self._fail(error)
@@ -233,10 +237,22 @@ class Connection(asyncio.BufferedProtocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
 
+    def _set_timer(self, due_s: float) -> None:
+        self._stop_timer()
+        self._timer = self._loop.call_at(due_s, self._check_silence)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _check_silence(self) -> None:
+        self._timer = None
+        if self._waiter is None:
+            return
         due_s = self._active_s + self._timeout_s
         if self._loop.time() < due_s:
-            self._timer = self._loop.call_at(due_s, self._check_silence)
+            self._set_timer(due_s)
         else:
             self._fail(httpx.ReadTimeout(""))
 
