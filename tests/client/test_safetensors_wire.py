@@ -73,3 +73,9 @@ def test_values_that_are_not_aligned_become_an_aligned_copy(wire: Any, num_space
 def test_another_tensor_is_refused(wire: Any, change: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError, match="not those that its fields describe"):
         unpack(with_header(packed(wire, 4), change))
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"a":' * 100_000, b'{"a"', b"\xff", b""])
+def test_a_header_that_is_no_json_object_is_refused(text: bytes) -> None:
+    with pytest.raises(ProtocolError, match="not a safetensors file of a plan"):
+        unpack(len(text).to_bytes(8, "little") + text)

@@ -36,6 +36,8 @@ class Appender:
 
     async def run(self, call: Callable[[], None]) -> None:
         """Run a call on the thread; raises what it raises. A call that was cancelled may run."""
+        if self._is_closed:
+            raise RuntimeError("the thread has ended")
         job = _Job(call, self._loop.create_future())
         self._waiting.put(job)
         await job.ended

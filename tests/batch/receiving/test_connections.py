@@ -184,6 +184,23 @@ def test_silence_ends_a_request(part: bytes, monkeypatch: pytest.MonkeyPatch) ->
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("idle_s", [0.0, 0.5])
+def test_silence_ends_a_later_request_of_a_connection(idle_s: float) -> None:
+    async def main() -> None:
+        scripts = [Script([part], closes=False) for part in (http(packed()), b"HTTP/1.1")]
+        async with (
+            ScriptedServer(scripts) as server,
+            receiving(server.base_url, timeout_s=0.4) as client,
+        ):
+            await client.plan_latent("a")
+            await asyncio.sleep(idle_s)
+            assert type(await failure(client)) is TransportTimeoutError
+            assert server.num_connections == 1
+            await server.left.wait()
+
+    asyncio.run(main())
+
+
 def test_a_slow_answer_is_no_silence() -> None:
     async def main() -> None:
         pieces = [packed()[start : start + 32] for start in range(0, len(packed()), 32)]
