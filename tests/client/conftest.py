@@ -51,6 +51,7 @@ class ScriptedServer:
     def __init__(self) -> None:
         self.received: list[Received] = []
         self.script: list[Answer] = []
+        self.arrived = threading.Semaphore(0)
         self.is_over = threading.Event()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._make_handler())
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
@@ -74,6 +75,7 @@ class ScriptedServer:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 server.received.append(Received(self.command, self.path, headers, body))
+                server.arrived.release()
                 answer = server.script.pop(0) if len(server.script) > 1 else server.script[0]
                 if answer.is_silent:
                     server.is_over.wait()

@@ -216,6 +216,7 @@ def test_read_timeout_is_not_retried(server: Any, call: Any, wire: Any) -> None:
     server.script = [wire.Answer(is_silent=True)]
     with pytest.raises(TransportTimeoutError, match="no answer in time"):
         call("plan_latent", "t", client={"timeout_s": 0.1})
+    assert server.arrived.acquire(timeout=60)
     assert len(server.received) == 1
 
 
