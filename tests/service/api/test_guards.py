@@ -324,9 +324,9 @@ def test_draining_fails_requests_that_are_not_done_in_time(
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(live.http.post, "/plan_latent", json=GREEDY)
         assert gate.is_reached.wait(TIMEOUT_S)
-        opener = threading.Timer(0.5, gate.may_pass.set)
         drained = pool.submit(live.service.drain, 0.01)
-        opener.start()
+        assert live.watch.draining.wait(TIMEOUT_S)
+        threading.Timer(0.5, gate.may_pass.set).start()
         assert drained.result(TIMEOUT_S) is False
         answer = running.result(TIMEOUT_S)
     assert code_of(answer) == (503, "not-ready")
