@@ -15,15 +15,23 @@ RUN = """
 import sys
 sys.modules |= dict.fromkeys(["torch", "transformers", "tokenizers", "accelerate", "gguf"])
 import pytest
+
+class OnceEach:
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items):
+        first = {item.function: item for item in reversed(items)}
+        items[:] = [item for item in items if first[item.function] is item]
+
 sys.exit(pytest.main(["-k", "not local", "-m", "not slow", "-p", "no:cacheprovider",
     "tests/service/test_model_service.py", "tests/service/test_lifecycle.py",
-    "tests/service/api"]))
+    "tests/service/api"], plugins=[OnceEach()]))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_the_http_contract_is_tested_without_torch() -> None:
+    """Each test runs with its first parameters: with all of them, it runs where torch is."""
     done = subprocess.run(
         [sys.executable, "-c", RUN], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -34,6 +34,9 @@ _VARIABLES = {
     # Ray Data's own actors cause an error message that concerns no user.
     _LOG_LEVEL_VARIABLE: "fatal",
 }
+# Ray's own default where its clusters are not supported: a node is 127.0.0.1, and listens there.
+# On Linux, it replaces that address by the machine's own, even where it is given.
+_LOCAL_VARIABLES = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _STDERR = 2
 
 
@@ -89,13 +92,16 @@ class Placement:
         return None
 
 
-def import_ray() -> ModuleType:
+def import_ray(address: str = "") -> ModuleType:
     """Return Ray with the parts that a collection uses.
+
+    Args:
+        address: that is to be connected to, if Ray is not yet.
 
     Raises:
         UsageError: it is not installed.
     """
-    for name, value in _VARIABLES.items():
+    for name, value in (_VARIABLES | (_LOCAL_VARIABLES if address == _LOCAL else {})).items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -141,8 +147,8 @@ def attached(settings: CollectSettings) -> Iterator[ModuleType]:
     Raises:
         UsageError: Ray is missing, or there is no such cluster.
     """
-    ray = import_ray()
     address = _address(settings)
+    ray = import_ray(address)
     if address.startswith(_CLIENT_SCHEME):
         raise UsageError(
             "--ray-address: collect runs on a machine of the cluster, where auto is the address; "

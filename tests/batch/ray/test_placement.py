@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, patch
 
 import pytest
 
@@ -12,7 +14,7 @@ from latentwire_batch.__main__ import main
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.errors import UsageError
 from latentwire_batch.ray import autoscaler, cluster
-from latentwire_batch.ray.cluster import Placement, place
+from latentwire_batch.ray.cluster import Placement, attached, place
 from latentwire_batch.ray.stream import block_rows
 
 
@@ -142,3 +144,24 @@ def test_blocks_are_small_unless_there_were_too_many_of_them(
     num_rows: int, num_slots: int, expected: int
 ) -> None:
     assert block_rows(num_rows, num_slots) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "expected"),
+    [
+        ({}, {}, "0"),
+        ({"ray_address": "local"}, {}, "0"),
+        ({}, {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}, "1"),
+        ({"ray_address": "auto"}, {}, None),
+        ({}, {"RAY_ADDRESS": "192.0.2.1:6379"}, None),
+    ],
+)
+def test_ray_that_collect_starts_is_on_loopback(
+    given: dict[str, Any], environment: dict[str, str], expected: str | None
+) -> None:
+    """Ray reads the variable when it is imported; it decides whether a node is 127.0.0.1."""
+    modules = {"ray": MagicMock(), "ray.data": MagicMock()}
+    with patch.dict(sys.modules, modules), patch.dict(os.environ, environment, clear=True):
+        with attached(settings(**given)):
+            pass
+        assert os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == expected

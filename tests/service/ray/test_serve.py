@@ -13,19 +13,24 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import yaml
 
 from latentwire import Client, LatentwireError, PlanLatent, PlanOptions, PromptTooLongError
+from latentwire.protocol import InfoResponse
+from latentwire_service.engine_factory import backend_factory
 from latentwire_service.ray.in_process import InProcessService, open_engine
+from support.ray import stand_in_backend
 from support.ray.processes import Cluster, running_cluster, wait_until
-from support.tiny_models import llama_config, save_model
+from support.ray.stand_in_backend import StandIn
+from support.tiny_models import save_model
 
 SHORT: PlanOptions = {"max_new_tokens": 8, "seed": 3, "chat_template": "none"}
-# 507 tokens.
-LONG: PlanOptions = {"max_new_tokens": 900, "do_sample": False, "chat_template": "none"}
+LONG: PlanOptions = {"max_new_tokens": 100, "do_sample": False, "chat_template": "none"}
 REPLICA = "ServeReplica:latentwire"
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "deploy" / "ray" / "serve.yaml"
@@ -71,13 +76,6 @@ def test_the_configuration_is_serves_own_and_names_the_deployment() -> None:
     # A replica is added before all slots of the others are taken.
     assert facts["target"] < facts["slots"] < facts["most"]
     assert facts["drains_s"] >= facts["drain_timeout_s"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose plans may be long, so that replicas are removed while requests run."""
-    config = llama_config(max_position_embeddings=1024)
-    return save_model(tmp_path_factory.mktemp("model") / "tiny", config)
 
 
 def flags_of(model: Path, *more: str) -> list[str]:
@@ -128,53 +126,78 @@ class Load:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_serve_answers_as_the_engine_and_loses_no_request_when_replicas_come_and_go(
-    model: Path,
+    tmp_path: Path,
 ) -> None:
+    """The first model is a stand-in whose rows take time; a real one replaces it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = flags_of(model)
+    stand_in = StandIn(tmp_path / stand_in_backend.NAME)
+    stand_in.slow_down()
+    flags = flags_of(stand_in.path)
+    other_flags = flags_of(save_model(tmp_path / "tiny"), "--max-slots", "3")
     with (
         running_cluster("6") as cluster,
         Client(f"http://127.0.0.1:{port}", uses_proxy=False, max_retries=0) as client,
     ):
         cluster.deploy(config_of(port, flags))
         wait_until(partial(is_ready, client))
+        answers = [client.plan_latent("Sort the mail", **SHORT)]
         info = client.info()
-        answer = client.plan_latent("Sort the mail", **SHORT)
-        stream = client.stream_plan_latent("Sort the mail", **SHORT)
-        rows = [step.hidden_row for step in stream if step.hidden_row is not None]
-        with pytest.raises(PromptTooLongError):
-            client.plan_latent("Sort the mail", max_new_tokens=10**6, chat_template="none")
 
         # More requests than one replica is to have, then as few as one may have.
         load = Load(client, 6)
         wait_until(lambda: len(cluster.actors(REPLICA)) == 2 and not is_starting(cluster))
-        answers = load.end()
+        answers += load.end()
         load = Load(client, 2)
         wait_until(lambda: len(cluster.actors(REPLICA)) == 1)
         # Another configuration replaces the replica.
         before = cluster.actors(REPLICA)
-        cluster.deploy(config_of(port, flags_of(model, "--max-slots", "3")))
+        cluster.deploy(config_of(port, other_flags))
         wait_until(lambda: bool(set(cluster.actors(REPLICA)) - set(before)))
         wait_until(lambda: not set(cluster.actors(REPLICA)) & set(before))
         wait_until(lambda: client.info().limits.max_slots == 3)
         answers += load.end()
-    engine = open_engine(flags)
+
+        other_info = client.info()
+        answers.append(client.plan_latent("Sort the mail", **SHORT))
+        stream = client.stream_plan_latent("Sort the mail", **SHORT)
+        rows = [step.hidden_row for step in stream if step.hidden_row is not None]
+        with pytest.raises(PromptTooLongError):
+            client.plan_latent("Sort the mail", max_new_tokens=10**6, chat_template="none")
+    stand_in.speed_up()
+    expected = expected_answers(info, flags) | expected_answers(other_info, other_flags)
+    assert {each.model for each in answers} == {stand_in_backend.NAME, "tiny"}
+    for each in answers:
+        wanted = expected[each.model, each.usage.completion_tokens]
+        assert (each.plan, each.token_ids) == (wanted.plan, wanted.token_ids)
+        assert_equal_rows(each.hidden_state, wanted.hidden_state)
+    assert_equal_rows(np.stack(rows), answers[-1].hidden_state)
+
+
+def expected_answers(info: InfoResponse, flags: list[str]) -> dict[tuple[str, int], PlanLatent]:
+    """Ask the engine without Serve; by model and number of tokens."""
+    with patch(
+        "latentwire_service.ray.in_process.backend_factory",
+        stand_in_backend.backend_factory(backend_factory),
+    ):
+        engine = open_engine(flags)
     try:
         assert engine.info == info.model_copy(update={"uptime_s": None})
-        expected = engine_answer(engine, SHORT)
-        long = engine_answer(engine, LONG)
+        answers = [asyncio.run(engine_answer(engine, options)) for options in (SHORT, LONG)]
     finally:
         engine.close()
-    assert answer.plan == expected.plan
-    assert answer.token_ids == expected.token_ids
-    np.testing.assert_allclose(answer.hidden_state, expected.hidden_state, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(np.stack(rows), expected.hidden_state, rtol=1e-4, atol=1e-5)
-    assert len(long.hidden_state) > 500
-    for each in answers:
-        assert each.token_ids == long.token_ids
-        np.testing.assert_allclose(each.hidden_state, long.hidden_state, rtol=1e-3, atol=1e-4)
+    return {(each.model, each.usage.completion_tokens): each for each in answers}
+
+
+async def engine_answer(engine: InProcessService, options: Mapping[str, object]) -> PlanLatent:
+    return await engine.plan_latent(
+        "Sort the mail", k=None, task_id="t", timeout_s=60, options=options
+    )
+
+
+def assert_equal_rows(rows: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32]) -> None:
+    np.testing.assert_allclose(rows, wanted, rtol=1e-3, atol=1e-4)
 
 
 def is_starting(cluster: Cluster) -> bool:
@@ -189,9 +212,3 @@ def is_ready(client: Client) -> bool:
     except LatentwireError:
         # Serve listens before it knows the application.
         return False
-
-
-def engine_answer(engine: InProcessService, options: Mapping[str, object]) -> PlanLatent:
-    return asyncio.run(
-        engine.plan_latent("Sort the mail", k=None, task_id="t", timeout_s=60, options=options)
-    )

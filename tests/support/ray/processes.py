@@ -7,12 +7,15 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 _PATIENCE_S = 240.0
 TESTS = Path(__file__).parents[2]
@@ -31,7 +34,14 @@ ENVIRONMENT = {
     # All that connect run on this machine, and a token would be a file in the home directory.
     "RAY_AUTH_MODE": "disabled",
     "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": str(TESTS),
+    # Without it, Ray replaces 127.0.0.1 by the machine's own address; named for where 0 is usual.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # All workers that Ray would start before there is work for them.
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_worker_prestart": "0",
+    # A lost node answers at once that nothing listens.
+    "RAY_health_check_period_ms": "500",
+    "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS / 'support' / 'ray' / 'stand_in'}",
 }
 
 
@@ -63,47 +73,63 @@ class Cluster:
         """Return the processes that hold the nodes, the head's first: without it, a node ends."""
         return self._found(str(_NODE_MANAGER).encode())
 
-    def _found(self, start: bytes) -> list[int]:
-        found = []
+    def processes(self) -> dict[int, bytes]:
+        """Return the commands of all its processes, by their ids."""
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 command = (folder / "cmdline").read_bytes()
             except OSError:
                 # It ended meanwhile.
                 continue
-            if command.startswith(start) and self._has(int(folder.name)):
-                found.append(int(folder.name))
-        return sorted(found)
+            # An ended process that nobody has waited for has no command.
+            if command and self._has(int(folder.name)):
+                found[int(folder.name)] = command
+        return found
+
+    def _found(self, start: bytes) -> list[int]:
+        processes = self.processes().items()
+        return sorted(pid for pid, command in processes if command.startswith(start))
 
     def _has(self, pid: int) -> bool:
         while pid > 1:
             if pid == self.process.pid:
                 return True
-            try:
-                stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-            except OSError:
-                return False
-            # The name before it, in parentheses, may hold anything.
-            pid = int(stat.rpartition(")")[2].split()[1])
+            pid = parent(pid)
         return False
+
+
+def parent(pid: int) -> int:
+    """Return the process that started another; 0 when that has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    # The name before it, in parentheses, may hold anything.
+    return int(stat.rpartition(")")[2].split()[1])
 
 
 @contextmanager
 def running_cluster(*args: str) -> Iterator[Cluster]:
     """Start `support.ray.cluster` with these arguments; end it and all its processes at the end."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "support.ray.cluster", *args],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, **ENVIRONMENT},
-        encoding="utf-8",
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as report,
+        subprocess.Popen(
+            [sys.executable, "-m", "support.ray.cluster", *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=report,
+            env={**os.environ, **ENVIRONMENT},
+            encoding="utf-8",
+        ) as process,
+    ):
         assert process.stdout is not None
         assert process.stdin is not None
         try:
             address = process.stdout.readline().strip()
-            assert address, "Ray did not start"
+            if not address:
+                report.seek(0)
+                pytest.fail(f"Ray did not start: {report.read()}")
             yield Cluster(address, process)
         finally:
             process.stdin.close()
