@@ -171,8 +171,12 @@ def test_serve_answers_as_the_engine_and_loses_no_request_when_replicas_come_and
     for each in answers:
         wanted = expected[each.model, each.usage.completion_tokens]
         assert (each.plan, each.token_ids) == (wanted.plan, wanted.token_ids)
-        assert_equal_rows(each.hidden_state, wanted.hidden_state)
-    assert_equal_rows(np.stack(rows), answers[-1].hidden_state)
+        # Rows of a real model that run together with others may differ in the last bits.
+        tolerance = (
+            0 if each.model == stand_in_backend.NAME else each.usage.completion_tokens * 1e-5
+        )
+        assert_equal_rows(each.hidden_state, wanted.hidden_state, tolerance)
+    assert_equal_rows(np.stack(rows), answers[-1].hidden_state, 1e-4)
 
 
 def expected_answers(info: InfoResponse, flags: list[str]) -> dict[tuple[str, int], PlanLatent]:
@@ -196,8 +200,10 @@ async def engine_answer(engine: InProcessService, options: Mapping[str, object])
     )
 
 
-def assert_equal_rows(rows: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32]) -> None:
-    np.testing.assert_allclose(rows, wanted, rtol=1e-3, atol=1e-4)
+def assert_equal_rows(
+    rows: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32], tolerance: float
+) -> None:
+    np.testing.assert_allclose(rows, wanted, rtol=tolerance, atol=tolerance / 10)
 
 
 def is_starting(cluster: Cluster) -> bool:

@@ -34,7 +34,7 @@ ENVIRONMENT = {
     # All that connect run on this machine, and a token would be a file in the home directory.
     "RAY_AUTH_MODE": "disabled",
     "OMP_NUM_THREADS": "1",
-    # Without it, Ray replaces 127.0.0.1 by the machine's own address; named for where 0 is usual.
+    # Nodes are 127.0.0.1 and listen there alone, as on macOS, where this is the default.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # All workers that Ray would start before there is work for them.
     "RAY_prestart_worker_first_driver": "0",
@@ -67,15 +67,15 @@ class Cluster:
 
     def actors(self, name: str) -> list[int]:
         """Return the processes of the actors whose class name starts so."""
-        return self._found(f"ray::{name}".encode())
+        return self.processes(f"ray::{name}".encode())
 
     def node_managers(self) -> list[int]:
         """Return the processes that hold the nodes, the head's first: without it, a node ends."""
-        return self._found(str(_NODE_MANAGER).encode())
+        return self.processes(str(_NODE_MANAGER).encode())
 
-    def processes(self) -> dict[int, bytes]:
-        """Return the commands of all its processes, by their ids."""
-        found = {}
+    def processes(self, start: bytes = b"") -> list[int]:
+        """Return its processes whose command starts so."""
+        found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 command = (folder / "cmdline").read_bytes()
@@ -83,13 +83,9 @@ class Cluster:
                 # It ended meanwhile.
                 continue
             # An ended process that nobody has waited for has no command.
-            if command and self._has(int(folder.name)):
-                found[int(folder.name)] = command
-        return found
-
-    def _found(self, start: bytes) -> list[int]:
-        processes = self.processes().items()
-        return sorted(pid for pid, command in processes if command.startswith(start))
+            if command and command.startswith(start) and self._has(int(folder.name)):
+                found.append(int(folder.name))
+        return sorted(found)
 
     def _has(self, pid: int) -> bool:
         while pid > 1:
@@ -130,6 +126,7 @@ def running_cluster(*args: str) -> Iterator[Cluster]:
             if not address:
                 report.seek(0)
                 pytest.fail(f"Ray did not start: {report.read()}")
+            assert address.startswith("127.0.0.1:"), address
             yield Cluster(address, process)
         finally:
             process.stdin.close()
