@@ -55,7 +55,19 @@ OTHER_VARIABLES = {
     "LATENTWIRE_TEST_DEVICE",
     "LATENTWIRE_TEST_DTYPE",
 }
-# What the shown `latentwire plan` printed in the workplace.
+# Runs each command line of the first argument; a start of Python takes most of the time.
+RUN_ALL = """
+import json, sys
+from latentwire.cli import main
+for args in json.loads(sys.argv[1]):
+    sys.argv = ["latentwire", *args]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            sys.exit(f"{args} ended with {ended.code}")
+"""
+# What the commands shown printed in the workplace, `latentwire plan` last.
 PLAN_OUTPUT = "printed by plan.txt"
 # Flags in the text that belong to other programs.
 FOREIGN_FLAGS = {"--constraint", "--no-deps", "--help"}
@@ -119,23 +131,28 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, service: str) -> Path:
     """A folder in which every command on the pages that needs no further machine was run."""
     folder = tmp_path_factory.mktemp("workplace")
     shutil.copytree(ROOT / "examples", folder / "examples")
-    for words in shell_words("latentwire", "collect"):
-        if "--replica" not in words:
-            run_latentwire([*words[1:], "--replica", service], folder)
-    for words in [*shell_words("latentwire", "merge"), *shell_words("latentwire", "compress")]:
-        run_latentwire(words[1:], folder)
-    for words in shell_words("latentwire", "inspect"):
-        run_latentwire(words[1:], folder)
+    commands = [
+        [*words[1:], "--replica", service]
+        for words in shell_words("latentwire", "collect")
+        if "--replica" not in words
+    ]
+    for command in ("merge", "compress", "inspect"):
+        commands += [words[1:] for words in shell_words("latentwire", command)]
     (words,) = shell_words("latentwire", "plan")
-    printed = run_latentwire([*words[1:], "--url", service], folder)
+    printed = run_latentwire([*commands, [*words[1:], "--url", service]], folder)
     (folder / PLAN_OUTPUT).write_text(printed)
     return folder
 
 
-def run_latentwire(args: list[str], folder: Path) -> str:
-    """Run a command, and return what it prints."""
-    command = [sys.executable, "-m", "latentwire", *args]
-    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
+def run_latentwire(commands: list[list[str]], folder: Path) -> str:
+    """Run commands in one process, and return what they print."""
+    return subprocess.run(
+        [sys.executable, "-c", RUN_ALL, json.dumps(commands)],
+        cwd=folder,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
 
 
 # One test, because the tests are shared by several processes, and the workplace takes most of the
