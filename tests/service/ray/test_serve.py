@@ -172,9 +172,8 @@ def test_serve_answers_as_the_engine_and_loses_no_request_when_replicas_come_and
         wanted = expected[each.model, each.usage.completion_tokens]
         assert (each.plan, each.token_ids) == (wanted.plan, wanted.token_ids)
         # Rows of a real model that run together with others may differ in the last bits.
-        tolerance = (
-            0 if each.model == stand_in_backend.NAME else each.usage.completion_tokens * 1e-5
-        )
+        is_short = len(each.token_ids) == SHORT["max_new_tokens"]
+        tolerance = 0 if each.model == stand_in_backend.NAME else 1e-4 if is_short else 1e-3
         assert_equal_rows(each.hidden_state, wanted.hidden_state, tolerance)
     assert_equal_rows(np.stack(rows), answers[-1].hidden_state, 1e-4)
 

@@ -55,6 +55,8 @@ class Command:
         return self._report.read_text(encoding="utf-8")
 
     def start(self, *flags: str) -> None:
+        """Start a run, once the replicas of earlier ones have ended."""
+        self.wait_until(lambda: not self._cluster.actors(REPLICA))
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([*self._flags, *flags]) + "\n")
         self._process.stdin.flush()
