@@ -195,7 +195,7 @@ def expected_answers(info: InfoResponse, flags: list[str]) -> dict[tuple[str, in
 
 async def engine_answer(engine: InProcessService, options: Mapping[str, object]) -> PlanLatent:
     return await engine.plan_latent(
-        "Sort the mail", k=None, task_id="t", timeout_s=60, options=options
+        "Sort the mail", k=None, task_id="t", timeout_s=600, options=options
     )
 
 
