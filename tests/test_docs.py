@@ -32,6 +32,7 @@ from latentwire_service.bridges.fitting.settings import FitSettings
 from latentwire_service.compressors.fitting.settings import CompressorSettings
 from latentwire_service.settings import Settings
 from support.markdown import ADRS, DOCS, PAGES, README, ROOT, Page
+from support.processes.command_lines import run_latentwire
 from support.tiny_models import save_chat_model
 
 URL = "http://127.0.0.1:8000"
@@ -55,19 +56,7 @@ OTHER_VARIABLES = {
     "LATENTWIRE_TEST_DEVICE",
     "LATENTWIRE_TEST_DTYPE",
 }
-# Runs each command line of the first argument; a start of Python takes most of the time.
-RUN_ALL = """
-import json, sys
-from latentwire.cli import main
-for args in json.loads(sys.argv[1]):
-    sys.argv = ["latentwire", *args]
-    try:
-        main()
-    except SystemExit as ended:
-        if ended.code:
-            sys.exit(f"{args} ended with {ended.code}")
-"""
-# What the commands shown printed in the workplace, `latentwire plan` last.
+# What the shown commands printed in the workplace, `latentwire plan` last.
 PLAN_OUTPUT = "printed by plan.txt"
 # Flags in the text that belong to other programs.
 FOREIGN_FLAGS = {"--constraint", "--no-deps", "--help"}
@@ -142,17 +131,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, service: str) -> Path:
     printed = run_latentwire([*commands, [*words[1:], "--url", service]], folder)
     (folder / PLAN_OUTPUT).write_text(printed)
     return folder
-
-
-def run_latentwire(commands: list[list[str]], folder: Path) -> str:
-    """Run commands in one process, and return what they print."""
-    return subprocess.run(
-        [sys.executable, "-c", RUN_ALL, json.dumps(commands)],
-        cwd=folder,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout
 
 
 # One test, because the tests are shared by several processes, and the workplace takes most of the
