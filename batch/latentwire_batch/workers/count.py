@@ -14,6 +14,9 @@ _REPLICAS_PER_WORKER = 8
 _WEIGHT_OF_TLS = 3
 # Assembly, compressors and the system take the others.
 _CORES_PER_WORKER = 4
+# More only compete for the cores, and each takes the memory of a whole Python process.
+_MAX_PER_CORE = 4
+_MIN_LIMIT = 16
 
 
 def num_workers(wanted: Literal["auto"] | int, addresses: Sequence[str], num_cores: int) -> int:
@@ -25,7 +28,8 @@ def num_workers(wanted: Literal["auto"] | int, addresses: Sequence[str], num_cor
         num_cores: that this process may use.
 
     Raises:
-        UsageError: when there are to be several, and no address is given.
+        UsageError: when there are to be several and no address is given, or so many that they
+            take the machine's memory and no work is done.
     """
     if wanted == "auto":
         num_tls = sum(address.lower().startswith("https://") for address in addresses)
@@ -33,6 +37,9 @@ def num_workers(wanted: Literal["auto"] | int, addresses: Sequence[str], num_cor
         return max(1, min(load // _REPLICAS_PER_WORKER, num_cores // _CORES_PER_WORKER))
     if wanted > 1 and not addresses:
         raise UsageError("--workers: more than one needs --replica")
+    most = max(_MIN_LIMIT, _MAX_PER_CORE * num_cores)
+    if wanted > most:
+        raise UsageError(f"--workers: must be at most {most} on this machine, got {wanted}")
     return wanted
 
 

@@ -43,3 +43,11 @@ def test_workers_divide_the_slots_of_a_replica(num_slots: int) -> None:
     assert sum(shares) == max(3, num_slots)
     assert max(shares) - min(shares) <= 1
     assert ALONE.slots_of(num_slots) == num_slots
+
+
+@pytest.mark.parametrize(("num_cores", "most"), [(1, 16), (2, 16), (8, 32)])
+def test_more_processes_than_cores_can_run_are_refused(num_cores: int, most: int) -> None:
+    addresses = ["http://127.0.0.1:1"]
+    assert num_workers(most, addresses, num_cores) == most
+    with pytest.raises(UsageError, match=f"--workers: must be at most {most}"):
+        num_workers(most + 1, addresses, num_cores)
