@@ -15,7 +15,7 @@ from typing import Any, Self, cast
 
 import pyarrow as pa
 
-from latentwire.split_files import DATA_DIRECTORY, SplitFilesError, find_splits
+from latentwire.split_files import DATA_DIRECTORY, SplitFilesError, find_splits, split_of
 from latentwire_batch.errors import InputError
 from latentwire_batch.locations import Place
 from latentwire_batch.output.layout import DATA_NAME, HF_DATASET_NAME, MANIFEST_NAME
@@ -187,6 +187,18 @@ def _files_of(place: Place) -> list[Place]:
 
 def _root_of(path: Place) -> Place:
     return path.parent if path.name in (DATA_NAME, HF_DATASET_NAME) else path
+
+
+def root_of_file(path: Place) -> Place:
+    """Return the directory whose manifest names one file of a dataset, of either layout.
+
+    Args:
+        path: of the file; that of a directory is returned.
+    """
+    if split_of(path.name) is None:
+        return _root_of(path)
+    folder = path.absolute().parent if isinstance(path, Path) else path.parent
+    return folder.parent if folder.name == DATA_DIRECTORY else folder
 
 
 def _order(root: Place) -> tuple[str, ...]:

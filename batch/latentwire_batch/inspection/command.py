@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from latentwire.settings_flags import name_variables
 from latentwire.terminal import replace_unencodable
 from latentwire_batch.console import Console
-from latentwire_batch.dataset.files import DatasetFiles, locate, read_manifest_json
+from latentwire_batch.dataset.files import DatasetFiles, locate, read_manifest_json, root_of_file
 from latentwire_batch.dataset.reader import (
     dataset_bytes,
     stored_declaration,
@@ -62,7 +62,7 @@ class InspectSettings(BaseSettings):
     )
     verify: bool = Field(
         default=False,
-        description="Also read all files whole, and compare them with the checksums in "
+        description="Also read the files whole, and compare them with the checksums in "
         "manifest.json.",
     )
     html: Path | None = Field(
@@ -147,14 +147,15 @@ def _verified(settings: InspectSettings) -> tuple[dict[str, str], list[str]]:
     """
     if not settings.verify:
         return {}, []
-    root = settings.path
+    given = root = settings.path
     try:
-        root = locate(root).root
+        files = locate(given)
+        root = root_of_file(given) if files.paths == (given,) else files.root
     except InputError:
         # Files may be missing. The manifest names them, if there is one.
         if read_manifest_json(root) is None:
             raise
-    return verify_files(root, read_manifest_json(root))
+    return verify_files(root, read_manifest_json(root), given)
 
 
 def _inspected_column(matrices: Sequence[StoredMatrix]) -> str:

@@ -21,13 +21,16 @@ _NO_CREDENTIALS = (
 _UNREACHABLE = "the store cannot be reached"
 _TIMED_OUT = "the store does not answer in time"
 _MISSING = "no such file or folder"
+CUT_OFF = "the connection broke before all bytes had arrived"
+_INVALID = "the URL, or a setting of its library, is not valid"
+_NO_TLS = "no TLS connection can be made to the server"
 _REASONS = {
     "NoCredentialsError": _NO_CREDENTIALS,
     "PartialCredentialsError": _NO_CREDENTIALS,
     "DefaultCredentialsError": "no credentials are found; set those of the store (for Google "
     "Cloud: GOOGLE_APPLICATION_CREDENTIALS)",
     "ProfileNotFound": "the profile of AWS_PROFILE does not exist",
-    "ParamValidationError": "the URL is not valid for this store",
+    "ParamValidationError": _INVALID,
     "GatedRepoError": f"{_DENIED}: the repository is gated",
     "RepositoryNotFoundError": "no such repository, or it needs a token in HF_TOKEN",
     "RevisionNotFoundError": "no such branch, tag or commit",
@@ -38,16 +41,34 @@ _REASONS = {
     "ConnectTimeoutError": _UNREACHABLE,
     "ReadTimeoutError": _TIMED_OUT,
     "TimeoutError": _TIMED_OUT,
+    "ClientConnectorCertificateError": "the certificate of the server is not accepted",
+    "ClientSSLError": _NO_TLS,
+    "SSLError": _NO_TLS,
+    # Bodies that end too early, as the HTTP libraries of the stores name them.
+    "ClientPayloadError": CUT_OFF,
+    "ClientConnectionError": CUT_OFF,
+    "ConnectionClosedError": CUT_OFF,
+    "ResponseStreamingError": CUT_OFF,
+    "IncompleteReadError": CUT_OFF,
+    "IncompleteRead": CUT_OFF,
+    "ChunkedEncodingError": CUT_OFF,
+    "ProtocolError": CUT_OFF,
+    "NetworkError": CUT_OFF,
     "ConnectionError": _UNREACHABLE,
     "ConnectError": _UNREACHABLE,
     "ClientConnectorError": _UNREACHABLE,
-    "ServerDisconnectedError": _UNREACHABLE,
+    "ServerTimeoutError": _TIMED_OUT,
+    "TimeoutException": _TIMED_OUT,
+    "ConnectTimeout": _UNREACHABLE,
+    "TooManyRedirects": "the server redirects too often",
     "HTTPClientError": _UNREACHABLE,
-    "HfUriError": "the URL is not valid for this store",
-    "HFValidationError": "the URL is not valid for this store",
+    "HfUriError": _INVALID,
+    "HFValidationError": _INVALID,
     "EntryNotFoundError": _MISSING,
     "FileNotFoundError": _MISSING,
     "NotImplementedError": "this kind of place cannot do that",
+    "JSONDecodeError": "the answer of the store is not one that its library understands",
+    "ValueError": _INVALID,
 }
 _STATUSES = {
     401: _DENIED,
@@ -60,7 +81,7 @@ _STATUSES = {
     429: "there were too many requests",
     504: _TIMED_OUT,
 }
-_PASSING = (_UNREACHABLE, _TIMED_OUT, _STATUSES[429])
+_PASSING = (_UNREACHABLE, _TIMED_OUT, CUT_OFF, _STATUSES[429])
 # What the user can correct. Everything else may pass by itself.
 _USER_REASONS = frozenset(
     reason for reason in (*_REASONS.values(), *_STATUSES.values()) if reason not in _PASSING

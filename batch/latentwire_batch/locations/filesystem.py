@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from latentwire_batch.errors import LocationError
+from latentwire_batch.locations import web
 from latentwire_batch.locations.errors import location_errors
 from latentwire_batch.locations.urls import scheme_of
 
@@ -24,7 +25,8 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         An `fsspec.AbstractFileSystem`, and the URL's path in it.
 
     Raises:
-        LocationError: when the scheme is unknown, or its package is not installed.
+        LocationError: when the scheme is unknown, its package is not installed, or the URL is
+            malformed.
     """
     import fsspec
 
@@ -34,20 +36,21 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         url = f"{scheme}{url[len(scheme) :]}"
     _refuse_unusable(scheme, url)
     try:
+        fsspec.get_filesystem_class(scheme)
         with location_errors():
-            filesystem, path = _opened(fsspec, url)
-    except LocationError as error:
-        if isinstance(error.__cause__, ImportError):
-            raise LocationError(_missing(scheme, error.__cause__), True) from error
-        if isinstance(error.__cause__, ValueError):
-            raise LocationError(f"no package for URLs that begin with {scheme}://", True) from error
-        raise
+            filesystem, path = _opened(fsspec, scheme, url)
+    except ImportError as error:
+        raise LocationError(_missing(scheme, error), True) from error
+    except ValueError as error:
+        raise LocationError(f"no package for URLs that begin with {scheme}://", True) from error
     if not path.strip("/"):
         raise LocationError(f"must name more than {scheme}://", True)
     return filesystem, path.rstrip("/")
 
 
 def _refuse_unusable(scheme: str, url: str) -> None:
+    if scheme in web.SCHEMES:
+        web.refuse_malformed(url)
     if scheme not in _EXTRAS:
         return
     first, _, rest = url.partition("://")[2].partition("/")
@@ -63,10 +66,14 @@ def _refuse_unusable(scheme: str, url: str) -> None:
         raise LocationError("must not hold . or .. between slashes", True)
 
 
-def _opened(fsspec: Any, url: str) -> tuple[Any, str]:
+def _opened(fsspec: Any, scheme: str, url: str) -> tuple[Any, str]:
     # It warns where it cannot ask for the kind of a bucket, and lists what is missing.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-    filesystem, path = fsspec.core.url_to_fs(url)
+    options: dict[str, Any] = {}
+    if scheme in web.SCHEMES:
+        configured = fsspec.config.conf.get(scheme, {}).get("client_kwargs", {})
+        options["client_kwargs"] = web.client_options(configured)
+    filesystem, path = fsspec.core.url_to_fs(url, **options)
     return filesystem, str(path)
 
 

@@ -24,7 +24,7 @@ from latentwire_batch.locations.errors import (
 )
 from latentwire_batch.locations.filesystem import open_filesystem
 from latentwire_batch.locations.hub_commits import commit_files
-from latentwire_batch.locations.urls import shown, shown_name
+from latentwire_batch.locations.urls import below, shown, shown_name
 
 # A file of one of these appears when its last byte has arrived. Elsewhere it is renamed.
 _WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "hf"})
@@ -94,7 +94,7 @@ class Folder:
         Args:
             name: relative to this folder, with `/` between its parts.
         """
-        return Folder(f"{self.url.rstrip('/')}/{name}")
+        return Folder(below(self.url, name))
 
     def path(self, name: str) -> str:
         """Return the path of a file in the file system.

@@ -17,9 +17,19 @@ from pydantic import BeforeValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from latentwire_batch.errors import LocationError
-from latentwire_batch.locations.errors import is_missing, location_errors, place_error
+from latentwire_batch.locations import web
+from latentwire_batch.locations.errors import CUT_OFF, is_missing, location_errors, place_error
 from latentwire_batch.locations.filesystem import open_filesystem
-from latentwire_batch.locations.urls import lacks_slash, local_path, shown, shown_name
+from latentwire_batch.locations.urls import (
+    below,
+    lacks_slash,
+    local_path,
+    parent_of,
+    scheme_of,
+    shown,
+    shown_name,
+    split_query,
+)
 
 # Read ahead in a file that is read from its start to its end.
 _BLOCK_BYTES = 4 << 20
@@ -47,7 +57,10 @@ class RemotePath:
         self.url = url
         self._opened: tuple[Any, str] | None = None
         self._pid = os.getpid()
-        self._checksum: str | None = None
+        self._version: str | None = None
+        # Of a file whose server does not serve parts of it.
+        self._copy: web.TemporaryCopy | None = None
+        self._is_served_in_parts = False
 
     @classmethod
     def __get_pydantic_core_schema__(
@@ -78,7 +91,7 @@ class RemotePath:
 
     def __truediv__(self, name: str) -> RemotePath:
         """Return a place in this folder."""
-        return RemotePath(f"{self.url.rstrip('/')}/{name}")
+        return RemotePath(below(self.url, name))
 
     @property
     def name(self) -> str:
@@ -88,7 +101,7 @@ class RemotePath:
     @property
     def parent(self) -> RemotePath:
         """The folder that holds it."""
-        return RemotePath(self.url.rstrip("/").rpartition("/")[0])
+        return RemotePath(parent_of(self.url))
 
     @property
     def filesystem(self) -> Any:
@@ -141,7 +154,10 @@ class RemotePath:
         """Open the file for reading parts of it: every read is one request; raises like `open`."""
         filesystem, path = self._located()
         try:
-            self._refuse_change()
+            filesystem.invalidate_cache()
+            if scheme_of(self.url) in web.SCHEMES:
+                return self._open_web_file(filesystem, path)
+            self._refuse_change(str(filesystem.checksum(path)))
             return _RawFile(filesystem.open(path, "rb", cache_type="none"))
         except Exception as error:
             if is_missing(error):
@@ -190,7 +206,8 @@ class RemotePath:
 
     def relative_to(self, other: RemotePath) -> PurePosixPath:
         """Return the names that lead from a folder to this place."""
-        return PurePosixPath(self.url.removeprefix(other.url.rstrip("/")).lstrip("/"))
+        own, folder = split_query(self.url)[0], split_query(other.url)[0]
+        return PurePosixPath(own.removeprefix(folder.rstrip("/")).lstrip("/"))
 
     def resolve(self) -> RemotePath:
         """Return the place itself: it has no links."""
@@ -213,13 +230,21 @@ class RemotePath:
             raise place_error(error) from error
         return info
 
-    def _refuse_change(self) -> None:
-        filesystem, path = self._located()
-        filesystem.invalidate_cache()
-        checksum = str(filesystem.checksum(path))
-        if self._checksum not in (None, checksum):
+    def _open_web_file(self, filesystem: Any, path: str) -> io.RawIOBase:
+        info = filesystem.info(path)
+        self._refuse_change(web.version_of(info))
+        if self._copy is None and not self._is_served_in_parts:
+            self._is_served_in_parts = web.serves_parts(filesystem, path, info)
+            if not self._is_served_in_parts:
+                self._copy = web.TemporaryCopy(filesystem, path, info["size"])
+        if self._copy is not None:
+            return self._copy.open()
+        return _RawFile(filesystem.open(path, "rb", cache_type="none", size=info["size"]))
+
+    def _refuse_change(self, version: str) -> None:
+        if self._version not in (None, version):
             raise LocationError("the file has changed since it was first read", True)
-        self._checksum = checksum
+        self._version = version
 
 
 Place = Path | RemotePath
@@ -280,6 +305,9 @@ class _RawFile(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         with location_errors():
             data = self._file.read(len(view))
+            if not data and len(view) and self.tell() < (getattr(self._file, "size", None) or 0):
+                # It says where the file ends.
+                raise LocationError(CUT_OFF)
         view[: len(data)] = data
         return len(data)
 

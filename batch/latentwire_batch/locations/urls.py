@@ -12,7 +12,7 @@ _LOCAL_SCHEMES = frozenset({"file", "local"})
 _USER = re.compile(r"(://)[^/]*@")
 # What is meant as a URL, and is the name of a directory here.
 _ONE_SLASH = re.compile(r"(s3a?|gcs|gs|hf|https?):/?(?!/)", re.IGNORECASE)
-_QUERY = re.compile(r"[?#].*")
+_QUERY = re.compile(r"[?#].*", re.DOTALL)
 # Here both characters are part of a name, as in a directory.
 _WITHOUT_QUERY = frozenset({"s3", "s3a", "gs", "gcs", "hf", "memory"})
 
@@ -45,12 +45,27 @@ def local_path(text: str) -> Path | None:
     return Path(unquote(rest.removeprefix("localhost")))
 
 
+def split_query(url: str) -> tuple[str, str]:
+    """Split a URL into what names the file, and the query and fragment; "" where it has none."""
+    match = None if scheme_of(url) in _WITHOUT_QUERY else _QUERY.search(url)
+    return (url, "") if match is None else (url[: match.start()], match[0])
+
+
+def below(url: str, name: str) -> str:
+    """Return the URL of a file in a folder; a query of the folder's goes for its files, too."""
+    folder, query = split_query(url)
+    return f"{folder.rstrip('/')}/{name}{query}"
+
+
+def parent_of(url: str) -> str:
+    """Return the URL of the folder that holds a file or folder."""
+    base, query = split_query(url)
+    return base.rstrip("/").rpartition("/")[0] + query
+
+
 def shown(url: str) -> str:
     """Return a URL for a message: without a user, a password and a query, which may hold keys."""
-    without_user = _USER.sub(r"\1", url)
-    if scheme_of(url) in _WITHOUT_QUERY:
-        return without_user.rstrip("/")
-    return _QUERY.sub("", without_user).rstrip("/")
+    return _USER.sub(r"\1", split_query(url)[0]).rstrip("/")
 
 
 def shown_name(url: str) -> str:

@@ -139,9 +139,12 @@ def _splits_in(path: Place) -> list[InputPart]:
     """Return the parts of a folder whose files say of which split they are; empty for others."""
     try:
         with input_errors():
+            # First: a web server may answer with a page where a name follows that of a file.
+            if not path.is_dir():
+                return []
             if is_split_directory(path):
                 return [InputPart(name, path / name) for name in split_names(path)]
-            if not path.is_dir() or (path / STATE_NAME).is_file():
+            if (path / STATE_NAME).is_file():
                 return []
             has_own = any(True for _ in path.glob("*.parquet"))
             splits = find_splits(cast(Path, path if has_own else path / DATA_DIRECTORY))

@@ -58,3 +58,44 @@ def test_a_difference_is_named_where_the_rows_cannot_be_read(
     shown = capsys.readouterr().err
     assert "PATH: data.parquet is missing" in shown
     assert re.search(r"PATH: hf_dataset/data-\S+\.arrow is missing", shown)
+
+
+def test_one_file_or_folder_of_a_dataset_is_compared_by_itself(
+    collect: Collect,
+    stub: StubReplica,
+    output: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub = output.with_name("hub")
+    small = ("--layout", "hub", "--limit", "3", "--max-shard-size", "600")
+    assert collect("--limit", "3", replicas=[stub]).status == 0
+    assert collect(*small, "--output-dir", str(hub), replicas=[stub]).status == 0
+    first, second, *_ = sorted((hub / "data").iterdir())
+    arrow = next(output.glob("hf_dataset/*.arrow"))
+    # All of these are sound; what is next to them is not.
+    for damaged in (second, arrow):
+        damaged.write_bytes(damaged.read_bytes()[:-1] + b"\1")
+    (first.parent / "alone").mkdir()
+    alone = first.rename(first.parent / "alone" / first.name)
+    shutil.copy(alone, first)
+    monkeypatch.chdir(first.parent)
+    capsys.readouterr()
+    for given, status, shown in (
+        (first, 0, "1 file as written"),
+        (Path(first.name), 0, "1 file as written"),
+        (second, 1, "has changed since it was written"),
+        (hub / "data", 1, f"PATH: data/{second.name} has changed since it was written"),
+        (output / "data.parquet", 0, "1 file as written"),
+        (output / "hf_dataset", 1, "hf_dataset/data-00000-of-00001.arrow has changed"),
+        (output, 1, "1 of 2 files differ"),
+        # Its folder has no manifest.
+        (alone, 2, "PATH: has no manifest.json with checksums"),
+    ):
+        assert main([str(given), "--verify"]) == status, given
+        captured = capsys.readouterr()
+        assert shown in " ".join((captured.out + captured.err).split()), given
+    shutil.copy(output / "manifest.json", alone.parent)
+    assert main([str(alone), "--verify"]) == 2
+    shown = f"PATH: the manifest.json of its dataset does not name {alone.name}"
+    assert shown in capsys.readouterr().err
