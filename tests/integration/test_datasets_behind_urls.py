@@ -19,6 +19,7 @@ from latentwire_service.bridges.fitting.command import main as fit_bridge
 from latentwire_service.compressors.fitting.command import main as fit_compressor
 from latentwire_service.fitting.command import Say, run_fit
 from latentwire_service.fitting.settings import DatasetSettings
+from support.batch.file_server import FileServer, ServedFile
 from support.fits.latent_files import random_latents, write_latents
 
 URL = "memory://bucket/out"
@@ -110,3 +111,54 @@ def test_a_command_says_what_is_wrong_with_a_url(
     assert "DATASET: " in text or "PATH: " in text
     assert "secret" not in text
     assert "Traceback" not in text
+
+
+SECRET = "s3cret"
+NO_COPY = "DATASET: cannot be copied to this machine: "
+
+
+def test_a_fit_copies_what_a_web_server_serves(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = (tmp_path / "in" / "data.parquet").read_bytes()
+    query = f"token={SECRET}"
+    answers = {
+        "plain": (ServedFile(data, query=query), 0, f"copying 1 files ({len(data):,} bytes) of"),
+        "no-size": (ServedFile(data, states_size=False, query=query), 0, "copying 1 files of"),
+        "cut": (ServedFile(data, num_sent=99, query=query), 2, f"{NO_COPY}the connection broke"),
+        "denied": (ServedFile(data, status=403, query=query), 2, f"{NO_COPY}access is denied"),
+        "broken": (ServedFile(data, status=500, query=query), 2, f"{NO_COPY}the store answered"),
+    }
+    copied: list[bytes] = []
+
+    def fit(settings: DatasetSettings, _say: Say) -> None:
+        copied.append((Path(settings.dataset) / "data.parquet").read_bytes())
+
+    def fitted(url: str) -> tuple[int, str]:
+        status = run_fit("fit", "", DatasetSettings, fit, [url, OUT, str(tmp_path / "new")])
+        text = "".join(capfd.readouterr())
+        assert SECRET not in text
+        return status, text
+
+    with FileServer() as server:
+        for name, (file, status, said) in answers.items():
+            server.files[f"/{name}/data.parquet"] = file
+            found, text = fitted(f"{server.url}/{name}/data.parquet?{query}")
+            assert (found, said in text) == (status, True), text
+        # A folder is one here because a page stands for it.
+        assert fitted(f"{server.url}/plain?{query}")[0] == 0
+    assert copied == [data] * 3
+    assert f"{NO_COPY}the store cannot be reached" in fitted(f"http://127.0.0.1:1/x?{query}")[1]
+    assert f"{NO_COPY}the URL, or a setting" in fitted(f"http://host:99999/x?{query}")[1]
+
+
+def test_a_fit_without_room_for_a_copy_does_not_blame_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    args = [URL, OUT, str(tmp_path / "new")]
+    with monkeypatch.context() as changed:
+        changed.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+        assert run_fit("fit", "", DatasetSettings, lambda *_: None, args) == 2
+    text = "".join(capfd.readouterr())
+    assert f"{NO_COPY}no temporary directory can be made: No such file or directory" in text
+    assert "--output-dir" not in text

@@ -7,7 +7,7 @@ from typing import Any
 
 from latentwire_batch.errors import LocationError
 from latentwire_batch.locations import web
-from latentwire_batch.locations.errors import location_errors
+from latentwire_batch.locations.errors import place_error
 from latentwire_batch.locations.urls import scheme_of
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
@@ -37,8 +37,9 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     _refuse_unusable(scheme, url)
     try:
         fsspec.get_filesystem_class(scheme)
-        with location_errors():
-            filesystem, path = _opened(fsspec, scheme, url)
+        filesystem, path = _opened(fsspec, scheme, url)
+    except LocationError:
+        raise
     except ImportError as error:
         raise LocationError(_missing(scheme, error), True) from error
     except ValueError as error:
@@ -73,7 +74,12 @@ def _opened(fsspec: Any, scheme: str, url: str) -> tuple[Any, str]:
     if scheme in web.SCHEMES:
         configured = fsspec.config.conf.get(scheme, {}).get("client_kwargs", {})
         options["client_kwargs"] = web.client_options(configured)
-    filesystem, path = fsspec.core.url_to_fs(url, **options)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, **options)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise place_error(error) from error
     return filesystem, str(path)
 
 

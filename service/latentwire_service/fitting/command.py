@@ -71,7 +71,8 @@ def run_fit(
     except EngineError as error:
         return say(" ".join(str(error).split()), _BAD_USAGE)
     except OSError as error:
-        return say(f"--output-dir: cannot be written: {error.strerror}", _FAILED)
+        reason = error.strerror or type(error).__name__
+        return say(f"--output-dir: cannot be written: {reason}", _FAILED)
     except KeyboardInterrupt:
         return say("interrupted; the same command continues", _INTERRUPTED)
     return 0
