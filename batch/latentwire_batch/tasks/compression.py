@@ -35,6 +35,13 @@ _MAX_MAGIC_BYTES = max(map(len, _MAGIC))
 _MAX_NAMES = 5
 # Members that macOS adds to every archive.
 _MACOS_FOLDER = "__MACOSX/"
+# Of decompressed data, which takes a second or two.
+_MAX_CHECKED_BYTES = 128 << 20
+_PIECE_BYTES = 1 << 20
+
+
+class DamagedError(InputError):
+    """Compressed data is damaged or cut off."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class InputFile:
         """Open the content, decompressed.
 
         Raises:
-            InputError: when the compressed data is damaged, or an archive does not hold one file.
+            DamagedError: when the compressed data is damaged.
+            InputError: when an archive does not hold one file.
         """
         with (
             _damage_named(self.compression),
@@ -68,6 +76,22 @@ class InputFile:
             _decompressed(raw, self.compression) as file,
         ):
             yield file
+
+    def refuse_damaged(self, content: IO[bytes]) -> None:
+        """Read on in content that cannot be used: decoders find damage behind what it has spoiled.
+
+        Args:
+            content: as `open` gives it, while its context lasts.
+
+        Raises:
+            DamagedError: when the compressed data is damaged.
+        """
+        if self.compression is None:
+            return
+        with _damage_named(self.compression):
+            for _ in range(_MAX_CHECKED_BYTES // _PIECE_BYTES):
+                if not content.read(_PIECE_BYTES):
+                    return
 
 
 def compression_of(head: bytes) -> str | None:
@@ -127,7 +151,7 @@ def _damage_named(compression: str | None) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
-        raise InputError(f"the {compression} data is damaged or cut off") from error
+        raise DamagedError(f"the {compression} data is damaged or cut off") from error
     except (RuntimeError, NotImplementedError) as error:
         if compression != "zip":
             raise
@@ -136,4 +160,4 @@ def _damage_named(compression: str | None) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, LocationError) or compression is None or error.errno is not None:
             raise
-        raise InputError(f"the {compression} data is damaged or cut off") from error
+        raise DamagedError(f"the {compression} data is damaged or cut off") from error

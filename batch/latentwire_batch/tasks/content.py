@@ -17,6 +17,7 @@ from latentwire_batch.tasks.turns import CONVERSATION_FIELDS
 HEAD_BYTES = 4096
 _CONVERT = "convert it to JSON Lines or Parquet"
 _UNPACK = "unpack it first"
+_EMPTY = "empty"
 _LFS_POINTER = "a Git LFS pointer instead of the data; fetch the data with `git lfs pull`"
 _PICKLE = f"a Python pickle, which can run code when it is loaded; {_CONVERT}"
 # A field, anywhere in a text, that holds a list of objects.
@@ -79,7 +80,8 @@ def content_of(head: bytes, compression: str | None = None) -> Content:
         raise InputError(f"is {compression} data inside which is {inner} data; {_UNPACK}")
     refused = _refused(head)
     if refused is not None:
-        raise InputError(f"holds {refused}" if compression else f"is {refused}")
+        held = "no data" if refused == _EMPTY else refused
+        raise InputError(f"holds {held}" if compression else f"is {refused}")
     if head.startswith(_ARROW_MAGIC):
         if compression:
             raise InputError(f"is a {compression}-compressed Parquet or Arrow file; {_UNPACK}")
@@ -99,7 +101,7 @@ def _refused(head: bytes) -> str | None:
     if b"\0" in head and not _is_json_start(head):
         return _with_nul_bytes(head)
     text = head.decode("utf-8-sig", errors="replace").lstrip()
-    return "empty" if not text and len(head) < HEAD_BYTES else _refused_text(text)
+    return _EMPTY if not text and len(head) < HEAD_BYTES else _refused_text(text)
 
 
 def _is_json_start(head: bytes) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 import pyarrow as pa
 
@@ -74,9 +75,15 @@ class TaskSource:
                 unless such rows are set aside.
         """
         with input_errors():
-            records = islice(read_records(self.path, self.fields), self.limit)
-            for index, record in enumerate(records, start):
-                yield self._row(record, index)
+            records = read_records(self.path, self.fields)
+            for index, record in enumerate(islice(records, self.limit), start):
+                try:
+                    row = self._row(record, index)
+                except InputError as error:
+                    # Where the record is read, damage may be found that has spoiled it.
+                    records.throw(error)
+                    raise
+                yield row
 
     def _row(self, record: Any, index: int) -> Row | UnusableRow:
         try:
@@ -96,8 +103,10 @@ class _BrokenLine:
     reason: str
 
 
-def read_records(path: Place, fields: RowFields) -> Iterator[Any]:
+def read_records(path: Place, fields: RowFields) -> Generator[Any, None, None]:
     """Yield the records of a file or folder in order, as decoded; a broken line is no dict.
+
+    An InputError that is thrown into it comes back, or one that says that the file is damaged.
 
     Args:
         path: of the input.
@@ -115,7 +124,7 @@ def read_records(path: Place, fields: RowFields) -> Iterator[Any]:
     if not path.is_file():
         raise InputError("is a pipe or a device, but the input is read twice; pass a file")
     file = InputFile.of(path)
-    with file.open() as content:
+    with file.open() as content, _damage_first(file, content):
         kind = content_of(content.read(HEAD_BYTES), file.compression)
     if kind is Content.ARROW:
         yield from _arrow_records(path, fields)
@@ -124,8 +133,21 @@ def read_records(path: Place, fields: RowFields) -> Iterator[Any]:
         is_list = kind is Content.JSON_LIST
         # Decoding lines never fails: one that is not UTF-8 must not end the reading.
         errors = "strict" if is_list else "surrogateescape"
-        with io.TextIOWrapper(content, encoding="utf-8-sig", errors=errors) as text:
+        with (
+            io.TextIOWrapper(content, encoding="utf-8-sig", errors=errors) as text,
+            _damage_first(file, content),
+        ):
             yield from list_elements(text) if is_list else _json_lines(text)
+
+
+@contextmanager
+def _damage_first(file: InputFile, content: IO[bytes]) -> Iterator[None]:
+    """Raise DamagedError in place of other errors of content that comes from damaged data."""
+    try:
+        yield
+    except (InputError, UnicodeDecodeError):
+        file.refuse_damaged(content)
+        raise
 
 
 def _json_lines(file: TextIO) -> Iterator[Any]:
