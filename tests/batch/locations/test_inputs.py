@@ -149,8 +149,12 @@ def test_rows_that_damage_has_made_are_not_taken_for_mistakes_of_the_author(
 def test_a_compressed_file_of_nothing_is_refused_wherever_it_is(
     name: str, memory: MemoryFileSystem, tmp_path: Path
 ) -> None:
-    empty = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}.get(name)
-    data = arrow_compressed(b"", name) if empty is None else empty(b"")
+    compress: dict[str, Callable[[bytes], bytes]] = {
+        "gzip": gzip.compress,
+        "bzip2": bz2.compress,
+        "xz": lzma.compress,
+    }
+    data = compress[name](b"") if name in compress else arrow_compressed(b"", name)
     refused(data, "^holds no data$", memory, tmp_path)
     refused(b"", "^is empty$", memory, tmp_path)
 
