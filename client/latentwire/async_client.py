@@ -81,9 +81,10 @@ class AsyncClient:
         self._sleep = sleep
         self._clock = clock
         is_direct = transport is not None or not uses_proxy
-        self._http = httpx.AsyncClient(
-            transport=transport, **exchange.http_options(base_url, api_key, is_direct=is_direct)
-        )
+        http_options = exchange.http_options(base_url, api_key, is_direct=is_direct)
+        if transport is None:
+            transport = httpx.AsyncHTTPTransport(**exchange.transport_options(http_options))
+        self._http = httpx.AsyncClient(transport=transport, **exchange.client_options(http_options))
 
     async def plan_latent(
         self,

@@ -80,9 +80,10 @@ class Client:
         self._sleep = sleep
         self._clock = clock
         is_direct = transport is not None or not uses_proxy
-        self._http = httpx.Client(
-            transport=transport, **exchange.http_options(base_url, api_key, is_direct=is_direct)
-        )
+        http_options = exchange.http_options(base_url, api_key, is_direct=is_direct)
+        if transport is None:
+            transport = httpx.HTTPTransport(**exchange.transport_options(http_options))
+        self._http = httpx.Client(transport=transport, **exchange.client_options(http_options))
 
     def plan_latent(
         self,

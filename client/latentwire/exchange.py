@@ -33,6 +33,7 @@ from latentwire.errors import (
     api_error,
 )
 from latentwire.http_environment import context_for, proxy_for
+from latentwire.keepalive import socket_options
 from latentwire.plan_latent import PlanLatent
 from latentwire.protocol import (
     ErrorBody,
@@ -60,6 +61,20 @@ class HttpOptions(TypedDict):
     proxy: httpx.Proxy | None
     verify: ssl.SSLContext
     trust_env: bool
+
+
+class _ClientOptions(TypedDict):
+    base_url: httpx.URL
+    headers: dict[str, str]
+    trust_env: bool
+
+
+class _TransportOptions(TypedDict):
+    limits: httpx.Limits
+    proxy: httpx.Proxy | None
+    verify: ssl.SSLContext
+    trust_env: bool
+    socket_options: list[tuple[int, int, int]]
 
 
 BODY_EXTENSION = "latentwire.body"
@@ -102,6 +117,26 @@ def http_options(base_url: str, api_key: str | None, *, is_direct: bool = False)
         "proxy": None if is_direct else proxy_for(url),
         "verify": context_for(url),
         "trust_env": False,
+    }
+
+
+def client_options(options: HttpOptions) -> _ClientOptions:
+    """Return the options of an httpx client that gets a transport."""
+    return {
+        "base_url": options["base_url"],
+        "headers": options["headers"],
+        "trust_env": options["trust_env"],
+    }
+
+
+def transport_options(options: HttpOptions) -> _TransportOptions:
+    """Return the options of an httpx transport; its direct connections have TCP keepalive."""
+    return {
+        "limits": options["limits"],
+        "proxy": options["proxy"],
+        "verify": options["verify"],
+        "trust_env": options["trust_env"],
+        "socket_options": socket_options(),
     }
 
 

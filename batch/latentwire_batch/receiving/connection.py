@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from latentwire.keepalive import socket_options
 from latentwire.safetensors_wire import LENGTH
 from latentwire_batch.receiving.buffers import BufferPool
 from latentwire_batch.receiving.plain_head import MAX_PLAIN_HEAD_BYTES, PlainHead, plain_head
@@ -74,7 +75,10 @@ class Connection(asyncio.BufferedProtocol):
         """Take the transport of the connection."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._fd = transport.get_extra_info("socket").fileno()
+        connected = transport.get_extra_info("socket")
+        for option in socket_options():
+            connected.setsockopt(*option)
+        self._fd = connected.fileno()
         self._poll.register(self._fd, select.POLLIN)
 
     @property

@@ -18,6 +18,7 @@ from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Notify
 from latentwire_batch.errors import InputError, UsageError
 from latentwire_batch.locations import Place, place_of
+from latentwire_batch.locations.urls import lacks_slash
 from latentwire_batch.tasks.arrow_files import (
     STATE_NAME,
     input_errors,
@@ -60,6 +61,11 @@ def opened_tasks(settings: CollectSettings, notify: Notify) -> Iterator[OpenedTa
         UsageError: when a setting does not suit the input.
     """
     inputs = named_inputs(settings.dataset)
+    for one in inputs:
+        if lacks_slash(one.location) and not Path(one.location).exists():
+            raise UsageError(
+                "--dataset: a URL has two slashes after its scheme, like s3://bucket/file"
+            )
     _refuse_names(settings, inputs)
     hubs = [_hub_dataset(settings, one.location) for one in inputs]
     _refuse_unused(settings, any(hub is not None for hub in hubs))

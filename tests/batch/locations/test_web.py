@@ -65,18 +65,21 @@ FAULTS: dict[str, tuple[ServedFile, str]] = {
 }
 PORT = "must name a port from 1 to 65535 behind the host"
 NOT_VALID = "the URL, or a setting of its library, is not valid"
+SLASHES = "a URL has two slashes after its scheme, like s3://bucket/file"
 # `user:s3cret@` and the query must not be in a message.
 MALFORMED = {
-    "http://": "names no host between http:// and the next /",
-    "https:///x?s3cret": "names no host between https:// and the next /",
-    "http://user:s3cret@/x": "names no host between http:// and the next /",
-    "http://host:99999/x?s3cret": PORT,
-    "http://user:s3cret@host:abc/x": PORT,
-    "http://host:0/x": PORT,
-    "http://[::1/x?s3cret": "is not a valid URL",
-    "http://a..b/x?s3cret": NOT_VALID,
-    "http://127.0.0.1:1/x?s3cret": "the store cannot be reached",
-    "foo://bar/x?s3cret": "no package for URLs that begin with foo://",
+    "http://": "cannot be read: names no host between http:// and the next /",
+    "https:///x?s3cret": "cannot be read: names no host between https:// and the next /",
+    "http://user:s3cret@/x": "cannot be read: names no host between http:// and the next /",
+    "http://host:99999/x?s3cret": f"cannot be read: {PORT}",
+    "http://user:s3cret@host:abc/x": f"cannot be read: {PORT}",
+    "http://host:0/x": f"cannot be read: {PORT}",
+    "http://[::1/x?s3cret": "cannot be read: is not a valid URL",
+    "http://a..b/x?s3cret": f"cannot be read: {NOT_VALID}",
+    "http://127.0.0.1:1/x?s3cret": "cannot be read: the store cannot be reached",
+    "foo://bar/x?s3cret": "cannot be read: no package for URLs that begin with foo://",
+    "http:/host/x?s3cret": SLASHES,
+    "s3:/bucket/s3cret": SLASHES,
 }
 
 
@@ -113,7 +116,7 @@ def test_a_server_that_fails_is_named_in_words(server: FileServer, name: str) ->
 def test_a_url_that_leads_nowhere_is_refused_by_its_fault(collect: Collect, url: str) -> None:
     ended = collect("--dataset", url)
     assert ended.status == 2
-    assert f"--dataset: cannot be read: {MALFORMED[url]}\n" in ended.stderr
+    assert f"--dataset: {MALFORMED[url]}\n" in ended.stderr
     assert SECRET not in ended.stderr
 
 

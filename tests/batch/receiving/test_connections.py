@@ -20,6 +20,7 @@ from latentwire import (
     ProtocolError,
     TransportTimeoutError,
 )
+from latentwire.keepalive import socket_options
 from latentwire_batch.dispatch.verdicts import Verdict, verdict_of
 from latentwire_batch.receiving.buffers import BufferPool
 from latentwire_batch.receiving.client import ReceivingClient
@@ -47,6 +48,10 @@ def test_one_connection_carries_many_answers_which_stay_as_they_were() -> None:
         async with ScriptedServer(scripts) as server, receiving(server.base_url) as client:
             plans = [await client.plan_latent("a") for _ in scripts]
             assert server.num_connections == 1
+            # One that a NAT drops in silence is noticed.
+            kept = client._connections._idle[0]._transport.get_extra_info("socket")
+            found = [kept.getsockopt(level, name) for level, name, _ in socket_options()]
+            assert found == [value for _, _, value in socket_options()]
         for number, plan in enumerate(plans):
             assert plan.plan == str(number)
             assert plan.hidden_state.tobytes() == rows().tobytes()
