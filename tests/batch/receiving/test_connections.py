@@ -49,7 +49,10 @@ def test_one_connection_carries_many_answers_which_stay_as_they_were() -> None:
             plans = [await client.plan_latent("a") for _ in scripts]
             assert server.num_connections == 1
             # One that a NAT drops in silence is noticed.
-            kept = client._connections._idle[0]._transport.get_extra_info("socket")
+            assert client._connections is not None
+            (idle,) = client._connections._idle
+            assert idle._transport is not None
+            kept = idle._transport.get_extra_info("socket")
             found = [kept.getsockopt(level, name) for level, name, _ in socket_options()]
             assert found == [value for _, _, value in socket_options()]
         for number, plan in enumerate(plans):
