@@ -68,7 +68,6 @@ _REASONS = {
     "FileNotFoundError": _MISSING,
     "NotImplementedError": "this kind of place cannot do that",
     "JSONDecodeError": "the answer of the store is not one that its library understands",
-    "ValueError": _INVALID,
 }
 _STATUSES = {
     401: _DENIED,
@@ -174,7 +173,8 @@ def _reason(error: BaseException) -> str | None:
     response: Any = getattr(error, "response", None)
     status = getattr(response, "status_code", None) or getattr(error, "status", None)
     if not isinstance(status, int):
-        return None
+        # Last: some libraries make a ValueError of an answer, too.
+        return _INVALID if isinstance(error, ValueError) else None
     return _STATUSES.get(status, f"the store answered with status {status}")
 
 

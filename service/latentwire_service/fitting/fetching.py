@@ -42,6 +42,11 @@ _REASONS = {
     "ConnectionError": "the store cannot be reached",
     "ValueError": "the URL, or a setting of its library, is not valid",
 }
+_STATUSES = {
+    401: "access is denied",
+    403: "access is denied",
+    404: "no such file or folder",
+}
 
 
 @contextmanager
@@ -94,10 +99,10 @@ def _temporary_directory() -> Iterator[Path]:
 
 def _reason(error: Exception) -> str:
     number = error.errno if isinstance(error, OSError) else None
-    status = getattr(error, "status", None)
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None) or getattr(error, "status", None)
     if isinstance(status, int):
-        denied = "access is denied" if status in (401, 403) else None
-        return denied or f"the store answered with status {status}"
+        return _STATUSES.get(status, f"the store answered with status {status}")
     names = (kind.__name__ for kind in type(error).__mro__)
     known = next((_REASONS[name] for name in names if name in _REASONS), None)
     return known or (os.strerror(number) if number else type(error).__name__)

@@ -12,9 +12,11 @@ import pytest
 import latentwire
 from latentwire_batch.compression.command import main as compress
 from latentwire_batch.inspection.command import main as inspect
-from latentwire_batch.locations import Folder
+from latentwire_batch.locations import Folder, place_of
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.output.remote import RemoteDestination
+from latentwire_batch.tasks.reader import TaskSource
+from latentwire_batch.tasks.rows import RowFields
 from support.batch.collecting import Collect, write_tasks
 from support.batch.hub_server import TOKEN, HubServer, Repository, running_hub
 from support.batch.stub_replica import StubReplica
@@ -131,3 +133,33 @@ def test_nodes_of_a_cluster_make_no_commits(tmp_path: Path) -> None:
     destination = RemoteDestination(layout, Folder(URL), print)
     assert destination.parts() is None
     assert destination.folder_of_files() is None
+
+
+def test_a_branch_takes_a_dataset_and_gives_it_back(
+    hub: HubServer, collect: Collect, stub: StubReplica, tmp_path: Path, output: Path
+) -> None:
+    repository = hub.repositories[REPOSITORY]
+    assert collect(replicas=[stub]).status == 0
+    for branch in ("next", "team/next"):
+        repository.branches[branch] = [OWN]
+        # A slash in the name of a branch is quoted.
+        place = f"{URL}@{branch.replace('/', '%2F')}"
+        work = ("--work-dir", str(tmp_path / branch))
+        ended = collect("--output-dir", place, *work, replicas=[stub])
+        assert ended.status == 0, ended.stderr
+        assert repository.commits == [OWN]
+        files = dict(repository.branches[branch][-1])
+        assert {name: files.pop(name) for name in OWN} == OWN
+        assert {**files, MANIFEST: b""} == {**local_files(output), MANIFEST: b""}
+        assert inspect([place, "--verify"]) == 0
+        assert len(latentwire.load(place)) == 40
+        # The rows of a dataset are tasks again.
+        for given in (f"{place}/data.parquet", place):
+            rows = TaskSource(place_of(given), RowFields("task", None, "task_id")).rows()
+            assert len(list(rows)) == 40
+    ended = collect("--output-dir", f"{URL}@none", *work, replicas=[stub])
+    assert ended.status == 2
+    assert "--output-dir: cannot be read: no such branch, tag or commit" in ended.stderr
+    ended = collect("--dataset", f"{URL}@none/tasks.jsonl", "--output-dir", str(tmp_path / "new"))
+    assert ended.status == 2
+    assert "--dataset: cannot be read: no such branch, tag or commit" in ended.stderr

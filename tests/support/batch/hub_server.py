@@ -25,14 +25,19 @@ _SHA = "1" * 40
 
 @dataclass
 class Repository:
-    """A dataset: the files of each commit, and whether others may see it."""
+    """A dataset: the files of each commit of its branches, and whether others may see it."""
 
     is_private: bool
     commits: list[dict[str, bytes]] = field(default_factory=lambda: [{".gitattributes": b"lfs"}])
+    branches: dict[str, list[dict[str, bytes]]] = field(default_factory=dict)
 
     @property
     def files(self) -> dict[str, bytes]:
         return self.commits[-1]
+
+    def commits_of(self, revision: str) -> list[dict[str, bytes]] | None:
+        """Return the commits of a branch; None for an unknown one. A commit is of the main one."""
+        return self.commits if revision in ("main", _SHA) else self.branches.get(revision)
 
 
 class HubServer:
@@ -102,21 +107,21 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             url = urlsplit(self.path)
-            path = unquote(url.path)
             if self._is_refused("read"):
                 return
-            if "/resolve/" in path:
-                self._resolve(path.removeprefix("/datasets/"))
-                return
-            path = path.removeprefix("/api/datasets/")
-            name = "/".join(path.split("/")[:2])
+            name = _name_in(url.path)
+            kind, revision, folder = _revision_in(url.path)
             found = hub.repositories.get(name)
+            commits = None if found is None else found.commits_of(revision)
             if found is None:
                 self._answer(404, {}, {"X-Error-Code": "RepoNotFound"})
-            elif "/tree/" in path:
-                folder = path.partition("/tree/")[2].partition("/")[2]
+            elif commits is None:
+                self._answer(404, {}, {"X-Error-Code": "RevisionNotFound"})
+            elif kind == "resolve":
+                self._resolve(commits[-1].get(folder))
+            elif kind == "tree":
                 is_recursive = parse_qs(url.query).get("recursive") in (["true"], ["True"])
-                entries = _tree(found.files, folder, is_recursive)
+                entries = _tree(commits[-1], folder, is_recursive)
                 if folder and not entries:
                     self._answer(404, {}, {"X-Error-Code": "EntryNotFound"})
                 else:
@@ -126,9 +131,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
         do_HEAD = do_GET
 
-        def _resolve(self, path: str) -> None:
-            name, _, rest = path.partition("/resolve/")
-            data = hub.repositories[name].files.get(rest.partition("/")[2])
+        def _resolve(self, data: bytes | None) -> None:
             if data is None:
                 self._answer(404, {}, {"X-Error-Code": "EntryNotFound"})
                 return
@@ -148,7 +151,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            path = unquote(urlsplit(self.path).path)
+            path = urlsplit(self.path).path
             kind, answer = next(
                 (kind, answer)
                 for mark, kind, answer in (
@@ -202,7 +205,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             return 200, {"url": f"{hub.url}/datasets/{name}"}
 
         def _paths(self, path: str, body: bytes) -> tuple[int, Any]:
-            files = hub.repositories[_name_in(path)].files
+            files = _commits_in(hub, path)[-1]
             wanted = parse_qs(body.decode())["paths"]
             return 200, [_entry(name, files[name]) for name in wanted if name in files]
 
@@ -210,7 +213,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             return 200, {"errors": [], "warnings": []}
 
         def _preupload(self, path: str, body: bytes) -> tuple[int, Any]:
-            files = hub.repositories[_name_in(path)].files
+            files = _commits_in(hub, path)[-1]
             modes = [
                 {
                     "path": file["path"],
@@ -233,8 +236,8 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             return 200, {"transfer": "basic", "objects": objects}
 
         def _commit(self, path: str, body: bytes) -> tuple[int, Any]:
-            name = _name_in(path)
-            files = dict(hub.repositories[name].files)
+            name, commits = _name_in(path), _commits_in(hub, path)
+            files = dict(commits[-1])
             for line in body.splitlines():
                 entry = json.loads(line)
                 value = entry["value"]
@@ -246,7 +249,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                     if value["path"] not in files:
                         return 404, {"error": "A file with this name doesn't exist"}
                     del files[value["path"]]
-            hub.repositories[name].commits.append(files)
+            commits.append(files)
             url = f"{hub.url}/datasets/{name}/commit/1"
             return 200, {"success": True, "commitOid": _SHA, "commitUrl": url}
 
@@ -265,7 +268,21 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
 
 def _name_in(path: str) -> str:
-    return "/".join(path.removeprefix("/api/datasets/").split("/")[:2])
+    return "/".join(path.removeprefix("/api").removeprefix("/datasets/").split("/")[:2])
+
+
+def _revision_in(path: str) -> tuple[str, str, str]:
+    """Return what a path is about, the revision, and the name of a file or folder."""
+    parts = path.removeprefix("/api").removeprefix("/datasets/").split("/")[2:]
+    kind, revision, name = parts[0] if parts else "", "".join(parts[1:2]), "/".join(parts[2:])
+    # A slash in the name of a branch is quoted.
+    return kind, unquote(revision) or "main", unquote(name)
+
+
+def _commits_in(hub: HubServer, path: str) -> list[dict[str, bytes]]:
+    commits = hub.repositories[_name_in(path)].commits_of(_revision_in(path)[1])
+    assert commits is not None
+    return commits
 
 
 def _oid(files: dict[str, bytes], path: str) -> str:
