@@ -19,8 +19,8 @@ from latentwire_service.bridges.fitting.command import main as fit_bridge
 from latentwire_service.compressors.fitting.command import main as fit_compressor
 from latentwire_service.fitting.command import Say, run_fit
 from latentwire_service.fitting.settings import DatasetSettings
-from support.batch.file_server import FileServer, ServedFile
 from support.fits.latent_files import random_latents, write_latents
+from support.stores.file_server import FileServer, ServedFile
 
 URL = "memory://bucket/out"
 OUT = "--output-dir"

@@ -23,8 +23,8 @@ from latentwire_batch.locations.errors import place_error
 from latentwire_batch.tasks.reader import TaskSource
 from latentwire_batch.tasks.rows import RowFields
 from support.batch.collecting import Collect
-from support.batch.file_server import FileServer, ServedFile
 from support.batch.stub_replica import StubReplica
+from support.stores.file_server import FileServer, ServedFile
 
 FIELDS = RowFields("task", None, "id")
 # More than is read at a time, so that a second part is requested.
