@@ -49,9 +49,11 @@ def open_store(
         for path in layout.logs_of_others(rank.index):
             others.append(RecordLog(path, is_own=False))
             opened.callback(others[-1].close)
+        elapsed_s = 0.0
         if segments is not None:
             others.append(segments.open())
-        store = RowStore(log, num_rows, others)
+            elapsed_s = segments.elapsed_s
+        store = RowStore(log, num_rows, others, elapsed_s)
         store.restrict(shard)
         if manifest is not None:
             store.keep(finished_indices(manifest, layout))

@@ -69,20 +69,27 @@ class RowStore:
         log: receives the records; the store closes it.
         num_rows: rows of the input.
         others: logs of other processes, which are only read; the store closes them.
+        elapsed_s: seconds of earlier runs that do not stand in the log.
     """
 
-    def __init__(self, log: RecordLog, num_rows: int, others: Sequence[RowLog] = ()) -> None:
+    def __init__(
+        self,
+        log: RecordLog,
+        num_rows: int,
+        others: Sequence[RowLog] = (),
+        elapsed_s: float = 0.0,
+    ) -> None:
         self._log = log
         self._logs: tuple[RowLog, ...] = (log, *others)
         self._log_numbers = np.zeros(num_rows, dtype=np.uint16)
         self._states = np.full(num_rows, RowState.PENDING, dtype=np.uint8)
         self._offsets = np.zeros(num_rows, dtype=np.int64)
-        self._elapsed_s = 0.0
+        self._elapsed_s = elapsed_s
         self._suspicions: dict[int, Suspicion] = {}
 
     @property
     def elapsed_s(self) -> float:
-        """Recorded seconds of all runs on this log."""
+        """Recorded seconds of all runs."""
         return self._elapsed_s
 
     def keep(self, indices: npt.NDArray[np.bool_]) -> None:

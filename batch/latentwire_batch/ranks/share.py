@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
 from types import TracebackType
@@ -130,13 +129,8 @@ class Share:
         seeds = self._wanted.seeds
         assert seeds is not None
         request = RowRequest(self._wanted.k, self._wanted.options, seeds)
-        started_s = time.monotonic()
         plan = RaySessionPlan(self._run, self._rows_left, request, self._store_for)
-        try:
-            fleet = run_ray_session(plan)
-        finally:
-            if self._store is not None:
-                self._store.add_elapsed(time.monotonic() - started_s)
+        fleet = run_ray_session(plan)
         if self.take_over(self._run.rank).count(RowState.PENDING):
             raise StorageError(
                 "rows that a replica wrote are missing from --output-dir; rerun the same command "

@@ -26,6 +26,7 @@ from latentwire_batch.errors import (
     UsageError,
 )
 from latentwire_batch.journal.row_store import RowStore
+from latentwire_batch.journal.session_time import SessionTime
 from latentwire_batch.locations import Folder, LocationError
 from latentwire_batch.locations.errors import output_errors
 from latentwire_batch.ray.cluster import Placement, connected, import_ray
@@ -80,6 +81,7 @@ def run_ray_session(plan: RaySessionPlan) -> FleetSummary:
     """
     run = plan.run
     parts = run.destination.parts()
+    time = SessionTime(parts)
     with connected(run.settings, run.console.say) as placement, _token(run, parts) as token:
         ray = import_ray()
         # Next to the driver, so that the loss of another node does not end it.
@@ -90,7 +92,8 @@ def run_ray_session(plan: RaySessionPlan) -> FleetSummary:
         job = _job(plan, parts, token, placement)
         stream = Stream(plan.rows, job, ledger, placement)
         try:
-            return run_interruptible(_Session(plan, ledger, stream, placement.replicas).run())
+            session = _Session(plan, ledger, stream, placement.replicas, time)
+            return run_interruptible(session.run())
         except ray.exceptions.RayError as error:
             raise _lost(error) from error
 
@@ -142,12 +145,18 @@ def _token(run: Run, parts: Folder | None) -> Iterator[str]:
 
 class _Session:
     def __init__(
-        self, plan: RaySessionPlan, ledger: Any, stream: Stream, num_replicas: int
+        self,
+        plan: RaySessionPlan,
+        ledger: Any,
+        stream: Stream,
+        num_replicas: int,
+        time: SessionTime,
     ) -> None:
         self._plan = plan
         self._console = plan.run.console
         self._ledger = ledger
         self._stream = stream
+        self._time = time
         self._interrupts = Interrupts(self._console.say)
         self._infos: dict[str, InfoResponse] = {}
         self._identity: ModelIdentity | None = None
@@ -166,7 +175,8 @@ class _Session:
             await self._first_replica(streaming)
             assert self._identity is not None
             store = await self._plan.open_store(self._identity)
-            await self._plan_rows(store, streaming)
+            async with self._time.recorded(store):
+                await self._plan_rows(store, streaming)
         finally:
             streaming.cancel()
             await asyncio.gather(streaming, return_exceptions=True)

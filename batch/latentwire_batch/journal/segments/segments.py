@@ -20,6 +20,7 @@ from latentwire_batch.journal.segments.reading import (
 )
 from latentwire_batch.journal.segments.row_index import RecordFile, RowIndex
 from latentwire_batch.journal.segments.segment import ENTRY, Entries, is_segment, read_entries
+from latentwire_batch.journal.session_time import is_session_time, read_session_time
 from latentwire_batch.locations import Folder
 
 _READS_AT_A_TIME = 16
@@ -30,10 +31,14 @@ class Segments:
 
     Args:
         folder: that holds them.
+
+    Attributes:
+        elapsed_s: seconds of the sessions that made them, as of the last listing.
     """
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
+        self.elapsed_s = 0.0
         self._known: dict[str, Entries] = {}
 
     def open(self) -> SegmentsLog:
@@ -50,11 +55,19 @@ class Segments:
         new = [name for name in found if name not in self._known]
         with ThreadPoolExecutor(_READS_AT_A_TIME, thread_name_prefix="read-index") as pool:
             entries = pool.map(lambda name: self._read(name, found[name]), new)
+            times = pool.map(self._read_time, filter(is_session_time, sizes))
+            self.elapsed_s = sum(times)
             for name, read in zip(new, entries, strict=True):
                 if read is not None:
                     self._known[name] = read
         names = sorted(found.keys() & self._known.keys())
         return SegmentsLog(self.folder, names, [self._known[name] for name in names])
+
+    def _read_time(self, name: str) -> float:
+        try:
+            return patiently(lambda: read_session_time(self.folder, name))
+        except LocationError as error:
+            raise storage_error("cannot be read", error) from error
 
     def _read(self, name: str, size: int) -> Entries | None:
         file = RecordFile(self.folder, name)
