@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -99,7 +100,7 @@ class Stream:
     def _dataset(self) -> Any:
         data = import_ray().data
         blocks = list(_blocks(self._rows(), self._block_rows))
-        in_flight = round(self._num_slots * _ROWS_PER_SLOT / self._block_rows) + 1
+        in_flight = blocks_in_flight(self._num_slots, self._block_rows)
         if self._job.parts is not None:
             # Rows also wait for the others of their segment; each replica keeps its share.
             share = len(blocks) // (_BLOCKS_PER_REPLICA * self._placement.replicas)
@@ -131,6 +132,16 @@ def block_rows(num_rows: int, num_slots: int) -> int:
     share = round(num_rows / (num_slots * _BLOCKS_PER_REPLICA))
     most = min(max(_MAX_BLOCK_ROWS, num_rows // _MANY_BLOCKS), _MAX_ROWS_OF_MANY)
     return min(max(1, share), most)
+
+
+def blocks_in_flight(num_slots: int, num_rows: int) -> int:
+    """Return the blocks that a replica has at a time: while one ends, the others fill the slots.
+
+    Args:
+        num_slots: of the replica.
+        num_rows: of a block.
+    """
+    return math.ceil(num_slots * _ROWS_PER_SLOT / num_rows) + 1
 
 
 def _slots(settings: CollectSettings) -> int:

@@ -15,7 +15,7 @@ from latentwire_batch.config import CollectSettings
 from latentwire_batch.errors import UsageError
 from latentwire_batch.ray import autoscaler, cluster
 from latentwire_batch.ray.cluster import Placement, attached, place
-from latentwire_batch.ray.stream import block_rows
+from latentwire_batch.ray.stream import block_rows, blocks_in_flight
 
 
 def settings(**given: Any) -> CollectSettings:
@@ -165,3 +165,10 @@ def test_ray_that_collect_starts_is_on_loopback(
         with attached(settings(**given)):
             pass
         assert os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == expected
+
+
+@pytest.mark.parametrize("num_slots", [1, 4, 8, 16, 64, 256])
+@pytest.mark.parametrize("num_rows", [3, 1000, 100_000, 5_000_000])
+def test_a_block_that_ends_leaves_no_slot_empty(num_slots: int, num_rows: int) -> None:
+    rows = block_rows(num_rows, 2 * num_slots)
+    assert (blocks_in_flight(num_slots, rows) - 1) * rows >= num_slots
