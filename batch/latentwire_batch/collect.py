@@ -37,8 +37,10 @@ from latentwire_batch.exit_status import (
 from latentwire_batch.follower import follow
 from latentwire_batch.hub.push import hub_target
 from latentwire_batch.journal.row_store import RowStore
+from latentwire_batch.output.destination import Destination
 from latentwire_batch.output.durable import write_json, write_text
 from latentwire_batch.output.layout import CARD_NAME, MANIFEST_NAME
+from latentwire_batch.output.left_over import clear_left_over
 from latentwire_batch.output.ownership import locked_output
 from latentwire_batch.output.staging import emptied_staging
 from latentwire_batch.ranks.rank import ALONE, Rank
@@ -111,7 +113,7 @@ def _collect(run: Run, workers: Workers | None) -> ExitStatus:
     if run.splits and not layout.is_remote and (layout.root / DATA_DIRECTORY).is_file():
         raise UsageError("--output-dir: its data is not a directory")
     if not overwrite and not layout.partial.exists():
-        status = _status_of_finished(run)
+        status = _status_of_finished(run, clear_left_over)
         if status is not None:
             return status
     if run.rank.index > 0:
@@ -124,18 +126,25 @@ def _collect(run: Run, workers: Workers | None) -> ExitStatus:
         if layout.settings.exists():
             destination.refuse_rival()
         else:
-            status = _status_of_finished(run)
+            status = _status_of_finished(run, lambda there: there.remove_left_over())
             if status is not None:
                 return status
             destination.fetch_previous()
         return Collection(run, workers).collect()
 
 
-def _status_of_finished(run: Run) -> ExitStatus | None:
-    """Report a finished output; return None when rows are still missing."""
+def _status_of_finished(run: Run, clear: Callable[[Destination], None]) -> ExitStatus | None:
+    """Report a finished output; return None when rows are still missing.
+
+    Args:
+        run: of this process.
+        clear: removes what another run left next to the finished output.
+    """
     counts = finished_counts(run)
     if counts is None:
         return None
+    if run.rank.index == 0:
+        clear(run.destination)
     return report_nothing_to_do(run.console, counts.finished, counts.failed, run.num_unusable)
 
 

@@ -92,6 +92,14 @@ class Destination(Protocol):
         """Complete an installation that was cut short; do nothing when there is none."""
         ...
 
+    def has_left_over(self) -> bool:
+        """Whether a run that wrote the manifest ended before it removed what only it needed."""
+        ...
+
+    def remove_left_over(self) -> None:
+        """Remove what `has_left_over` found; an unfinished run on top of the dataset stays."""
+        ...
+
     def discard(self, splits: Collection[str]) -> None:
         """Remove everything that a run wrote, the manifest first.
 
@@ -147,6 +155,13 @@ class LocalDestination:
     def finish_install(self) -> None:
         """Complete the renames; see `publish.finish_install`."""
         finish_install(self.layout)
+
+    def has_left_over(self) -> bool:
+        """Return False: `finish_install` removes it."""
+        return False
+
+    def remove_left_over(self) -> None:
+        """Do nothing: there is nothing."""
 
     def discard(self, splits: Collection[str]) -> None:
         """Remove everything; see `discard.discard_all`."""

@@ -15,13 +15,13 @@ FINAL_NAMES = (DATA_NAME, HF_DATASET_NAME, FAILURES_NAME, CARD_NAME, MANIFEST_NA
 # Distinguishes a dataset card that was made here from one that a person wrote.
 CARD_MARK = "<!-- made by latentwire -->"
 _CARD_HEAD_BYTES = 1 << 13
-_PARTIAL_NAME = ".partial"
+PARTIAL_NAME = ".partial"
 # Settings of an unfinished run, in an output directory and behind a URL.
-CLAIM_NAME = f"{_PARTIAL_NAME}/settings.json"
+CLAIM_NAME = f"{PARTIAL_NAME}/settings.json"
 # Records of the run that writes to a folder behind a URL.
-OWNERS_NAME = f"{_PARTIAL_NAME}/owner"
+OWNERS_NAME = f"{PARTIAL_NAME}/owner"
 # Rows of an unfinished run that replicas on other machines put there.
-PARTS_NAME = f"{_PARTIAL_NAME}/parts"
+PARTS_NAME = f"{PARTIAL_NAME}/parts"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class OutputLayout:
     @property
     def partial(self) -> Path:
         """Holds what an unfinished run needs to resume."""
-        return self.root / _PARTIAL_NAME
+        return self.root / PARTIAL_NAME
 
     @property
     def lock(self) -> Path:

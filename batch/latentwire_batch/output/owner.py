@@ -111,8 +111,9 @@ class Owner:
                     continue
                 if self._is_ours(content):
                     self._name = newest
-                    self._write(self._name)
-                    return
+                    if self._renew():
+                        return
+                    continue
                 if not self._is_abandoned(newest, content):
                     continue
             name = f"{_number_of(newest) + 1:06}.json"
@@ -149,9 +150,25 @@ class Owner:
         while not self._ended.wait(_BEAT_S):
             # A store that cannot be reached may come back; an upload asks for itself.
             with suppress(LocationError):
-                if not self._is_own():
+                if not self._renew():
                     return
-                self._write(self._name)
+
+    def _renew(self) -> bool:
+        """Change the record of this run; whether it still owned the folder.
+
+        Another run may take over between the look and the change, which then makes the old record
+        again: it would keep later runs waiting.
+        """
+        if not self._is_own():
+            return False
+        if _now_s() - self._confirmed_s > _TRUST_S:
+            # What the store said is old; the next beat looks again.
+            return True
+        self._write(self._name)
+        if self._is_own():
+            return True
+        self._records.remove([self._name])
+        return False
 
     def _is_own(self) -> bool:
         started_s = _now_s()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,8 @@ from latentwire_batch.output.layout import (
     FINAL_NAMES,
     HF_DATASET_NAME,
     MANIFEST_NAME,
+    OWNERS_NAME,
+    PARTIAL_NAME,
     PARTS_NAME,
     OutputLayout,
 )
@@ -36,7 +39,10 @@ from latentwire_batch.output.owner import Owner
 from latentwire_batch.output.split_data import SPLITS, names_json, recorded_splits
 from latentwire_batch.output.upload import Upload, is_left_over, size_text
 
+_CHECKS_AT_A_TIME = 8
 _DIGEST_CHARS = 12
+# In the settings of an unfinished run: the name of the folder in `PARTS_NAME` that takes its rows.
+_ROWS = "rows"
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,9 @@ class RemoteDestination:
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Leave the settings in the folder, which also shows that it can be written to."""
+        said = {**settings, _ROWS: self._rows_name(self._read(MANIFEST_NAME))}
         with _errors("cannot be written"):
-            self.folder.write(CLAIM_NAME, json.dumps(dict(settings), ensure_ascii=False).encode())
+            self.folder.write(CLAIM_NAME, json.dumps(said, ensure_ascii=False).encode())
 
     def folder_of_files(self) -> Folder | None:
         """Return the folder itself, which this run owns; None: each file would be a commit."""
@@ -94,10 +101,7 @@ class RemoteDestination:
         """
         if self.folder.is_versioned:
             return None
-        manifest = self._read(MANIFEST_NAME)
-        digest = "" if manifest is None else hashlib.sha256(manifest).hexdigest()
-        folder = f"after-{digest[:_DIGEST_CHARS]}" if digest else "first"
-        return self.folder.below(f"{PARTS_NAME}/{folder}")
+        return self.folder.below(f"{PARTS_NAME}/{self._rows_name(self._read(MANIFEST_NAME))}")
 
     def refuse_rival(self) -> None:
         """Raise UsageError when another machine has finished a dataset there in the meantime."""
@@ -162,6 +166,44 @@ class RemoteDestination:
             self._remove_claim(names)
             discard_partial(self.layout)
 
+    def has_left_over(self) -> bool:
+        """Whether a run that wrote the manifest ended before it removed what only it needed."""
+        return bool(self._left_over())
+
+    def remove_left_over(self) -> None:
+        """Remove what `has_left_over` found; an unfinished run on top of the dataset stays."""
+        owners = f"{OWNERS_NAME}/"
+        names = [name for name in self._left_over() if not name.startswith(owners)]
+        with _errors("cannot be cleared"):
+            self.folder.remove(names)
+
+    def _left_over(self) -> list[str]:
+        """Name what a run left that has finished the dataset, its settings last."""
+        if self.folder.is_versioned:
+            # The commit of the dataset removed it.
+            return []
+        manifest = self._read(MANIFEST_NAME)
+        if manifest is None:
+            return []
+        rows_name = self._rows_name(manifest)
+        with _errors("cannot be read"):
+            partial = self.folder.below(PARTIAL_NAME).sizes()
+        names = [f"{PARTIAL_NAME}/{name}" for name in partial]
+        if CLAIM_NAME in names and self._claims(rows_name):
+            return []
+        own = f"{PARTS_NAME}/{rows_name}/"
+        return sorted((name for name in names if not name.startswith(own)), key=_claim_last)
+
+    def _claims(self, rows_name: str) -> bool:
+        """Whether the settings in the folder may be of a run whose rows go there."""
+        try:
+            claim = self.claimed()
+        except StorageError:
+            # Damaged settings are reported when somebody needs them.
+            return True
+        # Earlier versions did not say it.
+        return claim is not None and claim.get(_ROWS, rows_name) == rows_name
+
     def _upload(self, manifest: bytes) -> None:
         """Make the folder hold the staged files and no others of a dataset."""
         self._owner.check()
@@ -224,18 +266,39 @@ class RemoteDestination:
     def _owner(self) -> Owner:
         return Owner(self.folder, self.layout.owner_token, self.notify)
 
-    def _check_placed(self, placed: Mapping[str, int], sizes: Mapping[str, int]) -> None:
-        """Check that the files that a cluster wrote are still there.
+    def _check_placed(self, placed: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+        """Check that the files that a cluster wrote are still there as they were written.
+
+        Args:
+            placed: size and checksum of each; earlier versions noted the size alone.
+            sizes: of the files in the folder.
 
         Raises:
             StorageError: when one is not; the next run writes it again.
         """
-        if any(sizes.get(name) != size for name, size in placed.items()):
+
+        def is_changed(name: str) -> bool:
+            noted = placed[name]
+            size, checksum = noted if isinstance(noted, list) else (noted, None)
+            if sizes.get(name) != size:
+                return True
+            return checksum is not None and self.folder.checksum(name) != checksum
+
+        with ThreadPoolExecutor(_CHECKS_AT_A_TIME, thread_name_prefix="check") as pool:
+            has_changed = any(pool.map(is_changed, placed))
+        if has_changed:
             remove(self.layout.marker)
             raise StorageError(
                 "files that were written to the output have changed; rerun the same command to "
                 "write them again"
             )
+
+    @staticmethod
+    def _rows_name(manifest: bytes | None) -> str:
+        """Name the folder that takes the rows of a run on top of a manifest."""
+        if manifest is None:
+            return "first"
+        return f"after-{hashlib.sha256(manifest).hexdigest()[:_DIGEST_CHARS]}"
 
     def _remove_claim(self, names: Iterable[str]) -> None:
         """Remove the rows and, last, the settings of an unfinished run from the folder."""
@@ -292,6 +355,10 @@ def _claim_in(names: Iterable[str]) -> list[str]:
     found = set(names)
     rows = sorted(name for name in found if name.startswith(f"{PARTS_NAME}/"))
     return [*rows, *({CLAIM_NAME} & found)]
+
+
+def _claim_last(name: str) -> tuple[bool, str]:
+    return name == CLAIM_NAME, name
 
 
 def _splits_in(manifest: bytes | None) -> set[str]:

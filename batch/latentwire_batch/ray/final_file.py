@@ -79,14 +79,15 @@ class WrittenFile:
     Attributes:
         name: relative to the output.
         digest: of its content, for the manifest.
-        checksum: of the file in its folder, see `Folder.checksum`; empty in a directory.
         totals: of its rows.
+        checksum: of the file in its folder, see `Folder.checksum`; empty in a directory, and until
+            the driver has looked.
     """
 
     name: str
     digest: FileDigest
-    checksum: str
     totals: Totals
+    checksum: str = ""
 
 
 def write_final_file(file: FinalFile) -> WrittenFile:
@@ -108,7 +109,7 @@ def _put(file: FinalFile, folder: Folder) -> WrittenFile:
     with _scratch_file() as path:
         digest, totals = _write(file, path)
         folder.put(file.name, path)
-        return WrittenFile(file.name, digest, folder.checksum(file.name), totals)
+        return WrittenFile(file.name, digest, totals)
 
 
 @contextmanager
@@ -140,7 +141,7 @@ def _place(file: FinalFile, directory: Path) -> WrittenFile:
             temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
-    return WrittenFile(file.name, digest, "", totals)
+    return WrittenFile(file.name, digest, totals)
 
 
 def _write(file: FinalFile, path: Path) -> tuple[FileDigest, Totals]:

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,14 @@ def join_on_cluster(run: Run, store: RowStore, form: FinalForm, totals: Totals) 
         if left:
             with attached(run.settings) as ray:
                 for file, written in _written(ray, left):
-                    record.add(file, written)
+                    record.add(file, _looked_at(written, folder))
         whole = [record.of(file) for file in files]
         for written in whole:
             totals.add(written.totals)
         totals.failed = write_failures(staging, store.failed_rows())
         if folder is not None:
-            sizes = {each.name: each.digest.num_bytes for each in whole}
-            write_json(run.layout.placed, {"files": sizes})
+            placed = {each.name: [each.digest.num_bytes, each.checksum] for each in whole}
+            write_json(run.layout.placed, {"files": placed})
         return files_json(staging, {staging / each.name: each.digest for each in whole})
 
 
@@ -153,6 +154,13 @@ def _written(ray: Any, files: Sequence[FinalFile]) -> Iterator[tuple[FinalFile, 
                 "kept, rerun the same command to resume"
             ) from error
         yield waiting.pop(done), written
+
+
+def _looked_at(written: WrittenFile, folder: Folder | None) -> WrittenFile:
+    """Add the checksum as this machine reads it: other versions of a library may read another."""
+    if folder is None:
+        return written
+    return replace(written, checksum=folder.checksum(written.name))
 
 
 class _Record:

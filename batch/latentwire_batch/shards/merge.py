@@ -85,7 +85,10 @@ def merge(settings: MergeSettings, console: Console) -> ExitStatus:
         # A merging that was killed before that leaves nothing to build on.
         discard_partial(layout)
         status = merging.status_of_finished()
-        return merging.run() if status is None else status
+        if status is None:
+            return merging.run()
+        destination.remove_left_over()
+        return status
 
 
 def _refuse_shard_as_output(output: Place, shards: Sequence[FinishedShard]) -> None:

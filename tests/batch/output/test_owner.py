@@ -13,11 +13,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from latentwire_batch.errors import OutputBusyError
+from latentwire_batch.errors import LocationError, OutputBusyError
 from latentwire_batch.locations import Folder
 from latentwire_batch.output import owner
 from latentwire_batch.output.owner import Owner
-from support.batch.collecting import Collect
+from latentwire_batch.output.remote import RemoteDestination
+from support.batch.collecting import Collect, Ended
 from support.batch.dataset_oracle import assert_complete, tasks_of
 from support.batch.s3_server import BUCKET, running_s3
 from support.batch.stub_replica import StubReplica
@@ -90,6 +91,42 @@ def test_a_machine_that_is_gone_is_replaced_and_learns_it_when_it_comes_back(
     assert folder.sizes() == {}
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_an_owner_that_is_replaced_while_it_gives_a_sign_leaves_no_record(
+    machine: Make, folder: Folder, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    set_times(monkeypatch, NEVER_S, 0.05)
+    first, second = machine("first"), machine("second").held()
+    look, write, started = Owner._is_own, Owner._write, threading.Event()
+
+    def replace(one: Owner) -> None:
+        if one is first and not started.is_set():
+            started.set()
+            second.__enter__()
+
+    def look_slowly(one: Owner) -> bool:
+        """Stand still after a look that took place in time."""
+        is_own = look(one)
+        if is_late and is_own:
+            replace(one)
+            one._confirmed_s -= owner._TRUST_S + 1
+        return is_own
+
+    def write_slowly(one: Owner, name: str) -> None:
+        replace(one)
+        write(one, name)
+
+    with first.held():
+        monkeypatch.setattr(Owner, "_is_own", look_slowly)
+        monkeypatch.setattr(Owner, "_write", write_slowly)
+        # Late, nothing is written, and the next beat finds the new owner.
+        assert first._renew() == is_late
+        assert list(folder.sizes()) == [".partial/owner/000002.json"]
+        assert not first._renew()
+    second.__exit__(None, None, None)
+    assert folder.sizes() == {}
+
+
 def test_a_killed_run_takes_its_folder_back_without_waiting(
     machine: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +160,49 @@ def test_of_many_machines_that_start_together_one_owns_the_folder(
     for thread in threads:
         thread.join()
     assert set(num_owners) == {1}
+
+
+@pytest.mark.parametrize("work", ["elsewhere", "lost"])
+def test_what_a_lost_machine_left_next_to_its_dataset_is_removed_unless_another_one_works_there(
+    collect: Collect,
+    stub: StubReplica,
+    folder: Folder,
+    tasks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    work: str,
+) -> None:
+    def run(work: str) -> Ended:
+        places = ("--output-dir", folder.url, "--work-dir", str(tmp_path / work))
+        return collect(*places, replicas=[stub])
+
+    def lose_machine(*_: object) -> None:
+        raise LocationError("the machine is lost")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RemoteDestination, "_remove_claim", lose_machine)
+        assert run("lost").status == 1
+    # A work directory that knows of no run, as after a crash of another one.
+    (partial,) = (tmp_path / "lost").glob("*/.partial")
+    for name in ("settings.json", "install.json"):
+        (partial / name).unlink()
+    for name in ("parts/first/1-a.rows", "parts/first/elapsed-1.json", "parts/after-0123/1-a.rows"):
+        folder.write(f".partial/{name}", b"1")
+    set_times(monkeypatch, 0.01, NEVER_S)
+    with Owner(folder, tmp_path / "token", lambda _line: None).held():
+        before = folder.sizes().keys()
+        busy = run("elsewhere")
+        assert (busy.status, folder.sizes().keys()) == (0, before), busy.stderr
+    folder.write(".partial/owner/000001.json", b'{"run": "lost"}')
+    set_times(monkeypatch, NEVER_S, 0.05)
+    ended = run(work)
+    assert ended.status == 0, ended.stderr
+    assert "nothing to do: all 40 rows are already collected" in ended.stderr
+    assert list((tmp_path / work).iterdir()) == []
+    for name in folder.sizes():
+        assert not name.startswith(".partial")
+        folder.fetch(name, tmp_path / "copy" / name)
+    assert_complete(tmp_path / "copy", tasks_of(tasks))
 
 
 @pytest.mark.slow

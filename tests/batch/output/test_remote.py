@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -101,8 +102,14 @@ def test_failed_rows_of_a_remote_dataset_are_retried(
     stub.behaviour.die_after = 5
     flags = ("--retry-failed", "--replica-timeout", "0.2", "--concurrency", "1")
     assert remote(*flags, replicas=[stub]).status == 1
-    # What was there is still whole while the retry is unfinished.
+    # What was there is still whole while the retry is unfinished, and so is the retry.
     assert folder.exists("manifest.json")
+    digest = hashlib.sha256(folder.read("manifest.json") or b"").hexdigest()
+    folder.write(f".partial/parts/after-{digest[:12]}/1-a.rows", b"")
+    unfinished = folder.sizes()
+    ended = remote(replicas=[stub], work="elsewhere")
+    assert (ended.status, folder.sizes()) == (3, unfinished)
+    assert "nothing to do" in ended.stderr
     stub.behaviour.die_after, stub.behaviour.is_dead = None, False
     assert remote(replicas=[stub]).status == 0
     assert len(stub.received) == 20

@@ -139,6 +139,7 @@ def test_files_by_tasks_are_those_of_one_process(
     assert verify_files(output, stated)[1] == []
 
 
+@pytest.mark.parametrize("is_changed", [False, True])
 def test_tasks_put_their_files_where_the_output_goes(
     collect: Collect,
     stub: StubReplica,
@@ -146,8 +147,10 @@ def test_tasks_put_their_files_where_the_output_goes(
     flags: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    is_changed: bool,
 ) -> None:
     plain, memory = tmp_path / "plain", fsspec.filesystem("memory")
+    memory.store.clear()
     temporary, put = tmp_path / "temporary", Folder.put
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -163,9 +166,13 @@ def test_tasks_put_their_files_where_the_output_goes(
     args = ("--output-dir", "memory://joined/out", "--work-dir", str(tmp_path / "work"))
 
     def lose_a_file(path: Path, value: dict[str, Any]) -> None:
-        """Remove one that is whole before the manifest is written."""
+        """Remove or change one that is whole before the manifest is written."""
         write_json(path, value)
-        memory.rm_file(f"/joined/out/{ray.written[0]}")
+        name = f"/joined/out/{ray.written[0]}"
+        content = memory.cat_file(name)
+        memory.rm_file(name)
+        if is_changed:
+            memory.pipe_file(name, bytes(len(content)))
 
     monkeypatch.setattr(joining, "write_json", lose_a_file)
     lost = collect(*args, "--replica", stub.base_url, *flags)

@@ -75,8 +75,12 @@ def test_shards_in_a_bucket_are_merged_into_a_bucket(
     files = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
     assert names_in(s3, DATASET) == files
     assert list(work.iterdir()) == []
+    # What is left of one that was lost right after its manifest.
+    claim = f"{DATASET}/.partial/settings.json"
+    s3.filesystem().pipe_file(claim, b'{"merged": {}, "rows": "first"}')
     again = merged(f"s3://{OUT}/", target=f"s3://{DATASET}/")
     assert (again.status, "nothing to do: all 7 rows" in again.stderr) == (0, True)
+    assert names_in(s3, DATASET) == files
     # One shard here, and one in the bucket that has two names.
     first, second = (f"{OUT}/shard-0000{index}-of-00002" for index in range(2))
     near = fetched(s3, first, tmp_path / "shard-00000-of-00002")
