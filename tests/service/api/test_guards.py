@@ -233,8 +233,9 @@ def test_a_deadline_ends_a_request_and_frees_its_slot(
     answer = live.http.post("/plan_latent", json=GREEDY | {"max_new_tokens": 1})
     assert answer.status_code == 200
     assert live.metric("latentwire_generation_tokens_total") < 20
-    # The expired request had its first token, too.
-    assert live.metric("latentwire_time_to_first_token_seconds_count") == 2
+    # The expired request had its first token, too, unless it expired before it was decoded.
+    num_first = live.metric("latentwire_time_to_first_token_seconds_count")
+    assert 1 + gate.is_reached.is_set() <= num_first <= 2
     assert live.metric("latentwire_e2e_request_latency_seconds_count") == 1
 
 
