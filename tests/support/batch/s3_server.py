@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import fsspec.asyn
 import httpx
 import pytest
 import s3fs
@@ -65,8 +66,20 @@ def running_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     try:
         yield running
     finally:
-        s3fs.S3FileSystem.clear_instance_cache()
+        _close_clients()
         server.stop()
+
+
+def _close_clients() -> None:
+    """Close the clients that fsspec keeps.
+
+    When one is collected, s3fs gives it a tenth of a second to close its connections, which a busy
+    machine may miss.
+    """
+    for client in list(s3fs.S3FileSystem._cache.values()):
+        if client._s3 is not None:
+            fsspec.asyn.sync(client.loop, client._s3creator.__aexit__, None, None, None)
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 class Watcher:
