@@ -98,8 +98,8 @@ def test_shards_in_a_bucket_are_merged_into_a_bucket(
     assert list(work.iterdir()) == []
     # As other machines see unfinished runs.
     for folder in (second, f"{BUCKET}/other", f"{BUCKET}/third"):
-        claim = b'{"merged": {}}' if folder.endswith("third") else b'{"seed": 1}'
-        s3.filesystem().pipe_file(f"{folder}/.partial/settings.json", claim)
+        settings = b'{"merged": {}}' if folder.endswith("third") else b'{"seed": 1}'
+        s3.filesystem().pipe_file(f"{folder}/.partial/settings.json", settings)
     refusals = {
         (f"s3://{BUCKET}/nothing",): f"s3://{BUCKET}/nothing: no such directory",
         ("s3://nowhere/out",): "s3://nowhere/out: cannot be read: the bucket does not exist",
