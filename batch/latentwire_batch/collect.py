@@ -24,7 +24,7 @@ from latentwire_batch.dataset.schema import DatasetSchema
 from latentwire_batch.dispatch.interrupts import run_interruptible
 from latentwire_batch.dispatch.seeds import Seeds, draw_seed, today
 from latentwire_batch.dispatch.session import SessionProgress
-from latentwire_batch.errors import RunInterrupted, StorageError, UsageError
+from latentwire_batch.errors import RivalError, RunInterrupted, StorageError, UsageError
 from latentwire_batch.existing_output import finished_counts, refuse_differences
 from latentwire_batch.exit_status import (
     FINISHED,
@@ -122,15 +122,26 @@ def _collect(run: Run, workers: Workers | None) -> ExitStatus:
         refuse_other_launches(layout)
         if overwrite:
             destination.discard(run.split_names)
+        if destination.has_rival():
+            return _status_of_rival(run)
         destination.finish_install()
-        if layout.settings.exists():
-            destination.refuse_rival()
-        else:
+        if not layout.settings.exists():
             status = _status_of_finished(run, lambda there: there.remove_left_over())
             if status is not None:
                 return status
             destination.fetch_previous()
         return Collection(run, workers).collect()
+
+
+def _status_of_rival(run: Run) -> ExitStatus:
+    """Leave an output to another machine's run that has finished the same dataset there."""
+    try:
+        status = _status_of_finished(run, lambda there: there.yield_to_rival())
+    except UsageError as error:
+        raise RivalError from error
+    if status is None:
+        raise RivalError
+    return status
 
 
 def _status_of_finished(run: Run, clear: Callable[[Destination], None]) -> ExitStatus | None:

@@ -25,6 +25,17 @@ class UsageError(BatchError):
     """The command cannot run as given; nothing was written."""
 
 
+class RivalError(UsageError):
+    """Another machine's run has finished another dataset where this run wants its own."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "--output-dir: another run has finished a dataset there in the meantime; the rows of "
+            "this one are kept in the work directory. --overwrite discards both and starts from "
+            "scratch"
+        )
+
+
 class InputError(UsageError):
     """The dataset cannot be read, or one of its rows cannot be used."""
 

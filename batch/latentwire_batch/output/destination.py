@@ -76,8 +76,12 @@ class Destination(Protocol):
         """Return where replicas on other machines put rows; None: they append to logs here."""
         ...
 
-    def refuse_rival(self) -> None:
-        """Raise UsageError when another machine has finished a dataset there in the meantime."""
+    def has_rival(self) -> bool:
+        """Whether another machine finished a dataset there and a run of this one is unfinished."""
+        ...
+
+    def yield_to_rival(self) -> None:
+        """Remove the unfinished run of this machine, whose rows the finished dataset has."""
         ...
 
     def fetch_previous(self) -> None:
@@ -142,8 +146,12 @@ class LocalDestination:
         """Return None: what other machines need to see is in `.partial/`."""
         return None
 
-    def refuse_rival(self) -> None:
-        """Do nothing: the lock excludes other runs."""
+    def has_rival(self) -> bool:
+        """Return False: the lock excludes other runs."""
+        return False
+
+    def yield_to_rival(self) -> None:
+        """Do nothing: there is none."""
 
     def fetch_previous(self) -> None:
         """Do nothing: the finished output is there."""

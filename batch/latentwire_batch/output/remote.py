@@ -17,7 +17,7 @@ from typing import Any
 
 from latentwire.split_files import DATA_DIRECTORY, split_of
 from latentwire_batch.console import Notify
-from latentwire_batch.errors import StorageError, UsageError, storage_error
+from latentwire_batch.errors import RivalError, StorageError, storage_error
 from latentwire_batch.locations import Folder
 from latentwire_batch.locations.errors import output_errors
 from latentwire_batch.output.discard import discard_partial
@@ -103,9 +103,19 @@ class RemoteDestination:
             return None
         return self.folder.below(f"{PARTS_NAME}/{self._rows_name(self._read(MANIFEST_NAME))}")
 
-    def refuse_rival(self) -> None:
-        """Raise UsageError when another machine has finished a dataset there in the meantime."""
-        self._refuse_rival(self._read(MANIFEST_NAME))
+    def has_rival(self) -> bool:
+        """Whether another machine finished a dataset there and a run of this one is unfinished."""
+        if not (self.layout.settings.exists() or self.layout.marker.exists()):
+            return False
+        return self._is_rival(self._read(MANIFEST_NAME))
+
+    def yield_to_rival(self) -> None:
+        """Remove the unfinished run from the work directory."""
+        self.notify(
+            "another run has finished the same dataset; its rows in the work directory are removed"
+        )
+        with _errors("cannot be cleared"):
+            discard_partial(self.layout)
 
     def fetch_previous(self) -> None:
         """Copy what a retry needs of the finished output, the manifest last."""
@@ -146,7 +156,8 @@ class RemoteDestination:
         manifest = (self.layout.staging / MANIFEST_NAME).read_bytes()
         found = self._read(MANIFEST_NAME)
         if found != manifest:
-            self._refuse_rival(found)
+            if self._is_rival(found):
+                raise RivalError
             with _errors("cannot be written"):
                 self._upload(manifest)
         with _errors("cannot be written"):
@@ -311,16 +322,14 @@ class RemoteDestination:
         found = self.folder.read(CARD_NAME)
         return found is None or CARD_MARK.encode() in found
 
-    def _refuse_rival(self, manifest: bytes | None) -> None:
+    def _is_rival(self, manifest: bytes | None) -> bool:
+        """Whether neither this run wrote a manifest nor one on top of which it works."""
+        known = [self.layout.finished / MANIFEST_NAME]
+        if self.layout.marker.exists():
+            known.append(self.layout.staging / MANIFEST_NAME)
         if manifest is None:
-            return
-        known = self.layout.finished / MANIFEST_NAME
-        if not known.exists() or known.read_bytes() != manifest:
-            raise UsageError(
-                "--output-dir: another run has finished a dataset there in the meantime; the rows "
-                "of this one are kept in the work directory. --overwrite discards both and starts "
-                "from scratch"
-            )
+            return False
+        return all(not path.exists() or path.read_bytes() != manifest for path in known)
 
     def _read(self, name: str) -> bytes | None:
         with _errors("cannot be read"):

@@ -334,14 +334,17 @@ def test_a_second_machine_is_told_of_the_first(
     assert remote(*wait, replicas=[stub], work="first").status == 1
     stub.behaviour.die_after, stub.behaviour.is_dead = None, False
     ended = remote("--top-k", "5", replicas=[stub], work="second")
-    assert ended.status == 2
     assert "--output-dir: was made with other settings: sampling.top_k was 0" in ended.stderr
     assert remote(replicas=[stub], work="second").status == 0
+    finished = {name: folder.read(name) for name in folder.sizes()}
     stub.received.clear()
-    ended = remote(replicas=[stub], work="first")
-    assert ended.status == 2
+    ended = remote("--top-k", "5", replicas=[stub], work="first")
     assert "--output-dir: another run has finished a dataset there" in ended.stderr
-    assert stub.received == []
+    ended = remote(replicas=[stub], work="first")
+    assert (ended.status, stub.received) == (0, [])
+    assert "another run has finished the same dataset" in ended.stderr
+    assert not (tmp_path / "first" / ".partial" / "settings.json").exists()
+    assert {name: folder.read(name) for name in folder.sizes()} == finished
     assert_complete(downloaded(folder, tmp_path), tasks_of(tasks))
 
 
