@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Notify
-from latentwire_batch.errors import UsageError
+from latentwire_batch.errors import ReplicasLostError, UsageError
 from latentwire_batch.ray.autoscaler import can_add_nodes
 from latentwire_batch.replicas.local_plan import gpus_per_replica
 
@@ -38,6 +39,7 @@ _VARIABLES = {
 # On Linux, it replaces that address by the machine's own, even where it is given.
 _LOCAL_VARIABLES = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _STDERR = 2
+_MAX_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def attached(settings: CollectSettings) -> Iterator[ModuleType]:
 
     Raises:
         UsageError: Ray is missing, or there is no such cluster.
+        ReplicasLostError: Ray does not start on this machine.
     """
     address = _address(settings)
     ray = import_ray(address)
@@ -154,24 +157,45 @@ def attached(settings: CollectSettings) -> Iterator[ModuleType]:
             "--ray-address: collect runs on a machine of the cluster, where auto is the address; "
             f"{_CLIENT_SCHEME} addresses are of Ray Client, which cannot move rows"
         )
-    options = {"num_cpus": _local_cpus(settings), "include_dashboard": False}
-    try:
-        with _without_notice_of_log_level():
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **(options if address == _LOCAL else {}),
-            )
-    except ConnectionError as error:
-        raise UsageError(
-            "--ray-address: no Ray cluster answers there, or it does not accept this user's token"
-        ) from error
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == _LOCAL:
+        _start(ray, {**options, "num_cpus": _local_cpus(settings), "include_dashboard": False})
+    else:
+        _connect(ray, address, options)
     try:
         _quiet(ray)
         yield ray
     finally:
         ray.shutdown()
+
+
+def _connect(ray: ModuleType, address: str, options: Mapping[str, Any]) -> None:
+    try:
+        with _without_notice_of_log_level():
+            ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise UsageError(
+            "--ray-address: no Ray cluster answers there, or it does not accept this user's token"
+        ) from error
+
+
+def _start(ray: ModuleType, options: Mapping[str, Any]) -> None:
+    """Start Ray on this machine; again when its processes took longer than it waits for them.
+
+    It waits half a minute, which is too short on a busy machine, and raises a plain `Exception`.
+    """
+    for num_left in reversed(range(_MAX_STARTS)):
+        try:
+            with _without_notice_of_log_level():
+                ray.init(address=_LOCAL, **options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if not num_left:
+                raise ReplicasLostError(
+                    "Ray does not start on this machine, which may be too busy; "
+                    "/tmp/ray/session_latest/logs says more. Rerun the same command to resume"
+                ) from error
 
 
 def place(

@@ -12,7 +12,7 @@ import pytest
 
 from latentwire_batch.__main__ import main
 from latentwire_batch.config import CollectSettings
-from latentwire_batch.errors import UsageError
+from latentwire_batch.errors import ReplicasLostError, UsageError
 from latentwire_batch.ray import autoscaler, cluster
 from latentwire_batch.ray.cluster import Placement, attached, place
 from latentwire_batch.ray.stream import block_rows, blocks_in_flight
@@ -165,6 +165,26 @@ def test_ray_that_collect_starts_is_on_loopback(
         with attached(settings(**given)):
             pass
         assert os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == expected
+
+
+@pytest.mark.parametrize("num_failures", [1, 3])
+def test_ray_that_starts_slowly_is_started_again(num_failures: int) -> None:
+    ray = MagicMock()
+    slow = Exception("The current node timed out during startup.")
+    ray.init.side_effect = [slow] * num_failures + [None]
+    with patch.dict(sys.modules, {"ray": ray, "ray.data": ray.data}), patch.dict(os.environ):
+        os.environ.pop("RAY_ADDRESS", None)
+        if num_failures == 1:
+            with attached(settings()) as module:
+                assert module is ray
+        else:
+            with pytest.raises(ReplicasLostError, match="too busy"), attached(settings()):
+                pass
+    # Each time, the processes that did start are ended.
+    assert (ray.init.call_count, ray.shutdown.call_count) == (
+        min(num_failures + 1, 3),
+        num_failures + (num_failures == 1),
+    )
 
 
 @pytest.mark.parametrize("num_slots", [1, 4, 8, 16, 64, 256])
