@@ -238,7 +238,7 @@ class RemotePath:
             if not self._is_served_in_parts:
                 self._copy = web.TemporaryCopy(filesystem, path, info["size"])
         if self._copy is not None:
-            return self._copy.open()
+            return self._copy.opened()
         return _RawFile(filesystem.open(path, "rb", cache_type="none", size=info["size"]))
 
     def _refuse_change(self, version: str) -> None:

@@ -116,8 +116,8 @@ class TemporaryCopy:
         if size and self.size != size:
             raise LocationError(CUT_OFF)
 
-    def open(self) -> io.RawIOBase:
-        """Open the copy for reading."""
+    def opened(self) -> io.RawIOBase:
+        """Return a file that reads the copy."""
         return _CopyReader(self)
 
     def read(self, offset: int, num_bytes: int) -> bytes:
