@@ -58,7 +58,7 @@ def client_options(configured: Mapping[str, Any]) -> dict[str, Any]:
     timeout = aiohttp.ClientTimeout(
         total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=_READ_TIMEOUT_S
     )
-    # A part of a compressed file is of no use.
+    # Parts of a compressed answer cannot be decompressed.
     headers = {"Accept-Encoding": "identity", **configured.get("headers", {})}
     return {"timeout": timeout, **configured, "headers": headers}
 

@@ -13,7 +13,7 @@ from support.batch.dataset_oracle import assert_complete, tasks_of
 from support.batch.stub_replica import StubReplica
 
 
-# A run that misses it waits for ever.
+# A run that misses it hangs.
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("status", [429, 500], ids=["overloaded replica", "failed row"])
 def test_what_is_due_after_the_look_is_started(

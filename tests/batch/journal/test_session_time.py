@@ -22,7 +22,7 @@ from latentwire_batch.ranks.rank import ALONE
 
 
 class Clock:
-    """Stands still until it is set."""
+    """A clock that shows the time it was set to."""
 
     now_s = 100.0
 
@@ -47,7 +47,7 @@ def opened(layout: OutputLayout, folder: Folder | None) -> RowStore:
 
 
 def recorded_s(layout: OutputLayout, folder: Folder | None) -> float:
-    """What a run finds if this session is killed now."""
+    """What a run finds if the process is killed here."""
     if folder is not None:
         segments = Segments(folder)
         segments.open()

@@ -105,7 +105,7 @@ def test_an_owner_that_is_replaced_while_it_gives_a_sign_leaves_no_record(
             second.__enter__()
 
     def look_slowly(one: Owner) -> bool:
-        """Stand still after a look that took place in time."""
+        """Pause after the record was read in time."""
         is_own = look(one)
         if is_late and is_own:
             replace(one)

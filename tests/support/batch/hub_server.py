@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub.constants
 import pytest
+
+from support.network.serving import ThreadServer
 
 TOKEN = "hf_s3cretToken"
 # As on the hub, what is large or not text is kept apart from the commit.
@@ -40,7 +42,7 @@ class Repository:
         return self.commits if revision in ("main", _SHA) else self.branches.get(revision)
 
 
-class HubServer:
+class HubServer(ThreadServer):
     """Serves on loopback while it is entered.
 
     Attributes:
@@ -60,23 +62,7 @@ class HubServer:
         self.faults: dict[str, deque[int | None]] = {}
         self.arrived = threading.Event()
         self.gate: threading.Event | None = None
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.02,), daemon=True
-        )
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        super().__init__(ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)))
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
-from typing import Self
 from urllib.parse import urlsplit
+
+from support.network.serving import ThreadServer
 
 
 @dataclass
@@ -40,7 +41,7 @@ class ServedFile:
     requests: Counter[str] = field(default_factory=Counter)
 
 
-class FileServer:
+class FileServer(ThreadServer):
     """Serves on loopback while it is entered.
 
     Attributes:
@@ -51,27 +52,7 @@ class FileServer:
     def __init__(self) -> None:
         self.files: dict[str, ServedFile] = {}
         self.unknown: list[str] = []
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.02,), daemon=True
-        )
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self._server.server_port}"
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.host}"
+        super().__init__(_Server(("127.0.0.1", 0), _handler(self)))
 
 
 class _Server(ThreadingHTTPServer):
