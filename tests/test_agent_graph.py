@@ -32,11 +32,8 @@ def test_the_actor_reads_the_planners_latent(tmp_path: Path) -> None:
             check=True,
             timeout=TIMEOUT_S,
         )
-        requests = live.metric(
-            "latentwire_requests_total", path="/v1/chat/completions", status="200"
-        )
+        live.wait_metric(2, "latentwire_requests_total", path="/v1/chat/completions", status="200")
     finally:
         live.close()
-    assert requests == 2
     assert f"rows of {HIDDEN_SIZE} values\nactor: " in done.stdout
     assert done.stdout.startswith("planner: ")

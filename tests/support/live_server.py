@@ -107,6 +107,13 @@ class LiveServer:
         lines = self.http.get("/metrics").text.splitlines()
         return next((float(line[len(start) :]) for line in lines if line.startswith(start)), 0.0)
 
+    def wait_metric(self, expected: float, name: str, **labels: str) -> None:
+        """Wait until a sample has a value: a step is counted after the answers it completes."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while (value := self.metric(name, **labels)) != expected:
+            assert time.monotonic() < deadline, f"{name} is {value}, not {expected}"
+            time.sleep(_POLL_S)
+
 
 class RouteLines(logging.Handler):
     """Waits for the log lines of requests: an answer is sent before its line is written."""

@@ -93,6 +93,8 @@ class EngineThread:
         self._inbox: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
         self._num_in_engine = 0
+        # Requests of `_num_in_engine` that the current step has finished.
+        self._num_resolved = 0
         self._waiting: Counter[str] = Counter()
         self._abort_error: EngineError | None = None
         self._lost: Exception | None = None
@@ -111,7 +113,7 @@ class EngineThread:
     def occupancy(self) -> Occupancy:
         """How busy the engine is."""
         with self._condition:
-            num_unfinished = self._num_in_engine + len(self._inbox)
+            num_unfinished = self._counts().num_unfinished
         num_running = min(num_unfinished, self._max_slots)
         return Occupancy(num_running, num_unfinished - num_running)
 
@@ -146,7 +148,8 @@ class EngineThread:
                 # Its request is dropped before the next step; see `_drop_displaced`.
                 self._waiting[decision.caller] -= 1
             request = self._engine.new_request(spec, on_step)
-            request.future.add_done_callback(self._slot_time.note)
+            # Before any callback that delivers the answer: whoever has it finds its place free.
+            request.future.add_done_callback(self._note_resolved)
             self._waiting[spec.caller] += 1
             self._inbox.append(request)
             self._condition.notify()
@@ -243,13 +246,21 @@ class EngineThread:
         delay_s = self._retries.delay_s(caller, estimate_s, interval_s, time.monotonic())
         return QueueFullError(self._max_queue, delay_s)
 
+    def _note_resolved(self, future: Future[Completion]) -> None:
+        self._slot_time.note(future)
+        # A request whose future its owner has cancelled keeps its place until the engine drops it.
+        if not future.cancelled():
+            with self._condition:
+                self._num_resolved += 1
+
     def _counts(self) -> QueueCounts:
-        num_unfinished = self._num_in_engine + len(self._inbox)
+        num_unfinished = self._num_in_engine - self._num_resolved + len(self._inbox)
         return QueueCounts(num_unfinished, self._waiting, self._slot_time.mean_s)
 
     def _note_engine(self) -> None:
         """Copy the engine's counts to where other threads may read them."""
         self._num_in_engine = self._engine.num_running + self._engine.num_waiting
+        self._num_resolved = 0
         self._waiting = Counter(self._engine.num_waiting_by_caller)
         self._waiting.update(request.spec.caller for request in self._inbox)
 

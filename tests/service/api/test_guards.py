@@ -228,15 +228,16 @@ def test_a_deadline_ends_a_request_and_frees_its_slot(
         plan: Callable[..., Any] = client.stream_plan_latent if is_stream else client.plan_latent
         with pytest.raises(DeadlineExceededError, match=r"within 0\.5 s"):
             list(plan(**body))
+    had_first_token = gate.is_reached.is_set()
     gate.may_pass.set()
     # With one slot, an answer means that the slot is free again.
     answer = live.http.post("/plan_latent", json=GREEDY | {"max_new_tokens": 1})
     assert answer.status_code == 200
     assert live.metric("latentwire_generation_tokens_total") < 20
     # The expired request had its first token, too, unless it expired before it was decoded.
-    num_first = live.metric("latentwire_time_to_first_token_seconds_count")
-    assert 1 + gate.is_reached.is_set() <= num_first <= 2
-    assert live.metric("latentwire_e2e_request_latency_seconds_count") == 1
+    if had_first_token:
+        live.wait_metric(2, "latentwire_time_to_first_token_seconds_count")
+    live.wait_metric(1, "latentwire_e2e_request_latency_seconds_count")
 
 
 def test_a_request_can_shorten_its_deadline_but_not_extend_it(
@@ -293,22 +294,16 @@ def test_a_greedy_key_does_not_lock_others_out(
             f"{live.url}/plan_latent", json=GREEDY, headers=headers, timeout=TIMEOUT_S
         )
 
-    def wait_waiting(count: int) -> None:
-        for _ in range(5000):
-            if live.metric("latentwire_requests_waiting") == count:
-                return
-        raise AssertionError("the requests do not wait")
-
     with ThreadPoolExecutor(4) as pool:
         taken = [pool.submit(send, "greedy")]
         assert gate.is_reached.wait(TIMEOUT_S)
         for count in (1, 2):
             taken.append(pool.submit(send, "greedy"))
-            wait_waiting(count)
+            live.wait_metric(count, "latentwire_requests_waiting")
         assert send("greedy").status_code == 429
         modest = pool.submit(send, "modest")
         # It is queued when the held step is over, and displaces the newest of the others.
-        wait_waiting(3)
+        live.wait_metric(3, "latentwire_requests_waiting")
         gate.may_pass.set()
         assert modest.result(TIMEOUT_S).status_code == 200
         statuses = sorted(future.result(TIMEOUT_S).status_code for future in taken)

@@ -152,29 +152,24 @@ def test_health_ready_and_info_answer(server: LiveServer, backend: str) -> None:
 
 
 def test_metrics_count_answers_tokens_and_bytes(server: LiveServer) -> None:
-    def counts() -> list[float]:
-        labels = [("POST", "200"), ("POST", "422")]
-        return [
-            *(
-                server.metric("latentwire_requests_total", path="/plan_latent", status=status)
-                for _, status in labels
-            ),
-            server.metric("latentwire_requests_total", path="other", status="404"),
-            server.metric("latentwire_prompt_tokens_total"),
-            server.metric("latentwire_generation_tokens_total"),
-            server.metric("latentwire_latent_bytes_total"),
-            server.metric("latentwire_e2e_request_latency_seconds_count"),
-        ]
-
-    before = counts()
+    samples: list[tuple[str, dict[str, str]]] = [
+        ("latentwire_requests_total", {"path": "/plan_latent", "status": "200"}),
+        ("latentwire_requests_total", {"path": "/plan_latent", "status": "422"}),
+        ("latentwire_requests_total", {"path": "other", "status": "404"}),
+        ("latentwire_prompt_tokens_total", {}),
+        ("latentwire_generation_tokens_total", {}),
+        ("latentwire_latent_bytes_total", {}),
+        ("latentwire_e2e_request_latency_seconds_count", {}),
+    ]
+    before = [server.metric(name, **labels) for name, labels in samples]
     # No other prompt begins like this one, so no prefix of it is cached.
     answer = plan_of(post(server, GREEDY | {"prompt_template": "~ {task}"}, k=2))
     post(server, {})
     server.http.get("/secret-in-a-path")
     prompt_tokens = answer.usage.prompt_tokens
-    after = counts()
-    difference = [b - a for a, b in zip(before, after, strict=True)]
-    assert difference == [1, 1, 1, prompt_tokens, 6, 2 * HIDDEN_SIZE * 4, 1]
+    added = [1, 1, 1, prompt_tokens, 6, 2 * HIDDEN_SIZE * 4, 1]
+    for (name, labels), count, increase in zip(samples, before, added, strict=True):
+        server.wait_metric(count + increase, name, **labels)
     text = server.http.get("/metrics").text
     assert "secret" not in text
     assert server.metric("latentwire_requests_running") == 0

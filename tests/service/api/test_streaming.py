@@ -166,7 +166,7 @@ def test_an_error_after_the_first_byte_is_an_event(
         with pytest.raises(LatentInvalidError) as caught:
             list(client.stream_plan_latent(**GREEDY, request_id="mine"))
         assert caught.value.request_id == "mine"
-    assert live.metric("latentwire_stream_errors_total", code="latent-invalid") == 3
+    live.wait_metric(3, "latentwire_stream_errors_total", code="latent-invalid")
 
 
 def test_a_lost_engine_ends_its_streams_with_an_error_event(
@@ -215,7 +215,6 @@ def test_a_waiting_stream_whose_reader_disconnects_leaves_the_queue(
 ) -> None:
     held = Gate()
     live = start(Faults(before_decode=held), max_slots=1).wait_ready()
-    submitted = threading.Event()
     with httpx.stream("POST", f"{live.url}/plan_latent", json=GREEDY | {"stream": True}):
         assert held.is_reached.wait(TIMEOUT_S)
         with socket.create_connection(("127.0.0.1", live.port)) as connection:
@@ -225,17 +224,10 @@ def test_a_waiting_stream_whose_reader_disconnects_leaves_the_queue(
                 b"Content-Type: application/json\r\n"
                 b"Content-Length: %d\r\n\r\n" % len(body) + body
             )
-            for _ in range(2000):
-                if live.metric("latentwire_requests_waiting") == 1:
-                    submitted.set()
-                    break
-            assert submitted.is_set()
+            live.wait_metric(1, "latentwire_requests_waiting")
         assert live.watch.cancelled.wait(TIMEOUT_S)
         # Counted before the first stream ends, whose reader leaves it early, too.
-        for _ in range(2000):
-            if live.metric("latentwire_requests_total", path="/plan_latent", status="499"):
-                break
-        assert live.metric("latentwire_requests_total", path="/plan_latent", status="499") == 1
+        live.wait_metric(1, "latentwire_requests_total", path="/plan_latent", status="499")
         held.may_pass.set()
 
 

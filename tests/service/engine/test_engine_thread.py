@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import pytest
 
-from latentwire_service.engine.backend import Occupancy
+from latentwire_service.engine.backend import Completion, Occupancy
 from latentwire_service.engine.engine import Engine
 from latentwire_service.engine.engine_thread import EngineThread, SubmittedRequest
 from latentwire_service.engine.errors import (
@@ -114,6 +115,33 @@ def test_a_queue_that_was_full_takes_requests_again(
     second.future.result(TIMEOUT_S)
     third = running.submit([3])
     assert third.future.result(TIMEOUT_S).token_ids == [4, 5, 6, 7]
+
+
+def test_a_request_that_has_its_answer_takes_no_place(
+    start: Callable[..., Running], gate: Gate
+) -> None:
+    running = start(max_queue=0, max_slots=1, before_step=gate)
+    seen: list[Occupancy] = []
+    following: list[SubmittedRequest] = []
+
+    def on_answer(_future: Future[Completion]) -> None:
+        # On the engine's thread, whose step has not returned yet.
+        seen.append(running.thread.occupancy)
+        following.append(running.submit([2]))
+        seen.append(running.thread.occupancy)
+        is_followed.set()
+
+    is_followed = threading.Event()
+    first = running.submit([1])
+    assert gate.is_reached.wait(TIMEOUT_S)
+    first.future.add_done_callback(on_answer)
+    gate.may_pass.set()
+    assert is_followed.wait(TIMEOUT_S)
+    assert seen == [
+        Occupancy(num_running=0, num_waiting=0),
+        Occupancy(num_running=1, num_waiting=0),
+    ]
+    assert following[0].future.result(TIMEOUT_S).token_ids == [3, 4, 5, 6]
 
 
 def test_a_cancelled_request_makes_room_and_the_others_continue(

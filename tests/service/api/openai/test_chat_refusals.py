@@ -255,8 +255,8 @@ def test_a_deadline_is_504_or_ends_the_stream(start: Callable[..., LiveServer], 
     assert caught.value.code == "deadline_exceeded"
     answer = live.http.post(CHAT, json={"messages": MESSAGES}, headers=headers)
     assert error_of(answer, 504)["type"] == "server_error"
-    assert live.metric("latentwire_stream_errors_total", code="deadline-exceeded") == 1
-    assert live.metric("latentwire_requests_total", path=CHAT, status="504") == 2
+    live.wait_metric(1, "latentwire_stream_errors_total", code="deadline-exceeded")
+    live.wait_metric(2, "latentwire_requests_total", path=CHAT, status="504")
 
 
 def test_a_broken_latent_is_an_internal_error(start: Callable[..., LiveServer]) -> None:
