@@ -7,8 +7,6 @@ import json
 import re
 import shlex
 import shutil
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +29,7 @@ from latentwire_batch.shards.merge_settings import MergeSettings
 from latentwire_service.bridges.fitting.settings import FitSettings
 from latentwire_service.compressors.fitting.settings import CompressorSettings
 from latentwire_service.settings import Settings
+from support.child import Child
 from support.markdown import ADRS, DOCS, PAGES, README, ROOT, Page
 from support.processes.command_lines import run_latentwire
 from support.tiny_models import save_chat_model
@@ -99,20 +98,14 @@ def shell_words(*start: str) -> list[list[str]]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("service")
     model = save_chat_model(folder / "tiny")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "latentwire_service", "--model", str(model)]
-    options = ["--port", str(port), "--device", "cpu", "--max-slots", "4", "--threads", "1"]
-    with (folder / "log").open("w") as log, subprocess.Popen(command + options, stderr=log) as run:
-        try:
-            with Client(url) as client:
-                client.wait_ready(120)
-            yield url
-        finally:
-            run.terminate()
-            run.wait(60)
+    options = ["--port", "0", "--device", "cpu", "--max-slots", "4", "--threads", "1"]
+    child = Child("--model", str(model), *options)
+    try:
+        with Client(child.url) as client:
+            client.wait_ready(120)
+        yield child.url
+    finally:
+        child.close()
 
 
 @pytest.fixture(scope="module")

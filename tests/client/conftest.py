@@ -183,12 +183,11 @@ def call(request: pytest.FixtureRequest, server: ScriptedServer, fake_time: Fake
 
 
 @pytest.fixture
-def refused_url() -> str:
-    """An address where nothing listens."""
+def refused_url() -> Iterator[str]:
+    """An address where nothing listens, held so that no server of another test gets it."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
-    return f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
 
 
 def plan_body(k: int | None = None, num_tokens: int = 4, **changes: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -24,6 +24,7 @@ import pytest
 from latentwire import Client, PayloadTooLargeError
 from latentwire.protocol import ErrorBody
 from support.child import TIMEOUT_S, Child
+from support.network.ports import free_port
 from support.processes import fake_service
 
 GATEWAY = Path(__file__).parents[2] / "deploy" / "gateway"
@@ -35,13 +36,6 @@ pytestmark = [
 ]
 
 
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port: int = held.getsockname()[1]
-        return port
-
-
 @dataclass
 class Site:
     url: str
@@ -50,10 +44,11 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
-    flags = getattr(request, "param", ["--max-slots", "8"])
+    options: dict[str, Any] = {"flags": ["--max-slots", "8"], "step_s": fake_service.STEP_S}
+    options |= getattr(request, "param", {})
+    serve = fake_service.command(options["step_s"])
     replicas = [
-        Child("--model", "tiny", "--port", "0", *flags, command=fake_service.COMMAND)
-        for _ in range(2)
+        Child("--model", "tiny", "--port", "0", *options["flags"], command=serve) for _ in range(2)
     ]
     port = free_port()
     nginx = None
@@ -143,7 +138,7 @@ def gateway_for(
         nginx = subprocess.Popen(command, stderr=errors)
     try:
         url = f"http://127.0.0.1:{port}"
-        with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as client:
+        with httpx.Client(transport=httpx.HTTPTransport(retries=8), timeout=TIMEOUT_S) as client:
             assert client.get(f"{url}/gateway/health").status_code == 200
         yield url
     finally:
@@ -189,7 +184,7 @@ def test_a_body_beyond_the_gateways_limit_is_refused_by_the_gateway(tmp_path: Pa
     replica = FakeReplica(200)
     try:
         with gateway_for(tmp_path, [replica.address], limit) as url:
-            answer = httpx.post(f"{url}/plan_latent", content=b"x" * 2_000_000)
+            answer = httpx.post(f"{url}/plan_latent", content=b"x" * 2_000_000, timeout=TIMEOUT_S)
     finally:
         replica.close()
     assert ErrorBody.model_validate_json(answer.content).code == "payload-too-large"
@@ -273,7 +268,9 @@ def test_a_draining_replica_fails_no_request(site: Site) -> None:
     assert site.replicas[1].wait() == 0
 
 
-@pytest.mark.parametrize("site", [["--max-slots", "1", "--max-queue", "1"]], indirect=True)
+@pytest.mark.parametrize(
+    "site", [{"flags": ["--max-slots", "1", "--max-queue", "1"]}], indirect=True
+)
 def test_a_full_replicas_429_reaches_the_client(site: Site) -> None:
     """The gateway does not treat a full replica as a dead one."""
 
@@ -290,6 +287,8 @@ def test_a_full_replicas_429_reaches_the_client(site: Site) -> None:
             assert "Retry-After" in answer.headers
 
 
+# The whole stream takes longer than any test waits, also for a reader that is slow to close it.
+@pytest.mark.parametrize("site", [{"step_s": 0.3}], indirect=True)
 def test_the_gateway_forwards_each_event_at_once(site: Site) -> None:
     with Client(site.url) as client:
         stream = client.stream_plan_latent("x", k=2, max_new_tokens=400, do_sample=False)
@@ -299,10 +298,13 @@ def test_the_gateway_forwards_each_event_at_once(site: Site) -> None:
         # The stream was closed after its first step, so the replica soon frees the slot.
         assert first.index == 0
     urls = [replica.url for replica in site.replicas]
-    for _ in range(200):
-        texts = [httpx.get(f"{url}/metrics").text for url in urls]
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        texts = [httpx.get(f"{url}/metrics", timeout=TIMEOUT_S).text for url in urls]
         if all("latentwire_requests_running 0.0" in text for text in texts):
             break
+        assert time.monotonic() < deadline, texts
+        time.sleep(0.01)
     made = sum(
         float(line.split()[-1])
         for text in texts
@@ -315,18 +317,19 @@ def test_the_gateway_forwards_each_event_at_once(site: Site) -> None:
 def test_the_gateways_own_errors_are_problem_details_and_its_log_has_no_task(
     site: Site, tmp_path: Path
 ) -> None:
-    answer = httpx.get(f"{site.url}/info", headers={"X-Request-Id": "agent-1"})
+    get = partial(httpx.get, timeout=TIMEOUT_S)
+    answer = get(f"{site.url}/info", headers={"X-Request-Id": "agent-1"})
     assert answer.headers["x-request-id"] == "agent-1"
     assert answer.headers.get_list("x-request-id") == ["agent-1"]
-    hidden = httpx.get(f"{site.url}/metrics")
+    hidden = get(f"{site.url}/metrics")
     with Client(site.url, max_retries=0) as client, pytest.raises(PayloadTooLargeError):
         client.plan_latent("x" * 3_000_000)
     query: dict[str, str | int] = {"task": "SECRET", "max_new_tokens": 1}
-    httpx.get(f"{site.url}/plan_latent", params=query)
+    get(f"{site.url}/plan_latent", params=query)
     for replica in site.replicas:
         replica.signal(signal.SIGKILL)
         replica.wait()
-    gone = httpx.get(f"{site.url}/plan_latent", params=query)
+    gone = get(f"{site.url}/plan_latent", params=query)
     assert gone.headers["retry-after"] == "2"
     for own, code in ((hidden, "not-found"), (gone, "not-ready")):
         body = ErrorBody.model_validate_json(own.content)

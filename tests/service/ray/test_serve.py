@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from latentwire import Client, LatentwireError, PlanLatent, PlanOptions, PromptT
 from latentwire.protocol import InfoResponse
 from latentwire_service.engine_factory import backend_factory
 from latentwire_service.ray.in_process import InProcessService, open_engine
+from support.network.ports import free_port
 from support.ray import stand_in_backend
 from support.ray.processes import Cluster, running_cluster, wait_until
 from support.ray.stand_in_backend import StandIn
@@ -129,9 +129,7 @@ def test_serve_answers_as_the_engine_and_loses_no_request_when_replicas_come_and
     tmp_path: Path,
 ) -> None:
     """The first model is a stand-in whose rows take time; a real one replaces it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     stand_in = StandIn(tmp_path / stand_in_backend.NAME)
     stand_in.slow_down()
     flags = flags_of(stand_in.path)
