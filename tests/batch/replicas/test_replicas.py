@@ -146,8 +146,6 @@ def test_a_row_that_takes_replicas_down_with_it_is_given_up(
 ) -> None:
     task_id, task = tasks_of(tasks)[0]
     stub.behaviour.killers = frozenset({task})
-    # Longer than an answer to `/info` takes, as any start of a process is.
-    stub.behaviour.restart_s = 0.3
     ended = collect("--concurrency", "1", "--limit", "2", replicas=[stub])
     assert ended.status == 3
     assert "row 0 failed: ends-replica" in ended.stderr

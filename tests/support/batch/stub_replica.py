@@ -66,7 +66,9 @@ class StubReplica:
         self.arrived = threading.Event()
         self.num_in_flight = self.most_in_flight = 0
         self.num_deaths = 0
-        self._started_s = time.monotonic()
+        # When this life of the process began; None until `/info` was requested: a client that takes
+        # long for an answer would not notice that a life of milliseconds was another one.
+        self._started_s: float | None = None
         # After this many answers the stub sets `stalled`, and waits for `resume`.
         self.stall_after: int | None = None
         self.stalled = threading.Event()
@@ -99,10 +101,14 @@ class StubReplica:
         with self.lock:
             assert self.lock.wait_for(lambda: len(self.answered) >= count, timeout=30)
 
-    def die(self) -> None:
-        """End with all that is in flight; come back if the behaviour says so."""
+    def die(self, life: int | None = None) -> None:
+        """End with all that is in flight; come back if the behaviour says so.
+
+        Args:
+            life: that ends, a number of deaths; None: the present one.
+        """
         with self.lock:
-            if self.behaviour.is_dead:
+            if self.behaviour.is_dead or life not in (None, self.num_deaths):
                 return
             self.num_deaths += 1
             self.behaviour.is_dead = True
@@ -112,12 +118,18 @@ class StubReplica:
             threading.Timer(self.behaviour.restart_s, self.revive).start()
 
     def revive(self) -> None:
-        self._started_s = time.monotonic()
-        self.behaviour.is_dead = False
+        with self.lock:
+            self._started_s = None
+            self.behaviour.is_dead = False
 
     def uptime(self) -> dict[str, float]:
-        is_stated = self.behaviour.states_uptime
-        return {"uptime_s": time.monotonic() - self._started_s} if is_stated else {}
+        if not self.behaviour.states_uptime:
+            return {}
+        with self.lock:
+            now_s = time.monotonic()
+            if self._started_s is None:
+                self._started_s = now_s
+            return {"uptime_s": now_s - self._started_s}
 
     def resume(self) -> None:
         with self.lock:
@@ -205,7 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
         with stub.lock:
             stub.num_in_flight -= 1
         if body["task"] in behaviour.killers:
-            stub.die()
+            # Not another life, which began while this row took its time.
+            stub.die(life)
         if stub.num_deaths > life:
             self._end_in_flight()
         else:
