@@ -36,6 +36,8 @@ def _a_slow_start_is_no_loss(patience_at_start: float, monkeypatch: pytest.Monke
         return await connect(fleet, patience_s)
 
     monkeypatch.setattr(Fleet, "connect", patiently)
+    # Where several replicas are given, all of them get rows from the start.
+    monkeypatch.setattr("latentwire_batch.replicas.fleet._GRACE_S", 60.0)
 
 
 @pytest.fixture

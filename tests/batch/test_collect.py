@@ -13,6 +13,7 @@ import pytest
 
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.output.ownership import locked_output
+from latentwire_batch.replicas import probe
 from support.batch.collecting import Collect, WatchedStream
 from support.batch.dataset_oracle import assert_complete, tasks_of
 from support.batch.stub_replica import StubReplica
@@ -218,9 +219,14 @@ def test_other_settings_are_refused_and_named(
 
 
 def test_another_model_is_refused_for_a_finished_output(
-    collect: Collect, stub: StubReplica, other_stub: StubReplica
+    collect: Collect,
+    stub: StubReplica,
+    other_stub: StubReplica,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     collect(replicas=[stub])
+    # A busy machine may answer later than a look at what is served waits.
+    monkeypatch.setattr(probe, "_PATIENCE_S", 60.0)
     other_stub.behaviour.model = "another"
     ended = collect(replicas=[other_stub])
     assert ended.status == 2

@@ -16,6 +16,9 @@ from support.batch.collecting import Collect, WatchedStream
 from support.batch.dataset_oracle import assert_complete, tasks_of
 from support.batch.stub_replica import StubReplica
 
+# For the start of a process on a busy machine.
+_PATIENCE_S = 180.0
+
 
 @pytest.fixture
 def spawn(tasks: Path, output: Path) -> Iterator[object]:
@@ -43,7 +46,7 @@ def test_a_killed_collector_resumes_where_it_was(
     for num_answers in (6, 17, 29):
         stub.stall_after = num_answers
         process = spawn(stub)
-        assert stub.stalled.wait(30)
+        assert stub.stalled.wait(_PATIENCE_S)
         process.kill()
         process.wait()
         assert _num_sent_again(stub, answered) <= 2
@@ -97,7 +100,7 @@ def test_one_interrupt_keeps_the_rows_in_flight(
     gate = stub.behaviour.gate = threading.Event()
 
     def interrupt() -> None:
-        stub.arrived.wait(30)
+        stub.arrived.wait(_PATIENCE_S)
         os.kill(os.getpid(), signal.SIGINT)
         stderr.wait_for("finishing in-flight rows")
         gate.set()
@@ -121,7 +124,7 @@ def test_a_second_interrupt_ends_at_once(
     gate = stub.behaviour.gate = threading.Event()
 
     def interrupt_twice() -> None:
-        stub.arrived.wait(30)
+        stub.arrived.wait(_PATIENCE_S)
         os.kill(os.getpid(), signal.SIGINT)
         stderr.wait_for("finishing in-flight rows")
         os.kill(os.getpid(), signal.SIGINT)

@@ -96,7 +96,7 @@ def test_a_killed_collector_resumes(
     stub.stall_after = 17
     command = [sys.executable, "-m", "latentwire_batch", *args]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        assert stub.stalled.wait(60)
+        assert stub.stalled.wait(180)
         process.kill()
         process.wait()
     answered = set(stub.answered)
@@ -171,7 +171,7 @@ def test_ranks_of_one_launch(
         }
         ranks.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ))
     for process in ranks:
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=180)
         assert process.returncode == 0, stderr
     assert len(stub.received) == len(other_stub.received) == 20
     assert_same(read_both(output), afterwards()[0])

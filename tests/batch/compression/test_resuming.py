@@ -38,6 +38,8 @@ stored_form.LatentEncoder.encode = encode
 sys.exit(main(sys.argv[1:]))
 """
 NUM_ROWS = 120
+# For the start of a process on a busy machine.
+_PATIENCE_S = 180.0
 WIDTH = 4
 
 
@@ -98,7 +100,7 @@ def test_what_was_compressed_is_not_compressed_again(
     first = compressed_by(process, 40)
     process.send_signal(sent)
     let(process)
-    process.wait(30)
+    process.wait(_PATIENCE_S)
     assert process.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
     with CompressedRows(OutputLayout(target).log, NUM_ROWS) as rows:
         num_settled = rows.num_settled
@@ -109,7 +111,7 @@ def test_what_was_compressed_is_not_compressed_again(
     resumed = start()
     let(resumed)
     again = compressed_by(resumed)
-    _, stderr = resumed.communicate(timeout=60)
+    _, stderr = resumed.communicate(timeout=_PATIENCE_S)
     assert resumed.returncode == 0, stderr
     assert f"resuming: {num_settled} of {NUM_ROWS} rows are compressed" in stderr.decode()
     assert not settled & set(again)
@@ -132,7 +134,7 @@ def test_other_settings_are_refused_for_an_unfinished_output(
     let(process, 10)
     compressed_by(process, 10)
     process.kill()
-    process.wait(30)
+    process.wait(_PATIENCE_S)
     ended = compress("--compressor", "first:2", source=numbered)
     assert ended.status == 2
     assert "hidden_state_comp was mean-pool (k 2, sha256 " in ended.stderr
@@ -148,7 +150,7 @@ def test_two_at_the_same_time_are_refused(start: Start, compress: Compress, numb
     assert (ended.status, "is writing to it" in ended.stderr) == (2, True)
     let(process)
     compressed_by(process)
-    assert process.wait(60) == 0
+    assert process.wait(_PATIENCE_S) == 0
 
 
 def test_a_disk_that_is_full_while_the_files_are_written_keeps_the_compressed_rows(

@@ -44,7 +44,7 @@ def test_closing_waits_for_the_call_that_runs_and_drops_the_others() -> None:
 
         tasks = [asyncio.create_task(appender.run(first))]
         tasks += [asyncio.create_task(appender.run(lambda: ran.append("second")))]
-        await asyncio.to_thread(has_begun.wait, 10)
+        await asyncio.to_thread(has_begun.wait, 60)
         await asyncio.to_thread(appender.close)
         await tasks[0]
         assert ran == ["first"]
@@ -64,7 +64,7 @@ def test_a_call_that_was_cancelled_while_it_waited_does_not_run() -> None:
         appender = Appender()
         ran: list[object] = []
         may_end = threading.Event()
-        first = asyncio.create_task(appender.run(lambda: ran.append(may_end.wait(10))))
+        first = asyncio.create_task(appender.run(lambda: ran.append(may_end.wait(60))))
         second = asyncio.create_task(appender.run(lambda: ran.append("second")))
         await asyncio.sleep(0)
         second.cancel()

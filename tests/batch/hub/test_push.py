@@ -135,7 +135,7 @@ def test_a_push_that_was_killed_is_completed_by_the_same_command(
     hub.gate = threading.Event()
     with subprocess.Popen([*command, *PUSH], env=environment, stderr=subprocess.DEVNULL) as killed:
         try:
-            assert hub.arrived.wait(60)
+            assert hub.arrived.wait(180)
         finally:
             killed.kill()
     hub.gate.set()

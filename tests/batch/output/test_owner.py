@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -44,10 +45,22 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture
-def folder() -> Iterator[Folder]:
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
+    """Stand for a store: each request is done at once, though memory is not made for threads."""
     store = fsspec.filesystem("memory")
     store.store.clear()
     store.pseudo_dirs[:] = [""]
+    lock = threading.RLock()
+
+    def at_once(request: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            with lock:
+                return request(*args)
+
+        return call
+
+    for name in ("sizes", "read", "write", "create", "put", "remove"):
+        monkeypatch.setattr(Folder, name, at_once(getattr(Folder, name)))
     yield Folder("memory://bucket/out")
     store.store.clear()
 
@@ -231,7 +244,7 @@ def test_a_machine_that_stood_still_leaves_the_dataset_of_another_one_alone(
             assert ended.status == 0, ended.stderr
             finished = out.sizes()
             first.send_signal(signal.SIGCONT)
-            _, stderr = first.communicate(timeout=60)
+            _, stderr = first.communicate(timeout=180)
         assert first.returncode == 2
         assert "--output-dir: another run has taken it over" in stderr
         assert ".partial/owner/000001.json" in before

@@ -58,7 +58,7 @@ def test_a_killed_upload_goes_on_and_no_reader_sees_half_a_dataset(
             watcher.wait_for(num_before + rng.randint(2, 9))
             process.kill()
             assert process.wait() == -9, f"ended by itself before kill {number}"
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=180, check=False)
         assert done.returncode == 0, done.stderr
     assert "are there already" in done.stderr
     final = set(filesystem.find(OUT))

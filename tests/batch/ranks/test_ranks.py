@@ -21,6 +21,8 @@ from support.batch.stub_replica import StubReplica
 SETTINGS = CollectSettings(dataset=("in",), output_dir=Path("out"))
 TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 SCRIPT = Path(__file__).parents[3] / "batch" / "collect_hidden_states.py"
+# For the start of processes on a busy machine.
+_PATIENCE_S = 180.0
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -56,7 +58,7 @@ def start(command: list[str]) -> Iterator[Start]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=_PATIENCE_S)
     return process.returncode, stderr
 
 
@@ -189,7 +191,7 @@ def test_when_one_rank_dies_the_other_reports_it_and_a_rerun_resumes(
         replica.stall_after = 6
     ranks = [start(0, stub), start(1, other_stub)]
     for replica in stubs:
-        assert replica.stalled.wait(30)
+        assert replica.stalled.wait(_PATIENCE_S)
     ranks[lost].kill()
     status, stderr = ended(ranks[1 - lost])
     assert status == 1
@@ -216,7 +218,7 @@ def test_one_process_resumes_the_work_of_two(
 ) -> None:
     other_stub.stall_after = 6
     ranks = [start(0, stub), start(1, other_stub)]
-    assert other_stub.stalled.wait(30)
+    assert other_stub.stalled.wait(_PATIENCE_S)
     stub.wait_answered(20)
     ranks[1].kill()
     assert ended(ranks[0])[0] == 1
@@ -257,7 +259,9 @@ def test_terminated_ranks_keep_finished_rows(
     ranks = [start(0, stub), start(1, stub)]
     # Both are sending rows: the signal just kills one that is starting up, or is done.
     with stub.lock:
-        assert stub.lock.wait_for(lambda: parities(stub.received_ids()) == {0, 1}, timeout=60)
+        assert stub.lock.wait_for(
+            lambda: parities(stub.received_ids()) == {0, 1}, timeout=_PATIENCE_S
+        )
     for process in ranks:
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
@@ -272,9 +276,10 @@ def test_terminated_ranks_keep_finished_rows(
 def test_torchrun_starts_the_script(
     stub: StubReplica, command: list[str], output: Path, tasks: Path
 ) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     environ = os.environ | {"LATENTWIRE_COLLECT_REPLICA": stub.base_url}
-    launch = [*launcher, str(SCRIPT), *command, "--seed", "7"]
+    # Not at the launcher's usual port, which other processes of this machine may have.
+    launch = [*launcher, "--nproc_per_node=2", str(SCRIPT), *command, "--seed", "7"]
     done = subprocess.run(launch, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "all 40 rows are written" in done.stderr

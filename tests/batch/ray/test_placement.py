@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 from pathlib import Path
@@ -29,7 +30,10 @@ def _not_asked(_: Placement) -> bool:
 def test_a_closed_standard_error_does_not_keep_ray_from_starting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    closed = os.open(os.devnull, os.O_WRONLY)
+    opened = os.open(os.devnull, os.O_WRONLY)
+    # A number that no other thread is given in the meantime: those are the lowest that are free.
+    closed = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, 900)
+    os.close(opened)
     os.close(closed)
     monkeypatch.setattr(cluster, "_STDERR", closed)
     with cluster._without_notice_of_log_level(), pytest.raises(OSError, match="Bad file"):

@@ -254,16 +254,16 @@ def test_an_end_that_the_loop_has_not_seen_is_no_failure() -> None:
 def test_two_addresses_that_refuse_are_a_port_without_listener(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-
     async def addresses(*_: object, **__: object) -> list[tuple[Any, ...]]:
         kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
         return [(*kind, ("127.0.0.1", port)), (*kind, ("127.0.0.2", port))]
 
     monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", addresses)
-    error = asyncio.run(failure(receiving(f"http://replica.example:{port}")))
+    with socket.socket() as unused:
+        # Bound the whole time, so that no other process listens there.
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        error = asyncio.run(failure(receiving(f"http://replica.example:{port}")))
     assert str(error).endswith("/plan_latent: nothing listens there")
     assert verdict_of(error) is Verdict.REPLICA_AWAY
 
@@ -279,7 +279,12 @@ def test_a_port_without_listener_refuses_the_connection(host: str) -> None:
     assert verdict_of(error) is Verdict.REPLICA_AWAY
 
 
-def test_a_name_that_is_unknown_is_a_failed_connection() -> None:
+def test_a_name_that_is_unknown_is_a_failed_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    # A name server might take longer than the request.
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     error = asyncio.run(failure(receiving("http://no-such-host.invalid:1")))
     assert str(error).endswith("/plan_latent: the host name is unknown")
     assert verdict_of(error) is Verdict.REPLICA_AWAY

@@ -229,7 +229,7 @@ def test_an_own_replica_that_hangs_is_restarted(
     assert "own replica 0 hangs: it has not been healthy for 1 s; ending it" in ended.stderr
     assert "own replica 0 exited with status -9; restarting" in ended.stderr
     assert_complete(output, tasks_of(tasks))
-    assert child_pids() == others
+    assert child_pids() <= others
 
 
 def test_a_process_hangs_only_after_it_was_healthy_once() -> None:
@@ -291,7 +291,7 @@ def test_an_interrupt_while_replicas_start_leaves_nothing(
     assert collect().status == 130
     helper.join()
     assert not output.exists()
-    assert child_pids() == others
+    assert child_pids() <= others
 
 
 def child_pids() -> set[str]:
@@ -318,4 +318,4 @@ def test_a_tethered_process_ends_with_its_parent(as_children: Callable[..., None
         assert process.stdout is not None
         assert process.stdout.readline().strip().isdigit()
         process.stdin.close()
-        assert process.wait(30) == -signal.SIGTERM
+        assert process.wait(180) == -signal.SIGTERM

@@ -207,7 +207,7 @@ def test_ranks_share_the_rows_of_a_shard(
         environ |= {"SLURM_ARRAY_TASK_ID": "1", "LATENTWIRE_COLLECT_SHARD": "/3"}
         command = [sys.executable, str(SCRIPT), *args]
         started.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True))
-    ended = [(process.communicate(timeout=60)[1], process.returncode) for process in started]
+    ended = [(process.communicate(timeout=180)[1], process.returncode) for process in started]
     assert [status for _, status in ended] == [0, 0], ended
     assert sum("shard 1/3: SLURM_ARRAY_TASK_ID is 1" in stderr for stderr, _ in ended) == 1
     for rank, replica in enumerate((stub, other_stub)):

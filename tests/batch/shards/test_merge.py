@@ -332,7 +332,7 @@ def test_a_killed_merge_leaves_no_dataset_and_a_rerun_completes(
     ]
     for place in places:
         process = merge_process(output, merged, stop_at=f"latentwire_batch.{place}")
-        assert process.wait(60) == -signal.SIGKILL, place
+        assert process.wait(180) == -signal.SIGKILL, place
         is_installed = place.endswith("discard_partial")
         assert (merged / "manifest.json").exists() == is_installed, place
         ended = merge()
@@ -356,7 +356,7 @@ def test_sixteen_shards_with_four_killed_are_the_dataset_of_one_run(
         environ = os.environ | {"JOB_COMPLETION_INDEX": str(index)}
         command = [sys.executable, "-m", "latentwire_batch", *args, "--shard", "/16"]
         with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) as process:
-            assert stub.stalled.wait(60)
+            assert stub.stalled.wait(180)
             process.send_signal(signal.SIGKILL)
         stub.resume()
     stub.received.clear()

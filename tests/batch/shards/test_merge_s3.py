@@ -152,7 +152,7 @@ def test_a_killed_merge_into_a_bucket_resumes(
     # While a shard's file is copied, and while the fifth file of the dataset is uploaded.
     for place in (("fetch", "2"), ("put", "5")):
         args = [*command, *place, f"s3://{OUT}", "-o", f"s3://{DATASET}", *options]
-        process = subprocess.run(args, stderr=subprocess.DEVNULL, timeout=120, check=False)
+        process = subprocess.run(args, stderr=subprocess.DEVNULL, timeout=180, check=False)
         assert process.returncode == -signal.SIGKILL, place
         assert "manifest.json" not in names_in(s3, DATASET)
     ended = merge(*options, sources=(f"s3://{OUT}",), target=f"s3://{DATASET}")

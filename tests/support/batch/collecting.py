@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.gate import TIMEOUT_S
+
 
 class WatchedStream(io.StringIO):
     """A standard error whose readers can wait for a text."""
@@ -23,7 +25,7 @@ class WatchedStream(io.StringIO):
 
     def wait_for(self, text: str) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: text in self.getvalue(), timeout=30)
+            assert self._changed.wait_for(lambda: text in self.getvalue(), timeout=TIMEOUT_S)
 
 
 @dataclass(frozen=True)

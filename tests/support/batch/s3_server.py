@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import fsspec.asyn
 import httpx
@@ -15,6 +15,8 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 BUCKET = "plans"
+# Seconds that a busy machine may take for an answer.
+PATIENT = {"connect_timeout": 120, "read_timeout": 120}
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,11 @@ class S3Server:
     Attributes:
         endpoint: its address.
         environment: variables with which any S3 client reaches it.
+        clients: that were made of it.
     """
 
     endpoint: str
+    clients: list[s3fs.S3FileSystem] = field(default_factory=list)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -40,13 +44,16 @@ class S3Server:
 
     def filesystem(self) -> s3fs.S3FileSystem:
         """Return a client that keeps no lists, apart from those of the code under test."""
-        return s3fs.S3FileSystem(
+        client = s3fs.S3FileSystem(
             endpoint_url=self.endpoint,
             key="a-key-id",
             secret="a-secret",
             use_listings_cache=False,
             skip_instance_cache=True,
+            config_kwargs=PATIENT,
         )
+        self.clients.append(client)
+        return client
 
 
 @contextmanager
@@ -60,23 +67,24 @@ def running_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     for name, value in running.environment.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
-    # All servers of a process share what they hold.
-    httpx.post(f"{running.endpoint}/moto-api/reset", trust_env=False).raise_for_status()
+    # All servers of a process share what they hold. The first request imports much of the server.
+    reset = httpx.post(f"{running.endpoint}/moto-api/reset", trust_env=False, timeout=180)
+    reset.raise_for_status()
     running.filesystem().mkdir(BUCKET)
     try:
         yield running
     finally:
-        _close_clients()
+        _close_clients(running.clients)
         server.stop()
 
 
-def _close_clients() -> None:
-    """Close the clients that fsspec keeps.
+def _close_clients(own: Sequence[s3fs.S3FileSystem]) -> None:
+    """Close these clients, and those that fsspec keeps.
 
     When one is collected, s3fs gives it a tenth of a second to close its connections, which a busy
     machine may miss.
     """
-    for client in list(s3fs.S3FileSystem._cache.values()):
+    for client in (*own, *s3fs.S3FileSystem._cache.values()):
         if client._s3 is not None:
             fsspec.asyn.sync(client.loop, client._s3creator.__aexit__, None, None, None)
     s3fs.S3FileSystem.clear_instance_cache()
@@ -108,7 +116,7 @@ class Watcher:
     def wait_for(self, num_files: int) -> None:
         """Wait until there are so many files."""
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.lists[-1]) >= num_files, timeout=60)
+            assert self._changed.wait_for(lambda: len(self.lists[-1]) >= num_files, timeout=180)
 
     def _watch(self) -> None:
         # The pause leaves the server's thread time for the upload.

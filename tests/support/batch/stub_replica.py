@@ -25,6 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 import safetensors.numpy
 
 from support.batch.stub_answers import Behaviour, answer_of, info
+from support.gate import TIMEOUT_S
 
 _SAFETENSORS = "application/x-safetensors"
 _CODES = {
@@ -95,11 +96,11 @@ class StubReplica:
 
     def wait_received(self, count: int) -> None:
         with self.lock:
-            assert self.lock.wait_for(lambda: len(self.received) >= count, timeout=30)
+            assert self.lock.wait_for(lambda: len(self.received) >= count, timeout=TIMEOUT_S)
 
     def wait_answered(self, count: int) -> None:
         with self.lock:
-            assert self.lock.wait_for(lambda: len(self.answered) >= count, timeout=30)
+            assert self.lock.wait_for(lambda: len(self.answered) >= count, timeout=TIMEOUT_S)
 
     def die(self, life: int | None = None) -> None:
         """End with all that is in flight; come back if the behaviour says so.

@@ -44,6 +44,10 @@ class CuttingProxy:
         self._wake, self._woken = socket.socketpair()
         self._listener = _listener(0)
         self._port = self._listener.getsockname()[1]
+        # Bound the whole time, so that no other process gets the port while nobody listens.
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._reserved.bind(("127.0.0.1", self._port))
         self.base_url = f"http://127.0.0.1:{self._port}"
         self._thread = threading.Thread(target=self._accept)
 
@@ -58,6 +62,7 @@ class CuttingProxy:
         self._has_left.set()
         for connection in self._open:
             connection.close()
+        self._reserved.close()
         self._wake.close()
         self._woken.close()
 
@@ -140,7 +145,7 @@ class CuttingProxy:
 
 
 def _listener(port: int) -> socket.socket:
-    listener = socket.create_server(("127.0.0.1", port), backlog=64)
+    listener = socket.create_server(("127.0.0.1", port), backlog=64, reuse_port=True)
     listener.setblocking(False)
     return listener
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,8 @@ _OBJECT_STORE_BYTES = 100 << 20
 
 
 def main() -> None:
-    num_cpus, *others = (int(number) for number in sys.argv[1].split(","))
-    cluster = started(num_cpus)
+    cluster = started([int(number) for number in sys.argv[1].split(",")])
     try:
-        for number in others:
-            cluster.add_node(**node(number))
         forget(cluster.address)
         answer(cluster.address)
         for line in sys.stdin:
@@ -39,12 +37,13 @@ def main() -> None:
         cluster.shutdown()
 
 
-def started(num_cpus: int) -> Any:
-    """Start the first node; again when its processes took longer than Ray waits for them."""
+def started(num_cpus: Sequence[int]) -> Any:
+    """Start all nodes; again when their processes took longer than Ray waits for them."""
     for is_last in (False, False, True):
         cluster: Any = Cluster()
         try:
-            cluster.add_node(include_dashboard=False, **node(num_cpus))
+            for number in num_cpus:
+                cluster.add_node(include_dashboard=False, **node(number))
         except Exception:
             cluster.shutdown()
             if is_last:
