@@ -22,6 +22,7 @@ from ray.cluster_utils import Cluster
 # Written for other programs of this machine.
 _CURRENT_CLUSTER = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
 _OBJECT_STORE_BYTES = 100 << 20
+_PATIENCE_S = 240
 
 
 def main() -> None:
@@ -78,10 +79,13 @@ def answer(line: str) -> None:
 def deploy(address: str, config: dict[str, Any]) -> None:
     """Begin to change to a configuration, as the command `serve deploy` does."""
     from ray import serve
+    from ray.serve._private import api
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
     ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
+    # Its own minute is too short for a proxy that starts next to other tests.
+    vars(api)["HTTP_PROXY_TIMEOUT"] = _PATIENCE_S
     schema = ServeDeploySchema.model_validate(config)
     serve.start(http_options=schema.http_options.model_dump(include={"host", "port"}))
     client: Any = _get_global_client()

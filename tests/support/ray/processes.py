@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -29,6 +29,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Next to other tests, Ray's own processes start slowly.
     "RAY_agent_register_timeout_ms": "240000",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "240",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "240",
     # Ray lowers the priority of its workers, which get no time next to other tests.
     "RAY_worker_niceness": "0",
     # All that connect run on this machine, and a token would be a file in the home directory.
@@ -52,10 +54,12 @@ class Cluster:
     Attributes:
         address: for `--ray-address`.
         process: that all others descend from.
+        report: what the process writes about its errors.
     """
 
     address: str
     process: subprocess.Popen[str]
+    report: IO[str]
 
     def deploy(self, config: Mapping[str, Any]) -> None:
         """Let Ray Serve change to a configuration; returns before it has."""
@@ -63,7 +67,8 @@ class Cluster:
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(config) + "\n")
         self.process.stdin.flush()
-        assert self.process.stdout.readline() == "\n"
+        if self.process.stdout.readline() != "\n":
+            pytest.fail(f"Ray Serve did not start: {reported(self.report)}")
 
     def actors(self, name: str) -> list[int]:
         """Return the processes of the actors whose class name starts so."""
@@ -95,6 +100,12 @@ class Cluster:
         return False
 
 
+def reported(report: IO[str]) -> str:
+    """Return what a process that has ended, or is about to, wrote to a file."""
+    report.seek(0)
+    return report.read()
+
+
 def parent(pid: int) -> int:
     """Return the process that started another; 0 when that has ended."""
     try:
@@ -124,10 +135,9 @@ def running_cluster(*args: str) -> Iterator[Cluster]:
         try:
             address = process.stdout.readline().strip()
             if not address:
-                report.seek(0)
-                pytest.fail(f"Ray did not start: {report.read()}")
+                pytest.fail(f"Ray did not start: {reported(report)}")
             assert address.startswith("127.0.0.1:"), address
-            yield Cluster(address, process)
+            yield Cluster(address, process, report)
         finally:
             process.stdin.close()
             try:
