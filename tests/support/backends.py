@@ -24,6 +24,7 @@ from latentwire_service.engine.backend import (
     OnStep,
     StepStats,
 )
+from latentwire_service.engine.errors import EngineError
 from latentwire_service.engine.prompt import Conversation, Prompt
 from latentwire_service.engine.seams.bridge import Bridges
 from latentwire_service.settings import Settings
@@ -127,12 +128,14 @@ class Watch:
         submitted: released with each accepted request.
         cancelled: set when an unfinished request is cancelled.
         draining: set when the backend is told to drain.
+        aborted: set when the backend has been told to fail what it has accepted.
         encoding_threads: of each tokenized prompt.
     """
 
     submitted: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     cancelled: threading.Event = field(default_factory=threading.Event)
     draining: threading.Event = field(default_factory=threading.Event)
+    aborted: threading.Event = field(default_factory=threading.Event)
     encoding_threads: list[int] = field(default_factory=list)
 
 
@@ -179,6 +182,10 @@ class _WatchedBackend:
     def drain(self, timeout_s: float | None) -> bool:
         self._watch.draining.set()
         return self._backend.drain(timeout_s)
+
+    def abort(self, error: EngineError) -> None:
+        self._backend.abort(error)
+        self._watch.aborted.set()
 
 
 @dataclass(frozen=True)

@@ -159,8 +159,13 @@ def test_a_head_that_arrives_at_once_has_the_same_limit(
 
 
 def test_invalid_bytes_after_a_refusal_are_no_error_of_the_service(
-    start: Callable[..., LiveServer], gate: Gate, caplog: pytest.LogCaptureFixture
+    start: Callable[..., LiveServer],
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    # However long the client takes on a busy machine.
+    monkeypatch.setattr(linger, "LINGER_S", TIMEOUT_S)
     # The gate keeps the stream unfinished until its request is cancelled.
     live = start(Faults(before_decode=gate)).wait_ready()
     with connect(live) as connection:
@@ -212,22 +217,51 @@ def test_a_stalled_reader_is_disconnected(start: Callable[..., LiveServer], stre
         assert is_cut(reader)
 
 
+class SlowReads:
+    """Reads slowly. The service looks for a stall only after some reads, however long they take."""
+
+    _PER_CHECK = 5
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num_checks = 0
+        self._num_reads = 0
+        self._num_checked = 0
+        self._check = stall.StallWatch._check
+        monkeypatch.setattr(stall.StallWatch, "_check", lambda watch: self._on_time(watch))
+
+    def _on_time(self, watch: stall.StallWatch) -> None:
+        """Take the place of the service's own check."""
+        if watch.has_unsent and self._num_reads < self._num_checked + self._PER_CHECK:
+            watch._timer = watch._loop.call_later(0.01, watch._check)
+            return
+        self._num_checked = self._num_reads
+        self.num_checks += 1
+        self._check(watch)
+
+    def all_of(self, reader: socket.socket, num_bytes: int, pause_s: float) -> bytes:
+        """Read to the end, so many bytes at a time."""
+        received = b""
+        while piece := reader.recv(num_bytes):
+            received += piece
+            self._num_reads += 1
+            time.sleep(pause_s)
+        return received
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_slow_reader_is_not_disconnected(
     start: Callable[..., LiveServer], stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Less than the answer takes, and much more than a read on a busy machine.
-    monkeypatch.setattr(stall, "MAX_STALL_S", 1.5)
+    slow = SlowReads(monkeypatch)
     live = start(max_slots=1).wait_ready()
     request = request_bytes(max_new_tokens=400, stream=stream).replace(
         b"Host", b"Connection: close\r\nHost", 1
     )
-    received = b""
     live.shrink_send_buffers()
     with slow_reader(live.port, request) as reader:
-        while piece := reader.recv(8192):
-            received += piece
-            time.sleep(0.1)
+        received = slow.all_of(reader, 8192, pause_s=0.1)
+    # The answer takes longer than a reader may stall.
+    assert slow.num_checks > 1
     assert (b"event: done" if stream else b'"completion_tokens":400') in received
 
 
@@ -252,14 +286,15 @@ def serving(num_bytes: int) -> Iterator[int]:
 
 
 @pytest.mark.slow
-def test_bytes_in_the_kernels_buffer_do_not_hide_a_slow_reader() -> None:
+def test_bytes_in_the_kernels_buffer_do_not_hide_a_slow_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = SlowReads(monkeypatch)
     request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
     with serving(3_000_000) as port, slow_reader(port, request) as reader:
-        num_bytes = 0
-        while piece := reader.recv(30_000):
-            num_bytes += len(piece)
-            time.sleep(0.02)
-    assert num_bytes > 3_000_000
+        received = slow.all_of(reader, 30_000, pause_s=0.02)
+    assert slow.num_checks > 1
+    assert len(received) > 3_000_000
 
 
 def test_a_short_unread_rest_does_not_keep_a_connection_open() -> None:
