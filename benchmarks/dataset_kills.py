@@ -100,10 +100,14 @@ def run(args: argparse.Namespace, directory: Path) -> dict[str, object]:
         encoding="utf-8",
     )
     rng = random.Random(args.seed)
-    stubs = Stubs(free_ports(args.replicas), args.delay, args.model)
-    stubs.start_all()
+    ports = ReservedPorts(args.replicas)
+    if args.model is not None:
+        # A service, unlike a stub, does not share its port.
+        ports.close()
+    stubs = Stubs(ports.numbers, args.delay, args.model)
     counts: Counter[str] = Counter()
     try:
+        stubs.start_all()
         collect(stubs, tasks, directory / "calm")
         while counts["kills"] < args.kills:
             output = directory / f"killed-{counts['datasets']}"
@@ -112,6 +116,7 @@ def run(args: argparse.Namespace, directory: Path) -> dict[str, object]:
             counts["datasets"] += 1
     finally:
         stubs.stop()
+        ports.close()
     return {**counts, "rows": args.rows, "equal": True}
 
 
@@ -198,14 +203,27 @@ def _values(latents: pa.ChunkedArray) -> np.ndarray:
     return values
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+class ReservedPorts:
+    """Free ports, which no other program gets while nothing listens there.
+
+    Args:
+        count: how many.
+
+    Attributes:
+        numbers: the ports.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._sockets = [socket.socket() for _ in range(count)]
+        for each in self._sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            each.bind(("127.0.0.1", 0))
+        self.numbers = [int(each.getsockname()[1]) for each in self._sockets]
+
+    def close(self) -> None:
+        """Release the ports."""
+        for each in self._sockets:
+            each.close()
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ class StubReplica:
         self.stall_after: int | None = None
         self.stalled = threading.Event()
         self.lock = threading.Condition()
-        self._server = _Server(("127.0.0.1", port), _Handler, bind_and_activate=listen_fd is None)
+        kind = _ServerOfGivenPort if port else _Server
+        self._server = kind(("127.0.0.1", port), _Handler, bind_and_activate=listen_fd is None)
         if listen_fd is not None:
             self._server.inherit(listen_fd)
         self._server.stub = self
@@ -162,6 +163,11 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         del request, client_address  # A client that went away is part of many tests.
+
+
+class _ServerOfGivenPort(_Server):
+    # The program that gives it may have reserved it.
+    allow_reuse_port = True
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -76,7 +76,8 @@ class Cluster:
 
     def node_managers(self) -> list[int]:
         """Return the processes that hold the nodes, the head's first: without it, a node ends."""
-        return self.processes(str(_NODE_MANAGER).encode())
+        # Numbers of processes begin again at 1 when the highest is reached.
+        return sorted(self.processes(str(_NODE_MANAGER).encode()), key=started)
 
     def processes(self, start: bytes = b"") -> list[int]:
         """Return its processes whose command starts so."""
@@ -108,12 +109,21 @@ def reported(report: IO[str]) -> str:
 
 def parent(pid: int) -> int:
     """Return the process that started another; 0 when that has ended."""
+    return _stat(pid, 1)
+
+
+def started(pid: int) -> int:
+    """Return when a process was started, in ticks since the machine was; 0 when it has ended."""
+    return _stat(pid, 19)
+
+
+def _stat(pid: int, position: int) -> int:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
         return 0
     # The name before it, in parentheses, may hold anything.
-    return int(stat.rpartition(")")[2].split()[1])
+    return int(stat.rpartition(")")[2].split()[position])
 
 
 @contextmanager
