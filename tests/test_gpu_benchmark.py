@@ -25,7 +25,9 @@ runpy.run_module("benchmarks.gpu", run_name="__main__")
 """
 
 
+# A compiler runs many times, next to other tests.
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_tiny_shape_runs_and_the_last_line_is_json() -> None:
     command = [sys.executable, "-c", RUN]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -169,18 +169,22 @@ def test_an_answer_that_is_not_wanted_ends_its_connection() -> None:
     asyncio.run(main())
 
 
+@pytest.fixture
+def connects_patiently(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, to connect may take longer than the silence."""
+    connect = Connections._connect
+
+    async def patiently(connections: Connections, _timeout_s: float) -> Connection:
+        return await connect(connections, 30.0)
+
+    monkeypatch.setattr(Connections, "_connect", patiently)
+
+
 @pytest.mark.parametrize(
     "part", [b"", b"HTTP/1.1 200 OK", http(packed())[:-1], http(in_json())[:-1]]
 )
-def test_silence_ends_a_request(part: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    connect = Connections._connect
-
-    async def connect_patiently(connections: Connections, _timeout_s: float) -> Connection:
-        return await connect(connections, 30.0)
-
-    # On a busy machine, to connect may take longer than the silence.
-    monkeypatch.setattr(Connections, "_connect", connect_patiently)
-
+@pytest.mark.usefixtures("connects_patiently")
+def test_silence_ends_a_request(part: bytes) -> None:
     async def main() -> None:
         server = ScriptedServer([Script([part], closes=False)])
         async with server, receiving(server.base_url, timeout_s=0.05) as client:
@@ -192,6 +196,7 @@ def test_silence_ends_a_request(part: bytes, monkeypatch: pytest.MonkeyPatch) ->
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("connects_patiently")
 @pytest.mark.parametrize("idle_s", [0.0, 0.5])
 def test_silence_ends_a_later_request_of_a_connection(idle_s: float) -> None:
     async def main() -> None:
