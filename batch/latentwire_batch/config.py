@@ -308,10 +308,10 @@ class CollectSettings(
         """Take a variable's text as one input, commas included, unless it is a JSON list."""
         return listed(value) or (value,) if isinstance(value, str) else value
 
-    @field_validator("dataset", "output_dir", mode="before")
+    @field_validator("dataset", "split", "output_dir", mode="before")
     @classmethod
     def _refuse_empty(cls, value: object) -> object:
-        """Refuse what a script passes when its own variable is not set: it is no folder."""
+        """Refuse what a script passes when its own variable is not set: it is no name."""
         if value == "" or (isinstance(value, list | tuple) and "" in value):
             raise ValueError("must not be empty")
         return value

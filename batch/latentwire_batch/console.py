@@ -1,6 +1,8 @@
 """Notices for the user: one line each, on standard error.
 
-Notices never hold task texts, plans, keys, addresses of replicas or absolute paths.
+Notices never hold task texts, plans, keys or addresses of replicas. Of paths and URLs they hold
+those that the command line gave, as it gave them, but no keys in them: a command that a notice
+suggests can be pasted.
 """
 
 from __future__ import annotations

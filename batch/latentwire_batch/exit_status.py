@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from shlex import quote
 
 from pydantic_settings import BaseSettings
 
@@ -14,7 +13,7 @@ from latentwire.terminal import replace_unencodable
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.errors import BatchError, UsageError
-from latentwire_batch.locations import Place
+from latentwire_batch.locations import Place, as_argument
 from latentwire_batch.shards.shard import Shard
 
 _ADVICE = {
@@ -118,23 +117,17 @@ def report_written(console: Console, written: Written) -> ExitStatus:
             f"{written.num_cut} of {written.num_finished} plans were cut at --max-new-tokens "
             f"{written.max_new_tokens}; a larger value gives whole plans"
         )
-    place, shard = _shown(written.output_dir), written.shard
+    place, shard = written.output_dir, written.shard
     if shard is None:
         console.say(
-            f"the dataset is in {place}; look at it with: latentwire inspect {quote(place)}"
+            f"the dataset is in {place}; look at it with: latentwire inspect {as_argument(place)}"
         )
     else:
-        parent = quote(_shown(written.output_dir.parent))
         console.say(
             f"shard {shard} is in {place}; when all {shard.count} are done, join them with: "
-            f"latentwire merge {parent} -o DATASET"
+            f"latentwire merge {as_argument(place.parent)} -o DATASET"
         )
     return ExitStatus.SOME_ROWS_FAILED if num_failed else ExitStatus.ALL_ROWS
-
-
-def _shown(path: Place) -> str:
-    """Name a directory in a notice, which holds no absolute path."""
-    return f".../{path.name}" if path.is_absolute() else str(path)
 
 
 def _all_rows(count: int) -> str:

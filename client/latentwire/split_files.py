@@ -14,6 +14,8 @@ DATA_DIRECTORY = "data"
 # As the library `datasets` names splits; "all" stands for all of them there.
 _SPLIT_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _RESERVED = "all"
+# With the number of a file behind it, a longer name is more than a file system takes.
+_MAX_NAME_CHARS = 200
 _FILE_NAME = re.compile(r"(?P<split>\w+(?:\.\w+)*)-(\d{5,})-of-(\d{5,})\.parquet", re.ASCII)
 _USUAL_ORDER = ("train", "validation", "test")
 
@@ -22,9 +24,19 @@ class SplitFilesError(Exception):
     """A file of a split is missing, or files of two datasets are mixed."""
 
 
-def is_split_name(text: str) -> bool:
-    """Whether the library `datasets` takes a text as the name of one split."""
-    return _SPLIT_NAME.fullmatch(text) is not None and text != _RESERVED
+def why_no_split_name(text: str) -> str | None:
+    """Say why the library `datasets` takes no text like this as the name of one split.
+
+    Returns:
+        The reason; None for a name.
+    """
+    if text == _RESERVED:
+        return f"{_RESERVED} stands for all splits together"
+    if len(text) > _MAX_NAME_CHARS:
+        return f"a name has at most {_MAX_NAME_CHARS} characters"
+    if _SPLIT_NAME.fullmatch(text) is None:
+        return "a name consists of ASCII letters, digits, _ and single dots"
+    return None
 
 
 def split_file_name(split: str, index: int, count: int) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from latentwire_batch.console import Console
 from latentwire_batch.exit_status import ExitStatus, Written, report_written
+from latentwire_batch.inspection.command import main as inspect
+from latentwire_batch.locations import place_of
 from latentwire_batch.replicas.fleet import Fleet
 from latentwire_batch.replicas.identity import ModelIdentity
+from latentwire_batch.shards.shard import Shard
 from support.batch.collecting import Collect, WatchedStream
 from support.batch.dataset_oracle import tasks_of
 from support.batch.stub_replica import StubReplica
@@ -115,8 +119,14 @@ def test_failures_come_with_their_numbers_and_advice(
     ("given", "shown", "quoted"),
     [
         ("outputs/demo", "outputs/demo", "outputs/demo"),
-        ("/a/b", ".../b", ".../b"),
+        ("/a/b", "/a/b", "/a/b"),
         ("my plans", "my plans", "'my plans'"),
+        ("/a/it's", "/a/it's", """'/a/it'"'"'s'"""),
+        ("--plans", "--plans", "./--plans"),
+        ("file:///a/b%20c", "/a/b c", "'/a/b c'"),
+        ("s3://bucket/a b", "s3://bucket/a b", "'s3://bucket/a b'"),
+        ("s3://user:key@bucket/a", "s3://bucket/a", "s3://bucket/a"),
+        ("https://host/a?sig=key", "https://host/a", "https://host/a"),
     ],
 )
 def test_the_last_lines_name_the_files_and_the_next_command(
@@ -129,7 +139,36 @@ def test_the_last_lines_name_the_files_and_the_next_command(
     quoted: str,
 ) -> None:
     stream = WatchedStream()
-    written = Written(8, failures, num_cut, 96, Path(given))
+    written = Written(8, failures, num_cut, 96, place_of(given))
     assert report_written(Console(stream, "c"), written) == status
     last = f"the dataset is in {shown}; look at it with: latentwire inspect {quoted}"
     assert stream.getvalue().splitlines() == [f"c: {line}" for line in [*lines, last]]
+
+
+@pytest.mark.parametrize(
+    ("given", "argument"),
+    [
+        ("out/shard-00000-of-00002", "out"),
+        ("/a/my plans/shard-00000-of-00002", "/a/my plans"),
+        ("shard-00000-of-00002", "."),
+        ("-o/shard-00000-of-00002", "./-o"),
+        ("gs://bucket/a/shard-00000-of-00002", "gs://bucket/a"),
+    ],
+)
+def test_the_merge_that_a_shard_suggests_can_be_pasted(given: str, argument: str) -> None:
+    stream = WatchedStream()
+    report_written(Console(stream), Written(8, {}, 0, 96, place_of(given), Shard(0, 2)))
+    said, _, command = stream.getvalue().splitlines()[-1].partition("join them with: ")
+    assert f"shard 0/2 is in {given}; " in said
+    assert shlex.split(command) == ["latentwire", "merge", argument, "-o", "DATASET"]
+
+
+def test_the_inspection_that_a_run_suggests_can_be_pasted(
+    collect: Collect, stub: StubReplica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "my plans"
+    ended = collect("--output-dir", str(output), replicas=[stub])
+    command = shlex.split(ended.stderr.splitlines()[-1].partition("look at it with: ")[2])
+    assert command == ["latentwire", "inspect", str(output)]
+    monkeypatch.chdir("/")
+    assert inspect(command[2:]) == 0

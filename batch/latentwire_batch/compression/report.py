@@ -30,9 +30,7 @@ def report_rewritten(
             console.say(f"{count} failed with {code}: failures.jsonl has the reasons")
     else:
         console.say(f"all {written.rows} rows are written")
-    # Notices hold no absolute path.
-    place = f".../{output_dir.name}" if output_dir.is_absolute() else str(output_dir)
-    console.say(f"the dataset is in {place}")
+    console.say(f"the dataset is in {output_dir}")
     return _status(written.lost.rows)
 
 

@@ -12,7 +12,7 @@ from latentwire_batch.locations.remote_path import (
     place_of,
     relative_name,
 )
-from latentwire_batch.locations.urls import is_url, local_path, shown, shown_place
+from latentwire_batch.locations.urls import as_argument, is_url, local_path, shown
 
 __all__ = [
     "Folder",
@@ -20,11 +20,11 @@ __all__ = [
     "LocationError",
     "Place",
     "RemotePath",
+    "as_argument",
     "is_url",
     "local_path",
     "location_errors",
     "place_of",
     "relative_name",
     "shown",
-    "shown_place",
 ]

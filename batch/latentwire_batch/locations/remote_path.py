@@ -113,10 +113,6 @@ class RemotePath:
         """The path in the file system."""
         return self._located()[1]
 
-    def is_absolute(self) -> bool:
-        """Return False: a notice may show it."""
-        return False
-
     def exists(self) -> bool:
         """Whether a file or folder is there."""
         return self._info() is not None

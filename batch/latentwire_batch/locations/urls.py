@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from urllib.parse import unquote
 
 # At least two characters: `C://` begins with a drive.
@@ -73,9 +74,11 @@ def shown_name(url: str) -> str:
     return PurePosixPath(shown(url)).name
 
 
-def shown_place(text: str) -> str:
-    """Return a path or URL for a notice, which holds no absolute path."""
-    path = local_path(text)
-    if path is None:
-        return shown(text)
-    return f".../{path.name}" if path.is_absolute() else str(path)
+def as_argument(place: object) -> str:
+    """Quote a path or a place behind a URL for a shell, as an argument that is no flag.
+
+    Args:
+        place: whose text names it.
+    """
+    text = str(place)
+    return quote(f"./{text}" if text.startswith("-") else text)

@@ -5,16 +5,19 @@ A row's index counts over all of them, so its seed does not depend on where one 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from latentwire.split_files import is_split_name
+from latentwire.split_files import why_no_split_name
 from latentwire_batch.errors import InputError, UsageError
-from latentwire_batch.locations import Place
+from latentwire_batch.locations import Place, is_url, local_path
+from latentwire_batch.locations.urls import lacks_slash
 from latentwire_batch.tasks.reader import TaskSource
 from latentwire_batch.tasks.rows import Row, UnusableRow
+
+_MAX_SHOWN_CHARS = 60
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,17 @@ class NamedInput:
         """Read `NAME=LOCATION`, or a location alone, which may have `=` in it.
 
         Raises:
-            UsageError: when nothing follows the name.
+            UsageError: when the text is neither: nothing follows the name, or it cannot name a
+                split and no such file is there.
         """
         name, sign, location = text.partition("=")
-        if not sign or not is_split_name(name) or Path(text).exists():
+        # Not `Path.exists`, which raises an error for a text that is too long.
+        if not sign or is_url(text) or lacks_slash(text) or os.path.exists(local_path(text) or ""):
             return cls(None, text)
+        reason = why_no_split_name(name)
+        if reason is not None:
+            what = f"{_cut(name)!r} cannot name a split" if name else "nothing precedes the ="
+            raise UsageError(f"--dataset: there is no such file or folder, and {what}: {reason}")
         if not location:
             raise UsageError(f"--dataset: nothing follows {name}=")
         return cls(name, location)
@@ -154,3 +163,7 @@ class TaskInputs:
             return ""
         part = self.parts[number]
         return f"input {number + 1} ({part.split or part.path.name}): "
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}..."

@@ -12,7 +12,7 @@ from latentwire.split_files import (
     DATA_DIRECTORY,
     SplitFilesError,
     find_splits,
-    is_split_name,
+    why_no_split_name,
 )
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Notify
@@ -181,11 +181,11 @@ def _named(settings: CollectSettings, given: NamedInput, parts: list[InputPart])
         for part in parts
     ]
     for part in named:
-        if part.split is None or not is_split_name(part.split):
+        reason = why_no_split_name(part.split or "")
+        if reason is not None:
             flag = "--dataset" if settings.split is None else "--split"
             raise UsageError(
-                f"{flag}: the hub layout cannot name files after the split {part.split!r}; a name "
-                "consists of letters, digits, _ and single dots"
+                f"{flag}: the hub layout cannot name files after the split {part.split!r}: {reason}"
             )
     return named
 

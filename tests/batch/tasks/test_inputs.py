@@ -28,24 +28,26 @@ def write(path: Path, *tasks: str) -> str:
         ("easy.v2=a=b.jsonl", "easy.v2", "a=b.jsonl"),
         ("test=owner/name", "test", "owner/name"),
         ("train=s3://bucket/x?versionId=3", "train", "s3://bucket/x?versionId=3"),
-        # What cannot be the name of a split belongs to the path.
-        ("./run=3/tasks.jsonl", None, "./run=3/tasks.jsonl"),
-        ("run-a=3/tasks.jsonl", None, "run-a=3/tasks.jsonl"),
-        ("all=tasks.jsonl", None, "all=tasks.jsonl"),
-        ("=tasks.jsonl", None, "=tasks.jsonl"),
         ("s3://bucket/x?versionId=3", None, "s3://bucket/x?versionId=3"),
+        ("s3:/bucket/x?versionId=3", None, "s3:/bucket/x?versionId=3"),
         # A path that exists is a path.
         ("lr=3", None, "lr=3"),
+        ("all=3", None, "all=3"),
+        ("=3", None, "=3"),
         ("fold=1/tasks.jsonl", None, "fold=1/tasks.jsonl"),
+        ("./fold=1/tasks.jsonl", None, "./fold=1/tasks.jsonl"),
+        ("run-a=1/tasks.jsonl", None, "run-a=1/tasks.jsonl"),
     ],
 )
 def test_a_name_is_only_what_can_name_a_split(
     text: str, split: str | None, location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "lr=3").write_text("")
-    (tmp_path / "fold=1").mkdir()
-    (tmp_path / "fold=1" / "tasks.jsonl").write_text("")
+    for name in ("lr=3", "all=3", "=3"):
+        (tmp_path / name).write_text("")
+    for name in ("fold=1", "run-a=1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tasks.jsonl").write_text("")
     assert NamedInput.of(text) == NamedInput(split, location)
 
 
@@ -60,6 +62,59 @@ def test_a_name_is_only_what_can_name_a_split(
 def test_names_that_say_too_little_are_refused(texts: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=f"^--dataset: {message}"):
         named_inputs(texts)
+
+
+_FORM = "a name consists of ASCII letters, digits, _ and single dots"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("all", "all stands for all splits together"),
+        *((name, _FORM) for name in ("train[:10]", "train+test", "50%", "a-b", "a b", "été")),
+        *((name, _FORM) for name in (".train", "train.", "a..b", "a/b", "./run", "../x", "a:b")),
+        ("n" * 201, "a name has at most 200 characters"),
+    ],
+)
+@pytest.mark.parametrize("location", ["tasks.jsonl", "s3://bucket/tasks.jsonl", "owner/name", ""])
+def test_what_cannot_name_a_split_is_refused_as_that(
+    name: str, reason: str, location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "tasks.jsonl", "a")
+    with pytest.raises(UsageError) as refused:
+        named_inputs([f"{name}={location}"])
+    shown = f"{name[:60]}..." if len(name) > 60 else name
+    assert str(refused.value) == (
+        f"--dataset: there is no such file or folder, and {shown!r} cannot name a split: {reason}"
+    )
+
+
+def test_an_input_without_a_name_in_front_of_the_sign_is_refused(
+    collect: Collect, tasks: Path, output: Path
+) -> None:
+    ended = collect("--dataset", f"={tasks}", "--layout", "hub")
+    assert (ended.status, ended.stderr.count("\n")) == (2, 1)
+    assert f"no such file or folder, and nothing precedes the =: {_FORM}" in ended.stderr
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("all", "cannot name files after the split 'all': all stands for all splits together"),
+        ("a-b", f"cannot name files after the split 'a-b': {_FORM}"),
+        ("n" * 201, "a name has at most 200 characters"),
+        ("", "--split: must not be empty"),
+    ],
+)
+def test_a_split_after_which_no_file_can_be_named_is_refused(
+    split: str, message: str, collect: Collect, output: Path
+) -> None:
+    ended = collect("--layout", "hub", "--split", split)
+    assert ended.status == 2
+    assert message in ended.stderr
+    assert not output.exists()
 
 
 def test_rows_of_several_inputs_follow_one_another(
