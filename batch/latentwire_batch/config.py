@@ -16,7 +16,7 @@ from latentwire.sampling import PromptFields, SamplingFields, Seed
 from latentwire_batch.compression.settings import CompressorFields
 from latentwire_batch.dataset.schema import EXTRA_COLUMNS, SCHEMA
 from latentwire_batch.flags import listed
-from latentwire_batch.locations import GivenPlace
+from latentwire_batch.locations import GivenDirectory, GivenOutput
 from latentwire_batch.ray.settings import PlacementFields
 from latentwire_batch.tasks.rows import RowFields
 
@@ -54,11 +54,11 @@ class InputFields(BaseModel):
     dataset_revision: str | None = Field(
         default=None, description="Branch, tag or commit of a hub dataset; absent: the newest."
     )
-    output_dir: GivenPlace = Field(
+    output_dir: GivenOutput = Field(
         description="Directory to write the dataset of latents to, or a URL like "
         "s3://bucket/folder, to which finished files are uploaded; also -o."
     )
-    work_dir: Path | None = Field(
+    work_dir: GivenDirectory | None = Field(
         default=None,
         description="Parent of the directories for unfinished files, when --output-dir is a URL. "
         "Absent: latentwire/collect in the user's cache.",

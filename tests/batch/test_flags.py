@@ -231,7 +231,61 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"--{name.replace('_', '-')}" in text
 
 
-@pytest.mark.parametrize("flag", ["--dataset", "--output-dir"])
+_OUTPUTS = {"--output-dir": CollectSettings, "-o": MergeSettings}
+_DIRECTORIES = {"--work-dir": CollectSettings, "--output-dir": CompressSettings}
+
+
+def refusal(settings: type[BaseSettings], flag: str, value: str) -> str:
+    given = {
+        CollectSettings: ["--dataset", "x", *([] if flag == "--output-dir" else ["-o", "out"])],
+        MergeSettings: ["shards"],
+        CompressSettings: ["in"],
+    }[settings]
+    with pytest.raises(UsageError) as refused:
+        parse_settings(settings, [*given, flag, value], "latentwire", "about")
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("flag", _OUTPUTS)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://host/out",
+        "HTTPS://host/out?token=key",
+        "https://user:key@host",
+        "http://",
+        "data://x",
+    ]
+    + ["https://huggingface.co/datasets/o/n", "github://o:r@main/out", "zip://out::s3://b/a.zip"],
+)
+def test_a_url_that_is_only_read_is_refused_as_the_place_of_an_output(url: str, flag: str) -> None:
+    scheme = url.partition("://")[0].lower()
+    assert refusal(_OUTPUTS[flag], flag, url) == (
+        f"--output-dir: nothing can be written over {scheme}://; give a directory, or a URL like "
+        "s3://bucket/folder, gs://bucket/folder or hf://datasets/owner/name"
+    )
+
+
+@pytest.mark.parametrize("flag", _OUTPUTS)
+@pytest.mark.parametrize("text", ["simplecache::s3://bucket/out", "arrow_hdfs://out", "://out"])
+def test_a_text_around_a_url_makes_no_directory(text: str, flag: str) -> None:
+    reason = "is neither a path nor a URL like s3://bucket/folder"
+    assert refusal(_OUTPUTS[flag], flag, text) == f"--output-dir: {reason}"
+
+
+@pytest.mark.parametrize("flag", _DIRECTORIES)
+@pytest.mark.parametrize("text", ["s3://b/x", "https://host/x", "s3:/b/x", "a::s3://b/x", "hf:x"])
+def test_a_url_is_no_directory_of_this_machine(text: str, flag: str) -> None:
+    reason = "must be a directory of this machine"
+    assert refusal(_DIRECTORIES[flag], flag, text) == f"{flag}: {reason}"
+
+
+def test_a_directory_of_this_machine_may_be_a_url_of_it() -> None:
+    settings = parse("--work-dir", "file:///tmp/a%20b", "--output-dir", "file:///tmp/out")
+    assert (settings.work_dir, settings.output_dir) == (Path("/tmp/a b"), Path("/tmp/out"))
+
+
+@pytest.mark.parametrize("flag", ["--dataset", "--output-dir", "--work-dir"])
 def test_an_empty_path_is_refused(flag: str, collect: Collect) -> None:
     """It would be the current folder."""
     ended = collect(flag, "")

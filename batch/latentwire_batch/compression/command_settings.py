@@ -5,15 +5,13 @@ The variables begin with `LATENTWIRE_COMPRESS_`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from latentwire.number_formats import NumberFormat
 from latentwire_batch.compression.settings import CompressorFields
 from latentwire_batch.config import ShardFields
-from latentwire_batch.locations import GivenPlace, is_url
+from latentwire_batch.locations import GivenDirectory, GivenPlace
 
 
 class CompressSettings(
@@ -31,7 +29,9 @@ class CompressSettings(
     dataset: CliPositionalArg[GivenPlace] = Field(
         description="Output of collect, a Parquet file, or a save_to_disk directory; also a URL."
     )
-    output_dir: Path = Field(description="Directory to write the new dataset to; also -o.")
+    output_dir: GivenDirectory = Field(
+        description="Directory to write the new dataset to; also -o."
+    )
     k: int | None = Field(
         default=None, ge=1, description="Maximum number of rows that a compressor returns."
     )
@@ -50,12 +50,4 @@ class CompressSettings(
         """Refuse what a script passes when its own variable is not set: it is no path."""
         if value == "":
             raise ValueError("must not be empty")
-        return value
-
-    @field_validator("output_dir", mode="before")
-    @classmethod
-    def _refuse_url(cls, value: object) -> object:
-        """Refuse a URL, which would become a strange directory."""
-        if isinstance(value, str) and is_url(value):
-            raise ValueError("must be a directory of this machine")
         return value

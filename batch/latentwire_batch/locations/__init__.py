@@ -6,6 +6,8 @@ Knows nothing of datasets. `fsspec` opens the URLs and is imported when the firs
 from latentwire_batch.locations.errors import LocationError, location_errors
 from latentwire_batch.locations.folder import Folder
 from latentwire_batch.locations.remote_path import (
+    GivenDirectory,
+    GivenOutput,
     GivenPlace,
     Place,
     RemotePath,
@@ -16,6 +18,8 @@ from latentwire_batch.locations.urls import as_argument, is_url, local_path, sho
 
 __all__ = [
     "Folder",
+    "GivenDirectory",
+    "GivenOutput",
     "GivenPlace",
     "LocationError",
     "Place",

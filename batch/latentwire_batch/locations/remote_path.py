@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, Annotated, Any
 
-from pydantic import BeforeValidator, GetCoreSchemaHandler
+from pydantic import AfterValidator, BeforeValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from latentwire_batch.errors import LocationError
@@ -22,6 +22,8 @@ from latentwire_batch.locations.errors import CUT_OFF, is_missing, location_erro
 from latentwire_batch.locations.filesystem import open_filesystem
 from latentwire_batch.locations.urls import (
     below,
+    is_read_only,
+    is_strange,
     lacks_slash,
     local_path,
     parent_of,
@@ -263,11 +265,36 @@ def _given(value: object) -> object:
         return value
     if lacks_slash(value) and not Path(value).exists():
         raise ValueError("a URL has two slashes after its scheme, like s3://bucket/folder")
+    if is_strange(value):
+        raise ValueError("is neither a path nor a URL like s3://bucket/folder")
     return place_of(value)
 
 
-# The type of a flag that takes a path or a URL.
+def _writable(place: Place) -> Place:
+    if isinstance(place, RemotePath) and is_read_only(place.url):
+        raise ValueError(
+            f"nothing can be written over {scheme_of(place.url)}://; give a directory, or a URL "
+            "like s3://bucket/folder, gs://bucket/folder or hf://datasets/owner/name"
+        )
+    return place
+
+
+def _local(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not value:
+        raise ValueError("must not be empty")
+    path = local_path(value)
+    if path is None or lacks_slash(value) or is_strange(value):
+        raise ValueError("must be a directory of this machine")
+    return path
+
+
+# The types of flags that take a path or a URL: to read, and to write.
 GivenPlace = Annotated[Place, BeforeValidator(_given)]
+GivenOutput = Annotated[GivenPlace, AfterValidator(_writable)]
+# The type of a flag that takes a directory of this machine, where a URL might be expected.
+GivenDirectory = Annotated[Path, BeforeValidator(_local)]
 
 
 class _ReadAhead(io.BufferedReader):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 from shlex import quote
@@ -13,6 +14,9 @@ _LOCAL_SCHEMES = frozenset({"file", "local"})
 _USER = re.compile(r"(://)[^/]*@")
 # What is meant as a URL, and is the name of a directory here.
 _ONE_SLASH = re.compile(r"(s3a?|gcs|gs|hf|https?):/?(?!/)", re.IGNORECASE)
+# Web servers, texts, repositories and archives.
+_READ_ONLY = frozenset({"http", "https", "data", "git", "github", "gist", "reference"})
+_READ_ONLY |= {"zip", "tar", "libarchive"}
 _QUERY = re.compile(r"[?#].*", re.DOTALL)
 # Here both characters are part of a name, as in a directory.
 _WITHOUT_QUERY = frozenset({"s3", "s3a", "gs", "gcs", "hf", "memory"})
@@ -33,6 +37,16 @@ def is_url(text: str) -> bool:
 def lacks_slash(text: str) -> bool:
     """Whether a text looks like a URL that lost a slash, like `s3:/bucket`."""
     return _ONE_SLASH.match(text) is not None
+
+
+def is_strange(text: str) -> bool:
+    """Whether a text has a URL in it, as chains of `fsspec` do, and neither is one nor a file."""
+    return "://" in text and scheme_of(text) is None and not os.path.exists(text)
+
+
+def is_read_only(url: str) -> bool:
+    """Whether what is behind a URL can only be read, whoever asks."""
+    return scheme_of(url) in _READ_ONLY
 
 
 def local_path(text: str) -> Path | None:

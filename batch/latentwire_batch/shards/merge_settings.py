@@ -5,13 +5,11 @@ The variables begin with `LATENTWIRE_MERGE_`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from latentwire_batch.config import ShardFields
-from latentwire_batch.locations import GivenPlace
+from latentwire_batch.locations import GivenDirectory, GivenOutput, GivenPlace
 
 
 class MergeSettings(ShardFields, BaseSettings):
@@ -25,11 +23,11 @@ class MergeSettings(ShardFields, BaseSettings):
         description="Folders of shards, or folders that hold them, like the --output-dir of "
         "collect; also URLs."
     )
-    output_dir: GivenPlace = Field(
+    output_dir: GivenOutput = Field(
         description="Directory to write the merged dataset to, or a URL like s3://bucket/folder; "
         "also -o."
     )
-    work_dir: Path | None = Field(
+    work_dir: GivenDirectory | None = Field(
         default=None,
         description="Parent of the directories for unfinished files, when --output-dir is a URL. "
         "Absent: latentwire/collect in the user's cache.",
