@@ -114,11 +114,28 @@ def test_an_interrupted_run_resumes_with_rows_set_aside(
 ) -> None:
     write_broken(tasks)
     with StubReplica(Behaviour(die_after=4)) as dying:
-        assert collect("--skip-invalid", "--replica-timeout", "1", replicas=[dying]).status == 1
+        ended = collect("--skip-invalid", "--replica-timeout", "1", replicas=[dying])
+        assert ended.status == 1
+        # The rows that are set aside are no rows of an earlier run.
+        assert "resuming" not in ended.stderr
     with StubReplica() as stub:
-        assert collect("--skip-invalid", replicas=[stub]).status == 3
+        ended = collect("--skip-invalid", replicas=[stub])
+        assert ended.status == 3
+        assert "resuming: 4 of 22 rows are done, and 11 are set aside" in ended.stderr
         assert len(stub.received) == 7
     assert len(failures_of(output)) == 11
+
+
+def test_a_retry_counts_no_rows_that_are_set_aside_as_done(
+    collect: Collect, stub: StubReplica, tasks: Path
+) -> None:
+    write_broken(tasks)
+    stub.behaviour.task_faults = {"Task 3": [422]}
+    # Rows 0, 3, 6 to 21, of which the odd ones cannot be used.
+    flags = ("--skip-invalid", "--shard", "0/3")
+    assert "resuming" not in collect(*flags, replicas=[stub]).stderr
+    ended = collect(*flags, "--retry-failed", replicas=[stub])
+    assert "resuming: 3 of 8 rows are done, and 4 are set aside" in ended.stderr
 
 
 def test_an_input_without_a_usable_row_is_refused(

@@ -65,13 +65,19 @@ def open_store(
     return store
 
 
-def set_unusable_aside(store: RowStore, rows: Iterable[UnusableRow]) -> None:
+def set_unusable_aside(store: RowStore, rows: Iterable[UnusableRow]) -> int:
     """Record the pending rows that cannot be sent as failed.
+
+    Returns:
+        How many such rows the store has, those of earlier runs included.
 
     Raises:
         InputError: when the input cannot be read.
         StorageError: when the log cannot be written.
     """
+    count = 0
     for row in rows:
         if store.is_pending(row.index):
             store.add_failed(FailedRow(row.index, row.task_id, INVALID_ROW, row.reason))
+        count += store.has_failed(row.index)
+    return count

@@ -131,6 +131,10 @@ class RowStore:
         """Whether a row still has to be sent."""
         return self._states.item(index) == RowState.PENDING
 
+    def has_failed(self, index: int) -> bool:
+        """Whether a row is stored as one without a latent."""
+        return self._states.item(index) == RowState.FAILED
+
     def suspicion(self, index: int) -> Suspicion | None:
         """Return what an earlier run suspected of a pending row."""
         return self._suspicions.get(index)

@@ -65,6 +65,8 @@ class Share:
         self._helpers = helpers
         self._store: RowStore | None = None
         self._segments: Segments | None = None
+        # Of the open store: rows that cannot be sent.
+        self._num_set_aside = 0
         self._encoder: LatentEncoder | None = None
 
     def __enter__(self) -> Self:
@@ -175,15 +177,17 @@ class Share:
             self._segments = Segments(parts)
         store = open_store(layout, num_rows, rank, manifest, reopens_failed, shard, self._segments)
         if self._run.settings.skip_invalid:
-            set_unusable_aside(store, self._run.source.unusable_rows())
+            self._num_set_aside = set_unusable_aside(store, self._run.source.unusable_rows())
         return store
 
     def _report_resumed(self, store: RowStore) -> None:
         num_open = store.count(RowState.PENDING) + store.count(RowState.ELSEWHERE)
-        num_rows = self._run.num_rows
-        if 0 < num_open < num_rows:
-            num_done = num_rows - num_open
-            self._run.console.say(f"resuming: {num_done} of {num_rows} rows are done")
+        num_rows, num_aside = self._run.num_rows, self._num_set_aside
+        num_done = num_rows - num_open - num_aside
+        if num_open and num_done:
+            verb = "is" if num_aside == 1 else "are"
+            aside = f", and {num_aside} {verb} set aside" if num_aside else ""
+            self._run.console.say(f"resuming: {num_done} of {num_rows} rows are done{aside}")
 
     def _close(self) -> None:
         if self._store is not None:

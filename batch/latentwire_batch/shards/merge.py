@@ -267,11 +267,15 @@ def _sum(one: Counts, other: Counts) -> Counts:
 
 
 def _fleet(shards: Sequence[FinishedShard]) -> FleetSummary | None:
-    """Return the replicas of all shards together; None when no shard names any."""
+    """Return the replicas of all shards together; None when no shard names any.
+
+    Shards may have had the same replicas, one after the other or at the same time, so their sum is
+    no number of replicas. The largest number goes with the sum of their times.
+    """
     fleets = [shard.fleet for shard in shards if shard.fleet is not None]
     if not fleets:
         return None
     devices = {device for fleet in fleets for device in fleet.devices}
     versions = {version for fleet in fleets for version in fleet.versions}
-    count = sum(fleet.count for fleet in fleets)
+    count = max(fleet.count for fleet in fleets)
     return FleetSummary(count, tuple(sorted(devices)), tuple(sorted(versions)))
