@@ -42,6 +42,7 @@ from latentwire_batch.output.durable import write_json, write_text
 from latentwire_batch.output.layout import CARD_NAME, MANIFEST_NAME
 from latentwire_batch.output.left_over import clear_left_over
 from latentwire_batch.output.ownership import locked_output
+from latentwire_batch.output.room import named_disk
 from latentwire_batch.output.staging import emptied_staging
 from latentwire_batch.ranks.rank import ALONE, Rank
 from latentwire_batch.ranks.rendezvous import Rendezvous, refuse_other_launches
@@ -207,6 +208,10 @@ class Collection:
             return self._collect(share)
 
     def _collect(self, share: Share) -> ExitStatus:
+        with named_disk(self._layout, share.bytes_needed):
+            return self._plan_and_assemble(share)
+
+    def _plan_and_assemble(self, share: Share) -> ExitStatus:
         fleet = None
         is_begun = self._layout.settings.exists() or self._is_claimed
         if not is_begun or share.has_pending_rows():

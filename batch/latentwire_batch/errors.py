@@ -4,7 +4,8 @@ BatchError
 ├── UsageError            the command cannot run as given: exit status 2
 │   ├── InputError            the dataset cannot be read, or one of its rows is unusable
 │   └── OutputBusyError       another collection writes to the same directory
-├── StorageError          the output cannot be written or read back (a full disk): exit status 1
+├── StorageError          the output cannot be written or read back: exit status 1
+│   └── DiskError             the directory in which a run works cannot be (a full disk)
 ├── ReplicasLostError     no replica is left to send rows to: exit status 1
 └── RankLostError         another process of the run is gone: exit status 1
 
@@ -48,6 +49,19 @@ class StorageError(BatchError):
     """The output directory cannot be written to or read back."""
 
 
+class DiskError(StorageError):
+    """A file cannot be written or read in the directory in which a run works.
+
+    Args:
+        text: without a path.
+        number: of the operating system's error, as in `errno`; None: it has none.
+    """
+
+    def __init__(self, text: str, number: int | None = None) -> None:
+        super().__init__(text)
+        self.number = number
+
+
 class ReplicasLostError(BatchError):
     """No replica came up, or all of them stayed away for longer than the patience allowed."""
 
@@ -83,10 +97,11 @@ def reason_of(error: OSError) -> str:
 
 
 def storage_error(what: str, error: OSError) -> StorageError:
-    """Word an operating system's error without the path in it.
+    """Word an operating system's error without the path in it; a DiskError for this machine's.
 
     Args:
         what: the predicate of "the output", for example "cannot be written".
         error: its number gives the reason.
     """
-    return StorageError(f"the output {what}: {reason_of(error)}")
+    text = f"the output {what}: {reason_of(error)}"
+    return StorageError(text) if isinstance(error, LocationError) else DiskError(text, error.errno)

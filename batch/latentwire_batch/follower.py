@@ -5,6 +5,7 @@ from __future__ import annotations
 from latentwire_batch.dispatch.interrupts import run_interruptible
 from latentwire_batch.existing_output import refuse_differences
 from latentwire_batch.exit_status import ExitStatus
+from latentwire_batch.output.room import named_disk
 from latentwire_batch.ranks.rendezvous import Rendezvous
 from latentwire_batch.ranks.share import Share
 from latentwire_batch.run import Run
@@ -19,7 +20,7 @@ def follow(run: Run) -> ExitStatus:
         RunInterrupted: when a signal ended it.
     """
     rendezvous = Rendezvous(run.layout, run.rank)
-    with rendezvous.interruptible():
+    with named_disk(run.layout), rendezvous.interruptible():
         run_interruptible(_take_part(run, rendezvous))
     return ExitStatus.ALL_ROWS
 
@@ -34,7 +35,8 @@ async def _take_part(run: Run, rendezvous: Rendezvous) -> None:
 
     with rendezvous.membership(), Share(run, wanted, agree, rendezvous.watch) as share:
         if not _is_nothing_left(run, share, wanted):
-            await share.collect()
+            with named_disk(run.layout, share.bytes_needed):
+                await share.collect()
         rendezvous.note_done()
 
 

@@ -5,6 +5,7 @@ The one way in which datasets, their parts and their records reach another place
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from latentwire_batch.errors import LocationError
+from latentwire_batch.errors import LocationError, storage_error
 from latentwire_batch.locations.errors import (
     is_existing,
     is_missing,
@@ -25,6 +26,9 @@ from latentwire_batch.locations.errors import (
 from latentwire_batch.locations.filesystem import open_filesystem
 from latentwire_batch.locations.hub_commits import commit_files
 from latentwire_batch.locations.urls import below, shown, shown_name
+
+# Errors of the disk to which a copy is written: reading raises none of them.
+_OF_THE_WRITTEN_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 # A file of one of these appears when its last byte has arrived. Elsewhere it is renamed.
 _WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "hf"})
@@ -161,10 +165,19 @@ class Folder:
             return file
 
     def fetch(self, name: str, local: Path) -> None:
-        """Copy a file to this machine; its folder is made."""
+        """Copy a file to this machine; its folder is made.
+
+        Raises:
+            DiskError: when this machine's disk is full, or cannot be written to.
+        """
         with location_errors():
-            local.parent.mkdir(parents=True, exist_ok=True)
-            self.filesystem.get_file(self.path(name), str(local), **self._get_options())
+            try:
+                local.parent.mkdir(parents=True, exist_ok=True)
+                self.filesystem.get_file(self.path(name), str(local), **self._get_options())
+            except OSError as error:
+                if error.errno in _OF_THE_WRITTEN_DISK:
+                    raise storage_error("cannot be written", error) from error
+                raise
 
     def put(self, name: str, local: Path) -> None:
         """Copy a local file to the folder, whole or not at all; a file of that name is replaced.

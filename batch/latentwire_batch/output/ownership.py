@@ -6,30 +6,33 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from latentwire_batch.errors import StorageError, storage_error
+from latentwire_batch.errors import storage_error
 from latentwire_batch.output.discard import discard_partial
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.output.locks import acquire_lock
+from latentwire_batch.output.room import named_disk
 
 
 @contextmanager
 def locked_output(layout: OutputLayout) -> Iterator[None]:
     """Hold the output directory for this process, and create it if it is missing.
 
-    A run that stored nothing leaves nothing behind.
+    A run that stored nothing leaves nothing behind. Errors of the directory name its flag.
 
     Raises:
         OutputBusyError: when another process holds it.
-        StorageError: when the directory cannot be created.
+        StorageError: when the directory cannot be created, or used.
     """
     root_existed = layout.root.exists()
+    with named_disk(layout):
+        try:
+            layout.partial.mkdir(parents=True, exist_ok=True)
+            lock_fd = acquire_lock(layout.lock)
+        except OSError as error:
+            raise storage_error("cannot be written", error) from error
     try:
-        layout.partial.mkdir(parents=True, exist_ok=True)
-        lock_fd = acquire_lock(layout.lock)
-    except OSError as error:
-        raise StorageError(f"{layout.flag}: {storage_error('cannot be written', error)}") from error
-    try:
-        yield
+        with named_disk(layout):
+            yield
     finally:
         _forget_if_unused(layout, root_existed)
         os.close(lock_fd)

@@ -126,12 +126,16 @@ class RemoteDestination:
         with _errors("cannot be read"):
             remove(directory)
             splits = _splits_in(manifest)
-            names = [name for name in self.folder.sizes() if is_final(name, splits)]
+            sizes = self.folder.sizes()
+            names = [name for name in sizes if is_final(name, splits)]
             has_arrow = any(name.startswith(f"{HF_DATASET_NAME}/") for name in names)
             # One of the two forms of the rows is enough.
             left_out = {MANIFEST_NAME, CARD_NAME, *([DATA_NAME] if has_arrow else [])}
             wanted = [name for name in names if name not in left_out]
-            self.notify(f"fetching {len(wanted)} files of the dataset from {self.folder.shown}")
+            total = size_text(sum(sizes[name] for name in wanted))
+            self.notify(
+                f"fetching {len(wanted)} files of the dataset ({total}) from {self.folder.shown}"
+            )
             for name in wanted:
                 self.folder.fetch(name, directory / name)
             directory.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+from latentwire.split_files import DATA_DIRECTORY
 from latentwire_batch.compression.fit import check_served
 from latentwire_batch.compression.stored_form import LatentEncoder
 from latentwire_batch.dataset.manifest import read_manifest
@@ -23,6 +24,8 @@ from latentwire_batch.errors import StorageError
 from latentwire_batch.journal.open_store import open_store, set_unusable_aside
 from latentwire_batch.journal.row_store import RowStore
 from latentwire_batch.journal.segments.segments import Segments
+from latentwire_batch.output.layout import HF_DATASET_NAME
+from latentwire_batch.output.room import bytes_in
 from latentwire_batch.ranks.rank import Rank
 from latentwire_batch.ray.session import RaySessionPlan, run_ray_session
 from latentwire_batch.replicas.fleet import FleetSummary
@@ -34,6 +37,8 @@ from latentwire_batch.shards.shard import ALL_ROWS
 from latentwire_batch.tasks.results import FinishedRow, RowState
 from latentwire_batch.tasks.rows import Row
 
+# Of the classic layout: Arrow files and a Parquet file, each as large as the rows.
+_NUM_FORMS = 2
 # Receives the settings with the served model, before the first row is sent. Raises UsageError when
 # the output was made with other settings.
 Agree = Callable[[RunSettings], Awaitable[None]]
@@ -95,6 +100,25 @@ class Share:
         """Whether a row of this share, or of its helpers, still has to be sent."""
         num_others = 0 if self._helpers is None else self.store.count(RowState.ELSEWHERE)
         return self.store.count(RowState.PENDING) + num_others > 0
+
+    def bytes_needed(self) -> int | None:
+        """Estimate the disk space that the run needs where it works; None before the first row.
+
+        Raises:
+            StorageError: when the log cannot be read.
+        """
+        run, store = self._run, self._store
+        done = None if store is None else store.finished_index()
+        if store is None or done is None or not len(done):
+            return None
+        states = (RowState.FINISHED, RowState.PENDING, RowState.ELSEWHERE)
+        num_rows = sum(store.count(state) for state in states)
+        num_copies = 1 if run.splits else _NUM_FORMS
+        kept = bytes_in(run.layout.finished / (DATA_DIRECTORY if run.splits else HF_DATASET_NAME))
+        # Where replicas put rows elsewhere, only the final files are here.
+        has_log = self._segments is None or run.settings.on != "ray"
+        rows_bytes = done.num_bytes * num_rows // len(done)
+        return rows_bytes * (num_copies + has_log) + kept * (num_copies + run.layout.is_remote)
 
     def plan_rows(self) -> FleetSummary:
         """Plan the pending rows here or on a Ray cluster.

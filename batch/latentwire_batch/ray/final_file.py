@@ -19,7 +19,7 @@ from latentwire_batch.assembly import RowBatches, Totals
 from latentwire_batch.dataset.file_digests import FileDigest
 from latentwire_batch.dataset.schema import DatasetSchema
 from latentwire_batch.dataset.writers import ParquetSink
-from latentwire_batch.errors import UsageError, storage_error
+from latentwire_batch.errors import StorageError, UsageError, storage_error
 from latentwire_batch.journal.segments.reading import read_rows
 from latentwire_batch.journal.segments.row_index import RowIndex
 from latentwire_batch.locations import Folder
@@ -102,7 +102,11 @@ def write_final_file(file: FinalFile) -> WrittenFile:
             return _put(file, file.target)
         return _place(file, file.target)
     except OSError as error:
-        raise storage_error("cannot be written", error) from error
+        said = storage_error("cannot be written", error)
+        if isinstance(file.target, Folder):
+            # Not the driver's directory: a temporary file of this node.
+            raise StorageError(str(said)) from error
+        raise said from error
 
 
 def _put(file: FinalFile, folder: Folder) -> WrittenFile:

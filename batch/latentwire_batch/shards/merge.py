@@ -16,6 +16,7 @@ import numpy as np
 from latentwire_batch.assembly import Assembly, Totals
 from latentwire_batch.console import Console
 from latentwire_batch.dataset.card import build_card
+from latentwire_batch.dataset.file_digests import stated_files
 from latentwire_batch.dataset.hub_layout import splits_json, written_splits
 from latentwire_batch.dataset.manifest import Counts, Manifest, declaration
 from latentwire_batch.dataset.schema import DatasetSchema
@@ -37,6 +38,7 @@ from latentwire_batch.output.discard import discard_partial
 from latentwire_batch.output.durable import write_json, write_text
 from latentwire_batch.output.layout import CARD_NAME, MANIFEST_NAME
 from latentwire_batch.output.ownership import locked_output
+from latentwire_batch.output.room import named_disk
 from latentwire_batch.output.staging import emptied_staging
 from latentwire_batch.replicas.fleet import FleetSummary
 from latentwire_batch.shards.columns import matrix_columns
@@ -86,7 +88,8 @@ def merge(settings: MergeSettings, console: Console) -> ExitStatus:
         discard_partial(layout)
         status = merging.status_of_finished()
         if status is None:
-            return merging.run()
+            with named_disk(layout, merging.bytes_needed):
+                return merging.run()
         destination.remove_left_over()
         return status
 
@@ -159,6 +162,18 @@ class _Merging:
     @property
     def _merged(self) -> dict[str, Any]:
         return {"shards": len(self._shards), "sha256": self._sha256}
+
+    def bytes_needed(self) -> int | None:
+        """Return the disk space that the merge needs; None where shards do not state theirs."""
+        needed = 0
+        for shard in self._shards:
+            with shard.reading_manifest():
+                sizes = [digest.num_bytes for digest in stated_files(shard.said).values()]
+            if not sizes:
+                return None
+            # Of a shard behind a URL, a copy of one file is here at a time.
+            needed += sum(sizes) + (max(sizes) if isinstance(shard.folder, RemotePath) else 0)
+        return needed
 
     def run(self) -> ExitStatus:
         """Write the dataset."""

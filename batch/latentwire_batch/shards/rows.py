@@ -26,7 +26,7 @@ from latentwire_batch.dataset.files import DatasetFiles, DatasetPart, locate
 from latentwire_batch.dataset.previous import checked_rows
 from latentwire_batch.dataset.reader import EncodedRow
 from latentwire_batch.dataset.schema import DatasetSchema
-from latentwire_batch.errors import InputError, LocationError, StorageError, reason_of
+from latentwire_batch.errors import DiskError, InputError, LocationError, StorageError, reason_of
 from latentwire_batch.locations import Folder, Place, RemotePath, relative_name
 from latentwire_batch.output.layout import FAILURES_NAME, HF_DATASET_NAME
 from latentwire_batch.shards.finished import FinishedShard
@@ -242,6 +242,9 @@ def interleaved(
 def _next(shard: FinishedShard, rows: Iterator[EncodedRow]) -> EncodedRow | None:
     try:
         return next(rows, None)
+    except DiskError:
+        # A copy cannot be written, so the shard is not to blame.
+        raise
     except StorageError as error:
         begin = f"shard {shard.shard}: "
         text = str(error)

@@ -36,7 +36,8 @@ def test_a_full_disk_is_named_and_a_rerun_with_room_completes(
     stub.behaviour.hidden_size = 512
     ended = collect("--concurrency", "2", replicas=[stub])
     assert ended.status == 1
-    assert "the output cannot be written: No space left on device" in ended.stderr
+    reason = "--output-dir: the output cannot be written: No space left on device"
+    assert f"{reason}; this run needs about " in ended.stderr
     assert not (mounted / "manifest.json").exists()
     answered = set(stub.answered)
     remount(mounted, "size=16m")
