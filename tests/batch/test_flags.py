@@ -231,8 +231,11 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"--{name.replace('_', '-')}" in text
 
 
-_OUTPUTS = {"--output-dir": CollectSettings, "-o": MergeSettings}
-_DIRECTORIES = {"--work-dir": CollectSettings, "--output-dir": CompressSettings}
+_OUTPUTS: dict[str, type[BaseSettings]] = {"--output-dir": CollectSettings, "-o": MergeSettings}
+_DIRECTORIES: dict[str, type[BaseSettings]] = {
+    "--work-dir": CollectSettings,
+    "--output-dir": CompressSettings,
+}
 
 
 def refusal(settings: type[BaseSettings], flag: str, value: str) -> str:
