@@ -36,7 +36,7 @@ from latentwire_batch.output.layout import (
     OutputLayout,
 )
 from latentwire_batch.output.owner import Owner
-from latentwire_batch.output.split_data import SPLITS, names_json, recorded_splits
+from latentwire_batch.output.split_data import names_json, recorded_splits, stated_splits
 from latentwire_batch.output.upload import Upload, is_left_over, size_text
 
 _CHECKS_AT_A_TIME = 8
@@ -125,7 +125,7 @@ class RemoteDestination:
         directory = self.layout.finished
         with _errors("cannot be read"):
             remove(directory)
-            splits = _splits_in(manifest)
+            splits = stated_splits(manifest)
             sizes = self.folder.sizes()
             names = [name for name in sizes if is_final(name, splits)]
             has_arrow = any(name.startswith(f"{HF_DATASET_NAME}/") for name in names)
@@ -170,7 +170,7 @@ class RemoteDestination:
 
     def discard(self, splits: Collection[str]) -> None:
         """Remove everything that a run wrote, the manifest first."""
-        found = {*splits, *recorded_splits(self.layout), *_splits_in(self._read(MANIFEST_NAME))}
+        found = {*splits, *recorded_splits(self.layout), *stated_splits(self._read(MANIFEST_NAME))}
         with _errors("cannot be cleared"):
             # Without the manifest, nothing else says which files in `data/` are ours.
             write_json(self.layout.discarded, names_json(found))
@@ -204,20 +204,27 @@ class RemoteDestination:
         with _errors("cannot be read"):
             partial = self.folder.below(PARTIAL_NAME).sizes()
         names = [f"{PARTIAL_NAME}/{name}" for name in partial]
-        if CLAIM_NAME in names and self._claims(rows_name):
+        if CLAIM_NAME in names and self._claims(rows_name, manifest):
             return []
         own = f"{PARTS_NAME}/{rows_name}/"
         return sorted((name for name in names if not name.startswith(own)), key=_claim_last)
 
-    def _claims(self, rows_name: str) -> bool:
-        """Whether the settings in the folder may be of a run whose rows go there."""
+    def _claims(self, rows_name: str, manifest: bytes) -> bool:
+        """Whether the settings in the folder may be of a run on top of a manifest.
+
+        Args:
+            rows_name: where that run's rows go.
+            manifest: of the finished output.
+        """
         try:
             claim = self.claimed()
         except StorageError:
             # Damaged settings are reported when somebody needs them.
             return True
-        # Earlier versions did not say it.
-        return claim is not None and claim.get(_ROWS, rows_name) == rows_name
+        if claim is None or _ROWS in claim:
+            return claim is not None and claim[_ROWS] == rows_name
+        # Of an earlier version, which did not say it. Only rows that failed can be retried.
+        return _has_failed_rows(manifest)
 
     def _upload(self, manifest: bytes) -> None:
         """Make the folder hold the staged files and no others of a dataset."""
@@ -267,7 +274,7 @@ class RemoteDestination:
         """
         placed = (read_json(self.layout.placed) or {}).get("files", {})
         self._check_placed(placed, sizes)
-        splits = _splits_in(manifest)
+        splits = stated_splits(manifest)
         stale = (
             name
             for name in sizes
@@ -374,12 +381,12 @@ def _claim_last(name: str) -> tuple[bool, str]:
     return name == CLAIM_NAME, name
 
 
-def _splits_in(manifest: bytes | None) -> set[str]:
-    """Name the splits of a manifest; empty for a damaged one, which another step reports."""
+def _has_failed_rows(manifest: bytes) -> bool:
+    """Whether rows of a finished output failed, or its manifest is damaged."""
     try:
-        return set(json.loads(manifest or b"{}").get(SPLITS) or ())
-    except (ValueError, AttributeError, TypeError):
-        return set()
+        return bool(json.loads(manifest)["counts"]["failed"])
+    except (ValueError, LookupError, TypeError):
+        return True
 
 
 @contextmanager

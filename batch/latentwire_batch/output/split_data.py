@@ -6,6 +6,7 @@ names.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +46,14 @@ def recorded_splits(layout: OutputLayout) -> set[str]:
         with suppress(StorageError, TypeError):
             names |= set((read_json(path) or {}).get(SPLITS) or {})
     return names
+
+
+def stated_splits(manifest: bytes | None) -> set[str]:
+    """Name the splits of a manifest; empty for a damaged one, which another step reports."""
+    try:
+        return set(json.loads(manifest or b"{}").get(SPLITS) or ())
+    except (ValueError, AttributeError, TypeError):
+        return set()
 
 
 def with_rows(splits: Mapping[str, int]) -> list[str]:

@@ -104,6 +104,7 @@ class _Found:
         self._places: dict[Shard, Place] = {}
         self._finished: dict[Shard, FinishedShard] = {}
         self._running: set[Shard] = set()
+        self._retried: set[Shard] = set()
 
     def add(self, folder: Place) -> None:
         try:
@@ -125,6 +126,8 @@ class _Found:
         if said is None or unfinished is not None or is_moving:
             if layout is not None and is_locked(layout.lock):
                 self._running.add(shard)
+            elif said is not None and not is_moving and Manifest.from_json(said).counts.failed:
+                self._retried.add(shard)
             return
         manifest = Manifest.from_json(said)
         self._finished[shard] = FinishedShard(shard, folder, manifest, said)
@@ -139,10 +142,15 @@ class _Found:
         every = [Shard(index, counts[0]) for index in range(counts[0])]
         missing = [shard for shard in every if shard not in self._places]
         stopped = [shard for shard in self._places if shard not in self._finished]
-        idle = [shard for shard in stopped if shard not in self._running]
+        idle = [shard for shard in stopped if shard not in self._running | self._retried]
         problems = [
             (missing, "missing: collect {them} with --shard, or name {their} folder"),
             (sorted(idle, key=_index), "unfinished: rerun {their} collection"),
+            (
+                sorted(self._retried, key=_index),
+                "unfinished, because failed rows are retried: rerun {their} collection with "
+                "--retry-failed",
+            ),
             (
                 sorted(self._running, key=_index),
                 "still being collected: merge when {they} {are} done",
