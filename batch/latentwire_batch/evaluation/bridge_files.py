@@ -52,6 +52,8 @@ def choose_bridge(given: str) -> ChosenBridge:
     if not directory.is_dir():
         if given in BUILTIN_NAMES:
             return ChosenBridge(given, None, None, None)
+        if directory.exists():
+            raise UsageError("--bridge: is a file, not the directory of a bridge")
         raise UsageError(
             f"--bridge: there is no such directory, and no built-in bridge of this name: "
             f"{', '.join(BUILTIN_NAMES)}"

@@ -190,7 +190,8 @@ def _read(directory: Path) -> tuple[Manifest, dict[str, torch.Tensor]]:
 def _check_files(directory: Path) -> set[str]:
     """Refuse pickles; return the names of those that are read as tensors alone."""
     if not directory.is_dir():
-        raise BridgeError("there is no such directory")
+        is_file = directory.exists()
+        raise BridgeError("is a file, not a directory" if is_file else "there is no such directory")
     allowed = set()
     try:
         for folder, _, names in os.walk(directory):

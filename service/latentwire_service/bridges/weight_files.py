@@ -93,7 +93,8 @@ def _opened(file: Path) -> dict[str, Any]:
 
 def _files(directory: Path) -> list[Path]:
     if not directory.is_dir():
-        raise BridgeError("there is no such directory")
+        is_file = directory.exists()
+        raise BridgeError("is a file, not a directory" if is_file else "there is no such directory")
     for name in _SINGLE:
         if (directory / name).is_file():
             return [directory / name]

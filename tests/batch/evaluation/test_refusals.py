@@ -36,6 +36,7 @@ def refused(done: Ended, text: str, status: int = 2) -> None:
     [
         (["nowhere"], "DATASET: no such file or directory"),
         (["--bridge", "nowhere"], "--bridge: there is no such directory, and no built-in bridge"),
+        (["--bridge", __file__], "--bridge: is a file, not the directory of a bridge"),
         (["--bridge", ""], "--bridge: must not be empty"),
         (["--url", "nonsense"], "--url: must be like http://127.0.0.1:8000"),
         (["--url", "ftp://127.0.0.1"], "--url: must be like http://127.0.0.1:8000"),

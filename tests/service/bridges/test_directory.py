@@ -245,8 +245,10 @@ def test_a_bridge_of_another_receiver_is_refused_with_both_widths(tmp_path: Path
 
 
 def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "nothing", save(tmp_path / "b", manifest("ridge")) / "bridge.json"):
-        with pytest.raises(BridgeError, match="there is no such directory"):
+    file = save(tmp_path / "b", manifest("ridge")) / "bridge.json"
+    paths = {tmp_path / "nothing": "there is no such directory", file: "is a file, not a directory"}
+    for path, message in paths.items():
+        with pytest.raises(BridgeError, match=message):
             check_bridge(path)
 
 
