@@ -96,10 +96,11 @@ class ScriptedServer:
 
 
 class FakeTime:
-    """A clock that only advances by sleeping."""
+    """A clock that only advances by sleeping; `speed` seconds for each."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
+        self.speed = 1.0
         self.sleeps: list[float] = []
 
     def clock(self) -> float:
@@ -107,7 +108,7 @@ class FakeTime:
 
     def sleep(self, seconds: float) -> None:
         self.sleeps.append(seconds)
-        self.now_s += seconds
+        self.now_s += seconds * self.speed
 
     async def sleep_async(self, seconds: float) -> None:
         self.sleep(seconds)

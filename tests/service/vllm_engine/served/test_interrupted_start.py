@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.engine import vllm_models
+from support.engine.vllm_processes import command_of, runs
 
 pytestmark = [pytest.mark.vllm, vllm_models.NEEDS_VLLM, pytest.mark.timeout(1200)]
 
@@ -32,14 +33,14 @@ def test_a_service_that_ends_during_the_start_takes_vllms_processes_along(
     )
     try:
         children: list[psutil.Process] = []
-        while not any("spawn_main" in " ".join(child.cmdline()) for child in children):
+        while not any("spawn_main" in command_of(child) for child in children):
             assert service.poll() is None
             time.sleep(0.05)
             children = psutil.Process(service.pid).children(recursive=True)
         service.send_signal(ending)
         service.wait(600)
         give_up_at = time.monotonic() + 60
-        while any(each.is_running() and each.status() != "zombie" for each in children):
+        while any(runs(each) for each in children):
             assert time.monotonic() < give_up_at
             time.sleep(0.1)
     finally:

@@ -19,6 +19,7 @@ from support.engine.vllm_models import (
     Reference,
     body_of,
 )
+from support.gate import TIMEOUT_S
 from support.latent_requests import latent, matrix
 from support.live_server import LiveServer
 from support.requests import assert_problem, plan_of
@@ -246,10 +247,11 @@ def test_a_repeated_prompt_reads_its_cached_prefix(
 
 
 def test_draining_finishes_what_runs(served: LiveServer) -> None:
+    while served.watch.submitted.acquire(blocking=False):
+        pass
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(post, served, "z" * 30, 100)
-        while served.service.occupancy is None or not served.service.occupancy.num_running:
-            time.sleep(0.01)
+        assert served.watch.submitted.acquire(timeout=TIMEOUT_S)
         assert served.service.drain(120)
         assert len(running.result().token_ids) == 100
     assert_problem(served.http.get("/ready"), 503, "not-ready")

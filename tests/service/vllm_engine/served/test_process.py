@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from support.engine import vllm_models
+from support.engine.vllm_processes import command_of, runs
 from support.requests import assert_problem
 
 pytestmark = [pytest.mark.vllm, vllm_models.NEEDS_VLLM, pytest.mark.timeout(2400)]
@@ -69,19 +70,10 @@ class Service:
 
     def assert_nothing_is_left(self, children: list[Any]) -> None:
         give_up_at = time.monotonic() + 120
-        while left := [each for each in children if _runs(each)]:
+        while left := [each for each in children if runs(each)]:
             assert time.monotonic() < give_up_at, left
             time.sleep(0.1)
         assert not list(self.folder.glob("latentwire-*"))
-
-
-def _runs(process: Any) -> bool:
-    import psutil
-
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +116,7 @@ def test_a_killed_engine_process_fails_what_runs_and_ends_the_service(
     service = services[0]
     url = service.wait_ready()
     children = service.children()
-    core = next(child for child in children if "EngineCore" in " ".join(child.cmdline()))
+    core = next(child for child in children if "EngineCore" in command_of(child))
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(plan, url, 480)
         while "running 1.0" not in httpx.get(f"{url}/metrics", timeout=60).text:
