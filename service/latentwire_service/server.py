@@ -206,6 +206,7 @@ def _serve(
     keys = _watch_keys(settings, policy)
     logger.info("listening on %s", _url_of(listening))
     server.run([listening])
+    _ignore_hangup()
     if keys is not None:
         keys.stop()
     if tracing is not None:
@@ -224,6 +225,16 @@ def _drain_on_hangup(server: _DrainingServer) -> None:
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
         signal.signal(hangup, server.handle_exit)
+
+
+def _ignore_hangup() -> None:
+    """Let no second hang-up of a terminal end the process that is about to end by itself.
+
+    Python gives every signal that is not ignored its default back before its very end.
+    """
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None:
+        signal.signal(hangup, signal.SIG_IGN)
 
 
 def _watch_keys(settings: Settings, policy: Policy) -> KeyFileWatch | None:

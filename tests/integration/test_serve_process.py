@@ -1,4 +1,4 @@
-"""`latentwire serve` as a process: start, signals, exit status, and both clients."""
+"""`latentwire serve` as a process: start, end, exit status, and both clients."""
 
 from __future__ import annotations
 
@@ -26,30 +26,9 @@ from latentwire import (
     UnauthorizedError,
 )
 from support.child import TIMEOUT_S, Child
-from support.tiny_models import llama_config, save_model
 from support.tiny_shape import HIDDEN_SIZE
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Many positions, so that a request can run as long as a test needs.
-    config = llama_config(max_position_embeddings=40_000, eos_token_id=None)
-    return save_model(tmp_path_factory.mktemp("models") / "tiny", config)
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Child]]:
-    started: list[Child] = []
-
-    def start(*args: str, **options: Any) -> Child:
-        started.append(Child(*args, **options))
-        return started[-1]
-
-    yield start
-    for child in started:
-        child.close()
 
 
 @pytest.fixture(scope="module")
@@ -182,107 +161,6 @@ def test_a_signal_during_loading_ends_the_service_with_status_0(
         assert client.health()
     child.signal()
     assert child.wait() == 0, child.output
-
-
-def long_request(url: str, max_new_tokens: int) -> httpx.Response:
-    body = {"task": "x", "max_new_tokens": max_new_tokens, "do_sample": False}
-    return httpx.post(f"{url}/plan_latent", params={"k": 1}, json=body, timeout=TIMEOUT_S)
-
-
-def wait_load(url: str, num_running: int, num_waiting: int = 0) -> None:
-    """Poll the gauges, because another process has no event to wait on."""
-    running = f"latentwire_requests_running {num_running}.0"
-    waiting = f"latentwire_requests_waiting {num_waiting}.0"
-    with httpx.Client(base_url=url) as http:
-        for _ in range(5000):
-            text = http.get("/metrics").text
-            if running in text and waiting in text:
-                return
-    raise AssertionError("the requests do not run")
-
-
-def test_sigterm_finishes_running_requests_refuses_new_ones_and_exits_0(
-    folder: Path, serve: Callable[..., Child]
-) -> None:
-    child = serve("--model", str(folder), "--port", "0", "--threads", "1", "--max-slots", "2")
-    url = child.url
-    with Client(url, max_retries=0) as client, ThreadPoolExecutor(3) as pool:
-        client.wait_ready(TIMEOUT_S)
-        # One of them waits for a slot. It was accepted, so it is finished too.
-        running = [pool.submit(long_request, url, 700) for _ in range(3)]
-        wait_load(url, num_running=2, num_waiting=1)
-        child.signal()
-        child.wait_line("draining")
-        assert client.health()
-        assert not client.ready()
-        with pytest.raises(NotReadyError, match="draining") as refused:
-            client.plan_latent("y")
-        assert refused.value.retry_after_s
-        for future in running:
-            answer = future.result(TIMEOUT_S)
-            assert answer.status_code == 200
-            assert answer.json()["usage"]["completion_tokens"] == 700
-    assert child.wait() == 0, child.output
-    assert "Traceback" not in child.output
-
-
-def test_a_second_signal_ends_the_service_at_once(
-    folder: Path, serve: Callable[..., Child]
-) -> None:
-    child = serve(
-        *("--model", str(folder), "--port", "0", "--max-model-len", "40000", "--threads", "1")
-    )
-    url = child.url
-    with Client(url) as client:
-        client.wait_ready(TIMEOUT_S)
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(long_request, url, 39_000)
-        wait_load(url, num_running=1)
-        child.signal()
-        child.wait_line("draining")
-        child.signal()
-        assert child.wait() == 128 + signal.SIGTERM, child.output
-        assert isinstance(running.exception(TIMEOUT_S), httpx.TransportError)
-
-
-def read_stream(url: str, number: int, max_new_tokens: int) -> str:
-    """Read a stream to its end, and return how it ended."""
-    with Client(url, max_retries=0) as client:
-        stream = client.stream_plan_latent(
-            f"Task {number}", k=1, max_new_tokens=max_new_tokens, do_sample=False
-        )
-        try:
-            list(stream)
-        except NotReadyError as error:
-            return error.code
-        return stream.plan.finish_reason
-
-
-@pytest.mark.parametrize(
-    ("drain_timeout", "max_new_tokens", "ends"),
-    [("60", 400, {"length", "stop"}), ("0.2", 3000, {"not-ready", "stop"})],
-)
-def test_sigterm_ends_20_streams_with_a_result_or_an_error_each(
-    folder: Path,
-    serve: Callable[..., Child],
-    drain_timeout: str,
-    max_new_tokens: int,
-    ends: set[str],
-) -> None:
-    child = serve(
-        *("--model", str(folder), "--port", "0", "--threads", "1", "--max-slots", "16"),
-        *("--drain-timeout", drain_timeout),
-    )
-    url = child.url
-    with Client(url) as client:
-        client.wait_ready(TIMEOUT_S)
-    with ThreadPoolExecutor(20) as pool:
-        running = [pool.submit(read_stream, url, n, max_new_tokens) for n in range(20)]
-        wait_load(url, num_running=16, num_waiting=4)
-        child.signal()
-        assert {future.result(TIMEOUT_S) for future in running} <= ends
-    assert child.wait() == 0, child.output
-    assert "Traceback" not in child.output
 
 
 BREAKING_MAIN = """
