@@ -139,6 +139,8 @@ def test_a_push_that_was_killed_is_completed_by_the_same_command(
         finally:
             killed.kill()
     hub.gate.set()
+    # What the killed process has sent may still be on its way.
+    hub.wait_idle()
     num_arrived = len(hub.uploads)
     assert hub.repositories[REPOSITORY].commits == [own_file]
     stub.received.clear()

@@ -14,9 +14,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import httpx
 import huggingface_hub.constants
 import pytest
 
+from support.gate import TIMEOUT_S
 from support.network.serving import ThreadServer
 
 TOKEN = "hf_s3cretToken"
@@ -62,7 +64,38 @@ class HubServer(ThreadServer):
         self.faults: dict[str, deque[int | None]] = {}
         self.arrived = threading.Event()
         self.gate: threading.Event | None = None
-        super().__init__(ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)))
+        self._counting = _CountingServer(("127.0.0.1", 0), _handler(self))
+        super().__init__(self._counting)
+
+    def wait_idle(self) -> None:
+        """Wait for the ends of all connections that were made before."""
+        # Connections are accepted in their order, and each has one request.
+        httpx.get(f"{self.url}/api/datasets/none/none", trust_env=False, timeout=TIMEOUT_S)
+        changed = self._counting.changed
+        with changed:
+            assert changed.wait_for(lambda: not self._counting.num_open, TIMEOUT_S)
+
+
+class _CountingServer(ThreadingHTTPServer):
+    """Counts the connections that are open."""
+
+    def __init__(self, *args: Any) -> None:
+        self.num_open = 0
+        self.changed = threading.Condition()
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self.changed:
+            self.num_open += 1
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self.changed:
+                self.num_open -= 1
+                self.changed.notify_all()
 
 
 @contextmanager
