@@ -33,6 +33,9 @@ from latentwire_batch.dispatch.verdicts import (
     verdict_of,
 )
 from latentwire_batch.errors import BatchError, StorageError, UsageError
+from latentwire_batch.locations import RemotePath
+from latentwire_batch.output.layout import OutputLayout
+from latentwire_batch.output.room import named_disk
 from latentwire_batch.ray.gate import Gate
 from latentwire_batch.ray.job import Engine, Job
 from latentwire_batch.ray.ledger import Begun, Member, RefusalKind, Settled
@@ -116,8 +119,11 @@ class Worker:
     @contextmanager
     def _reported(self) -> Iterator[None]:
         """Tell the driver why work fails, because Ray's own report is a traceback."""
+        is_remote = isinstance(self._job.settings.output_dir, RemotePath)
         try:
-            yield
+            # The directory of the rows is the driver's, which all nodes share.
+            with named_disk(OutputLayout(self._job.root, is_remote)):
+                yield
         except BatchError as error:
             kind, reason = _kind_of(error), str(error)
             self._call(lambda: self._ledger.refuse.remote(self._member, kind, reason))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from latentwire_batch.compression.facts import CompressorFacts
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.dispatch.seeds import Seeds
 from latentwire_batch.dispatch.session import RowRequest
-from latentwire_batch.errors import UsageError
+from latentwire_batch.errors import StorageError, UsageError, storage_error
 from latentwire_batch.journal.open_store import open_store
+from latentwire_batch.journal.record_log import Record, RecordLog
 from latentwire_batch.journal.row_store import RowStore
 from latentwire_batch.journal.segments.segments import Segments
 from latentwire_batch.locations import Folder
@@ -223,6 +226,23 @@ def test_a_node_that_does_not_see_the_place_of_the_rows_is_refused(
         start(FakeEngine())
     (event,) = asyncio.run(handle.ledger.take_events())
     assert event.refusal[0] == "usage"
+
+
+@pytest.mark.parametrize("parts", [None])
+def test_a_full_disk_of_the_shared_directory_is_named_by_its_flag(
+    start: Start, handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_log: RecordLog, _record: Record) -> None:
+        raise storage_error("cannot be written", OSError(errno.EDQUOT, "x"))
+
+    worker = start(FakeEngine())
+    monkeypatch.setattr(RecordLog, "append", fail)
+    with pytest.raises(StorageError, match="^--output-dir: the output cannot be written"):
+        worker(rows_block(ROWS))
+    events = asyncio.run(handle.ledger.take_events())
+    (refusal,) = [event.refusal for event in events if event.kind == "refused"]
+    reason = f"--output-dir: the output cannot be written: {os.strerror(errno.EDQUOT)}"
+    assert refusal == ("storage", f"{reason}; make room there, and rerun the same command")
 
 
 def test_latents_are_stored_in_the_wanted_form(
