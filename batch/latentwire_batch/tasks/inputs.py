@@ -18,6 +18,8 @@ from latentwire_batch.tasks.reader import TaskSource
 from latentwire_batch.tasks.rows import Row, UnusableRow
 
 _MAX_SHOWN_CHARS = 60
+# Why the text is not taken for a path.
+NOT_WHOLE = "no file or folder has the whole text as its name"
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,10 @@ class NamedInput:
             return cls(None, text)
         reason = why_no_split_name(name)
         if reason is not None:
-            what = f"{_cut(name)!r} cannot name a split" if name else "nothing precedes the ="
-            raise UsageError(f"--dataset: there is no such file or folder, and {what}: {reason}")
+            what = f"{_cut(name)!r} in front of = cannot name a split: {reason}"
+            raise UsageError(
+                f"--dataset: {what if name else 'nothing precedes the ='}; {NOT_WHOLE}"
+            )
         if not location:
             raise UsageError(f"--dataset: nothing follows {name}=")
         return cls(name, location)

@@ -26,7 +26,7 @@ from latentwire_batch.tasks.arrow_files import (
     split_names,
 )
 from latentwire_batch.tasks.hub_dataset import HubDataset, hub_name, saved_hub_splits
-from latentwire_batch.tasks.inputs import InputPart, NamedInput, named_inputs
+from latentwire_batch.tasks.inputs import NOT_WHOLE, InputPart, NamedInput, named_inputs
 
 _HUB_FLAGS = {"dataset_config": "--dataset-config", "dataset_revision": "--dataset-revision"}
 _DEFAULT_SPLIT = "train"
@@ -84,7 +84,9 @@ def opened_tasks(settings: CollectSettings, notify: Notify) -> Iterator[OpenedTa
 def _refuse_names(settings: CollectSettings, inputs: tuple[NamedInput, ...]) -> None:
     if inputs[0].split is not None:
         if settings.layout != "hub":
-            raise UsageError(f"--dataset: {inputs[0].split}= names a split, for --layout hub")
+            raise UsageError(
+                f"--dataset: {inputs[0].split}= names a split, for --layout hub; {NOT_WHOLE}"
+            )
         if settings.split is not None:
             raise UsageError("--split: --dataset names the splits already")
 
