@@ -11,15 +11,18 @@ import io
 import lzma
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import pyarrow as pa
 
 from latentwire_batch.errors import InputError, LocationError
 from latentwire_batch.locations import Place
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -106,15 +109,70 @@ def _decompressed(raw: IO[bytes], compression: str | None) -> IO[bytes]:
         case "gzip":
             return cast(IO[bytes], gzip.open(raw, "rb"))
         case "bzip2":
-            return bz2.open(raw, "rb")
+            return io.BufferedReader(_Streams(raw, bz2.BZ2Decompressor))
         case "xz" | "lzma":
-            return lzma.open(raw, "rb")
+            return io.BufferedReader(_Streams(raw, lzma.LZMADecompressor))
         case "zip":
             return _opened_member(raw)
         case _:
             # The standard library of Python 3.11 has neither zstd nor lz4; Arrow has both.
             stream = pa.CompressedInputStream(pa.PythonFile(raw, "r"), compression)
             return io.BufferedReader(cast(io.RawIOBase, stream))
+
+
+class _Streams(io.RawIOBase):
+    """Streams that follow one another, as `cat a.xz b.xz` writes them.
+
+    The files of the standard library end without an error where the first bytes of a later stream
+    are damaged, so rows would be missing.
+
+    Args:
+        raw: the compressed data.
+        new_decoder: returns the decoder of one stream.
+    """
+
+    def __init__(
+        self, raw: IO[bytes], new_decoder: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]
+    ) -> None:
+        self._raw = raw
+        self._new_decoder = new_decoder
+        self._decoder = new_decoder()
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Read decompressed data; return the number of bytes, 0 at the end.
+
+        Raises:
+            EOFError: when a stream is cut off.
+            OSError, lzma.LZMAError: when one is damaged.
+        """
+        target = memoryview(buffer).cast("B")
+        while True:
+            if self._decoder.eof:
+                piece = self._next_stream()
+                if not piece:
+                    return 0
+                self._decoder = self._new_decoder()
+            elif self._decoder.needs_input:
+                piece = self._raw.read(_PIECE_BYTES)
+                if not piece:
+                    raise EOFError
+            else:
+                piece = b""
+            data = self._decoder.decompress(piece, len(target))
+            if data:
+                target[: len(data)] = data
+                return len(data)
+
+    def _next_stream(self) -> bytes:
+        """Return the first bytes behind a stream and its padding; empty at the end."""
+        piece = self._decoder.unused_data or self._raw.read(_PIECE_BYTES)
+        while piece and not (rest := piece.lstrip(b"\0")):
+            piece = self._raw.read(_PIECE_BYTES)
+        return rest if piece else b""
 
 
 def _opened_member(raw: IO[bytes]) -> IO[bytes]:

@@ -82,6 +82,11 @@ INPUTS: dict[str, Callable[[], bytes]] = {
     "bzip2": lambda: bz2.compress(LINES),
     "xz": lambda: lzma.compress(LINES),
     "xz of two streams": lambda: lzma.compress(LINES[:500]) + lzma.compress(LINES[500:]),
+    "xz of two streams with padding": lambda: (
+        lzma.compress(LINES[:500]) + bytes(8) + lzma.compress(LINES[500:]) + bytes(4)
+    ),
+    "bzip2 of two streams": lambda: bz2.compress(LINES[:500]) + bz2.compress(LINES[500:]),
+    "lzma": lambda: lzma.compress(LINES, lzma.FORMAT_ALONE),
     "zstd": lambda: arrow_compressed(LINES, "zstd"),
     "zstd of two frames": lambda: (
         arrow_compressed(LINES[:500], "zstd") + arrow_compressed(LINES[500:], "zstd")
@@ -157,6 +162,15 @@ def test_a_compressed_file_of_nothing_is_refused_wherever_it_is(
     data = compress[name](b"") if name in compress else arrow_compressed(b"", name)
     refused(data, "^holds no data$", memory, tmp_path)
     refused(b"", "^is empty$", memory, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gzip", "bzip2", "xz", "zstd"])
+def test_a_later_stream_whose_start_is_damaged_is_not_taken_for_the_end(
+    name: str, memory: MemoryFileSystem, tmp_path: Path
+) -> None:
+    stream = INPUTS[name]()
+    for damaged in (b"?" + stream[1:], stream[:3]):
+        refused(stream + damaged, f"the {name} data is damaged", memory, tmp_path)
 
 
 def refused(data: bytes, reason: str, memory: MemoryFileSystem, tmp_path: Path) -> None:
