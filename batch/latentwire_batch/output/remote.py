@@ -237,7 +237,8 @@ class RemoteDestination:
         names = self._staged()
         sent = [name for name in names if self._is_replaceable(name)]
         upload = Upload(self.folder, self.layout.staging, self.layout.upload_record, self.notify)
-        upload.send(sent, self._owner.check_lately)
+        # The card tells `load_dataset` of the files.
+        upload.send(sent, self._owner.check_lately, last=(CARD_NAME,))
         self.folder.remove(self._stale(names, manifest, self.folder.sizes()))
         upload.verify(sent)
         self._owner.check()

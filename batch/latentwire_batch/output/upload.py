@@ -10,7 +10,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -63,12 +63,18 @@ class Upload:
         self._notify = notify
         self._lock = threading.Lock()
 
-    def send(self, names: Sequence[str], check: Callable[[], None] = lambda: None) -> None:
+    def send(
+        self,
+        names: Sequence[str],
+        check: Callable[[], None] = lambda: None,
+        last: Collection[str] = (),
+    ) -> None:
         """Send the files that have not arrived.
 
         Args:
             names: of the files, relative to the directory.
             check: called before each file is sent; may raise.
+            last: those of them that are sent when all others have arrived.
 
         Raises:
             LocationError: when the folder refuses one, or cannot be reached.
@@ -85,7 +91,8 @@ class Upload:
             check()
             self._send(name)
 
-        _for_each(send, left)
+        _for_each(send, [name for name in left if name not in last])
+        _for_each(send, [name for name in left if name in last])
 
     def verify(self, names: Sequence[str]) -> None:
         """Check that the folder holds all files as they arrived.

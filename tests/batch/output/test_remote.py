@@ -19,7 +19,6 @@ from latentwire_batch.journal.record_log import RecordLog, parse_record
 from latentwire_batch.journal.row_records import finished_record
 from latentwire_batch.journal.segments.segment import SegmentBuilder
 from latentwire_batch.locations import Folder, LocationError
-from latentwire_batch.output.upload import Upload
 from latentwire_batch.tasks.results import FinishedRow
 from latentwire_batch.tasks.rows import Row
 from support.batch.collecting import Collect, Ended, write_tasks
@@ -248,20 +247,20 @@ def test_an_interrupt_ends_an_upload_which_the_next_run_completes(
     assert_complete(downloaded(folder, tmp_path), tasks_of(tasks))
 
 
-def test_a_file_that_changed_after_it_was_sent_is_sent_again(
-    folder: Folder, tmp_path: Path
+def test_the_card_follows_the_files_that_it_names(
+    remote: Remote, stub: StubReplica, folder: Folder, tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).write_bytes(b"right")
-    said: list[str] = []
-    upload = Upload(folder, tmp_path, tmp_path / "record", said.append)
-    upload.send(["a", "b"])
-    folder.write("a", b"wrong")
-    upload.send(["a", "b"])
-    assert folder.read("a") == b"right"
-    assert said[-1] == f"uploading 1 files (5 bytes) to {URL}; 1 are there already"
-    upload.send(["a", "b"])
-    assert said[-1] == f"uploading 0 files (0 bytes) to {URL}; 2 are there already"
+    real, before_card = Folder.put, set[str]()
+
+    def put(self: Folder, name: str, local: Path) -> None:
+        if name == "README.md":
+            before_card.update(self.sizes())
+        real(self, name, local)
+
+    monkeypatch.setattr(Folder, "put", put)
+    flags = ("--dataset", f"train={tasks}", "--layout", "hub", "--max-shard-size", "3KB")
+    assert remote(*flags, replicas=[stub]).status == 0
+    assert set(folder.sizes()) - before_card == {"README.md", "manifest.json"}
 
 
 def test_no_manifest_is_written_over_files_that_somebody_changed_during_the_upload(
@@ -306,23 +305,6 @@ def test_load_dataset_finds_the_splits_of_a_remote_dataset_in_the_hub_layout(
         "data/test-00000-of-00001.parquet",
         "data/train-00000-of-00001.parquet",
     ]
-
-
-def test_a_torn_record_of_an_upload_only_sends_its_file_again(
-    folder: Folder, tmp_path: Path
-) -> None:
-    record = tmp_path / "record"
-    for name in ("a", "b"):
-        (tmp_path / name).write_bytes(b"right")
-    upload = Upload(folder, tmp_path, record, lambda _line: None)
-    upload.send(["a"])
-    upload.send(["b"])
-    record.write_bytes(record.read_bytes()[:-20])
-    said: list[str] = []
-    upload = Upload(folder, tmp_path, record, said.append)
-    upload.send(["a", "b"])
-    upload.send(["a", "b"])
-    assert [line.partition(" files")[0] for line in said] == ["uploading 1", "uploading 0"]
 
 
 def test_a_second_machine_is_told_of_the_first(
