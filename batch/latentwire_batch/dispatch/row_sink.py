@@ -58,7 +58,7 @@ class RowSink:
         self._store = store
         self._prepare = prepare
         self._progress = progress
-        self._appender = Appender()
+        self._appender = Appender(store.add_all_finished)
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
         self._is_synced = True
         self._counted_until_s = time.monotonic()
@@ -83,7 +83,8 @@ class RowSink:
                 given = row.row
                 await self.failed(FailedRow(given.index, given.task_id, error.code, str(error)))
                 return
-        await self._append(self._store.add_finished, row)
+        await self._appender.append(row)
+        self._is_synced = False
         self._progress.row_finished(row.completion_tokens, row.row.index)
 
     async def failed(self, row: FailedRow) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState, Suspicion
@@ -31,8 +32,8 @@ class Store(Protocol):
         """Return what an earlier run suspected of a pending row."""
         ...
 
-    def add_finished(self, finished: FinishedRow) -> None:
-        """Keep a row with its latent."""
+    def add_all_finished(self, finished: Sequence[FinishedRow]) -> None:
+        """Keep rows with their latents, all or none."""
         ...
 
     def add_failed(self, failed: FailedRow) -> None:

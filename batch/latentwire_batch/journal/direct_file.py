@@ -11,6 +11,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,30 @@ _MIN_BODY_BYTES = 256 << 10
 _DIRECT = getattr(os, "O_DIRECT", 0)
 # Of file systems that know no direct writes, or accept the flag alone.
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+
+
+class DirectRecord(NamedTuple):
+    """Whole blocks.
+
+    Attributes:
+        head: its size is a multiple of `BLOCK_BYTES`.
+        body: that `DirectFile.takes` accepted.
+        tail: as long as the last block of the body needs.
+    """
+
+    head: bytes
+    body: memoryview
+    tail: bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all three."""
+        return len(self.head) + self.body.nbytes + len(self.tail)
+
+    @property
+    def num_whole(self) -> int:
+        """Size of the body's whole blocks, which are written from where they are."""
+        return self.body.nbytes // BLOCK_BYTES * BLOCK_BYTES
 
 
 class DirectFile:
@@ -46,14 +71,12 @@ class DirectFile:
             return False
         return int(np.frombuffer(body[0], np.uint8).ctypes.data) % BLOCK_BYTES == 0
 
-    def write(self, offset: int, head: bytes, body: memoryview, tail: bytes) -> bool:
-        """Write whole blocks: a head, a body, and a tail that fills its last block.
+    def write(self, offset: int, records: Sequence[DirectRecord]) -> bool:
+        """Write records, all with one call of the system.
 
         Args:
             offset: a multiple of `BLOCK_BYTES`.
-            head: its size is a multiple, too.
-            body: that `takes` accepted.
-            tail: as long as the last block of the body needs.
+            records: one or more.
 
         Returns:
             False when nothing or only a part is written; the file is closed then, and the caller
@@ -63,14 +86,12 @@ class DirectFile:
             OSError: when the disk is full or fails.
         """
         assert self._fd is not None
-        num_whole = body.nbytes // BLOCK_BYTES * BLOCK_BYTES
-        end = len(head) + body.nbytes - num_whole + len(tail)
-        if len(self._ends) < end:
-            self._ends = mmap.mmap(-1, end)
+        num_bytes = sum(record.num_bytes for record in records)
+        num_copied = num_bytes - sum(record.num_whole for record in records)
+        if len(self._ends) < num_copied:
+            self._ends = mmap.mmap(-1, num_copied)
         with memoryview(self._ends) as ends:
-            ends[: len(head)] = head
-            ends[len(head) : end] = b"".join([body[num_whole:], tail])
-            pieces = [ends[: len(head)], body[:num_whole], ends[len(head) : end]]
+            pieces = _pieces(records, ends)
             try:
                 num_written = os.pwritev(self._fd, [piece for piece in pieces if piece], offset)
             except OSError as error:
@@ -80,7 +101,7 @@ class DirectFile:
             finally:
                 for piece in pieces:
                     piece.release()
-        if num_written < num_whole + end:
+        if num_written < num_bytes:
             # A disk that is full, or a signal: the rest is no longer aligned.
             self.close()
             return False
@@ -117,6 +138,21 @@ class DirectFile:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def _pieces(records: Sequence[DirectRecord], ends: memoryview) -> list[memoryview]:
+    """Return what is written: parts of bodies where they are, and all the rest in `ends`."""
+    pieces, start, end = [], 0, 0
+    for record in records:
+        head, body, tail = record
+        ends[end : end + len(head)] = head
+        # Together with the end of the record before it.
+        pieces += [ends[start : end + len(head)], body[: record.num_whole]]
+        rest = b"".join([body[record.num_whole :], tail])
+        start = end + len(head)
+        end = start + len(rest)
+        ends[start:end] = rest
+    return [*pieces, ends[start:end]]
 
 
 def _opened(path: Path, flags: int) -> int | None:

@@ -27,6 +27,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from pydantic_core import from_json, to_json
 
 from latentwire_batch.dataset.checksum import crc32
 from latentwire_batch.errors import StorageError, storage_error
-from latentwire_batch.journal.direct_file import BLOCK_BYTES, DirectFile
+from latentwire_batch.journal.direct_file import BLOCK_BYTES, DirectFile, DirectRecord
 from latentwire_batch.journal.segments.row_index import RecordFile, RowIndex
 from latentwire_batch.locations import Folder
 
@@ -45,6 +46,10 @@ _FIELDS = struct.Struct("<4sBxxxIqQI")
 _CHECKSUM = struct.Struct("<I")
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
 _READ_BYTES = 1 << 20
+# Of one write; the system's limit.
+_MAX_PIECES = 1024
+# Beyond it, the system cuts a write short sooner or later, and sharing saves next to nothing.
+_MAX_SHARED_BYTES = 64 << 20
 PADDING_KIND = 0
 
 
@@ -214,19 +219,28 @@ class RecordLog:
 
     def append(self, record: Record) -> RecordRef:
         """Write a record at the end; a failed write leaves the file as it was."""
-        end = self._size
+        return self.append_all([record])[0]
+
+    def append_all(self, records: Sequence[Record]) -> list[RecordRef]:
+        """Write records at the end; a failed write leaves the file as it was.
+
+        Neighbours share a write, because each one costs a wait and a wake-up of the thread.
+        """
+        end, offsets = self._size, list[int]()
         try:
-            if self._direct.takes(record.body):
-                offset = self._append_blocks(record)
-            else:
-                offset = end
-                self._append_pieces([record_head(record), *record.body])
-        except OSError as error:
+            for is_direct, group in groupby(records, lambda each: self._direct.takes(each.body)):
+                offsets += (self._append_blocks if is_direct else self._append_bytes)(list(group))
+        except Exception as error:
             self._size = end
             with suppress(OSError):
                 os.ftruncate(self._fd, end)
-            raise storage_error("cannot be written", error) from error
-        return RecordRef(record.kind, record.row, offset)
+            if isinstance(error, OSError):
+                raise storage_error("cannot be written", error) from error
+            raise
+        return [
+            RecordRef(record.kind, record.row, offset)
+            for record, offset in zip(records, offsets, strict=True)
+        ]
 
     def sync(self) -> None:
         """Make everything appended before durable."""
@@ -307,16 +321,34 @@ class RecordLog:
         self._direct.close()
         os.close(self._fd)
 
-    def _append_blocks(self, record: Record) -> int:
-        """Append a record in whole blocks; return its place."""
+    def _append_blocks(self, records: Sequence[Record]) -> list[int]:
+        """Append records in whole blocks; return their places."""
+        if len(records) > 1 and sum(each.body_bytes for each in records) > _MAX_SHARED_BYTES:
+            return [place for each in records for place in self._append_blocks([each])]
         self._append_pieces([_padding_after(self._size)])
-        offset, body = self._size, record.body[0]
-        head, tail = record_head(record, BLOCK_BYTES), _padding_after(record.body_bytes)
-        if self._direct.write(offset, head, body, tail):
-            self._size += len(head) + body.nbytes + len(tail)
+        blocks = [
+            DirectRecord(
+                record_head(record, BLOCK_BYTES), record.body[0], _padding_after(record.body_bytes)
+            )
+            for record in records
+        ]
+        *offsets, end = accumulate((each.num_bytes for each in blocks), initial=self._size)
+        if self._direct.write(self._size, blocks):
+            self._size = end
         else:
-            self._append_pieces([head, body, tail])
-        return offset
+            for each in blocks:
+                self._append_pieces([each.head, each.body, each.tail])
+        return offsets
+
+    def _append_bytes(self, records: Sequence[Record]) -> list[int]:
+        """Append records one right after the other; return their places."""
+        wholes: list[list[bytes | memoryview]] = [
+            [record_head(record), *record.body] for record in records
+        ]
+        sizes = (sum(map(len, whole)) for whole in wholes)
+        *offsets, _ = accumulate(sizes, initial=self._size)
+        self._append_pieces([piece for whole in wholes for piece in whole])
+        return offsets
 
     def _append_pieces(self, pieces: Sequence[bytes | memoryview]) -> None:
         views = [memoryview(piece) for piece in pieces]
@@ -326,7 +358,7 @@ class RecordLog:
     def _write_at(self, offset: int, pieces: list[memoryview]) -> None:
         pieces = [piece for piece in pieces if piece.nbytes]
         while pieces:
-            written = os.pwritev(self._fd, pieces, offset)
+            written = os.pwritev(self._fd, pieces[:_MAX_PIECES], offset)
             offset += written
             # A full disk or a signal can cut a write short: write the rest.
             while pieces and written >= pieces[0].nbytes:

@@ -158,8 +158,12 @@ class RowStore:
         Raises:
             StorageError: when it cannot be written; the row stays pending.
         """
-        ref = self._log.append(finished_record(finished))
-        self._settle(finished.row.index, True, ref.offset)
+        self.add_all_finished([finished])
+
+    def add_all_finished(self, finished: Sequence[FinishedRow]) -> None:
+        """Append rows, all or none; raises like `add_finished`."""
+        for ref in self._log.append_all([finished_record(each) for each in finished]):
+            self._settle(ref.row, True, ref.offset)
 
     def add_failed(self, failed: FailedRow) -> None:
         """Append a row that has no latent; raises like `add_finished`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -86,8 +86,8 @@ class MemoryStore:
     def add_suspect(self, index: int, suspicion: Suspicion) -> None:
         self.suspicions[index] = suspicion
 
-    def add_finished(self, finished: FinishedRow) -> None:
-        self.finished[finished.row.index] = finished
+    def add_all_finished(self, finished: Sequence[FinishedRow]) -> None:
+        self.finished |= {each.row.index: each for each in finished}
 
     def add_failed(self, failed: FailedRow) -> None:
         self.failed[failed.index] = failed

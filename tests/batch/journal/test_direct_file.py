@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from latentwire_batch.errors import StorageError
-from latentwire_batch.journal import direct_file
+from latentwire_batch.journal import direct_file, record_log
 from latentwire_batch.journal.record_log import Record, RecordLog, RecordRef
 
 BLOCK = 4096
@@ -64,13 +64,17 @@ def check(path: Path, written: list[tuple[RecordRef, Record]]) -> None:
     log.close()
 
 
-def test_large_bodies_are_whole_blocks_between_records_of_any_size(path: Path) -> None:
-    sizes = [LARGE, 100, LARGE + 1, 74 * BLOCK, 74 * BLOCK - 10, 4000, 2 * LARGE, 50]
-    log, written = RecordLog(path), []
-    for row, size in enumerate(sizes):
-        each = record(row, size)
-        written.append((log.append(each), each))
+@pytest.mark.parametrize("num_together", [1, 3, 8])
+def test_large_bodies_are_whole_blocks_between_records_of_any_size(
+    path: Path, num_together: int
+) -> None:
+    sizes = [LARGE, 100, LARGE + 1, 74 * BLOCK, 74 * BLOCK - 10, 4000, 20, 2 * LARGE, 50]
+    log, refs = RecordLog(path), []
+    given = [record(row, size) for row, size in enumerate(sizes)]
+    for start in range(0, len(given), num_together):
+        refs += log.append_all(given[start : start + num_together])
     log.close()
+    written = list(zip(refs, given, strict=True))
     check(path, written)
     found = [each for each in records(path.read_bytes()) if each[0]]
     assert [(row, size) for _, row, _, size in found] == list(enumerate(sizes))
@@ -80,6 +84,26 @@ def test_large_bodies_are_whole_blocks_between_records_of_any_size(path: Path) -
         with path.open("r+b") as file:
             file.truncate(written[2][0].offset + cut)
         check(path, written[:2])
+
+
+@pytest.mark.parametrize(("max_bytes", "num_writes"), [(3 * LARGE, 1), (3 * LARGE - 1, 3)])
+def test_large_records_share_a_write_unless_they_are_very_large(
+    path: Path, monkeypatch: pytest.MonkeyPatch, max_bytes: int, num_writes: int
+) -> None:
+    monkeypatch.setattr(record_log, "_MAX_SHARED_BYTES", max_bytes)
+    log, real, offsets = RecordLog(path), os.pwritev, []
+
+    def note(fd: int, pieces: list[memoryview], offset: int) -> int:
+        offsets.append(offset)
+        return real(fd, pieces, offset)
+
+    given = [record(row, LARGE) for row in range(3)]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwritev", note)
+        refs = log.append_all(given)
+    log.close()
+    assert len(offsets) == num_writes
+    check(path, list(zip(refs, given, strict=True)))
 
 
 @pytest.mark.parametrize("num_written", [None, 0, 5000])
@@ -99,7 +123,8 @@ def test_a_direct_write_that_is_refused_or_cut_short_is_done_in_another_way(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwritev", refuse)
-        written += [(log.append(each), each) for each in [record(1, LARGE), record(2, LARGE)]]
+        given = [record(1, LARGE), record(2, LARGE)]
+        written += zip(log.append_all(given), given, strict=True)
     log.close()
     check(path, written)
 
@@ -117,7 +142,7 @@ def test_a_full_disk_leaves_the_log_as_it_was(path: Path, monkeypatch: pytest.Mo
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwritev", full)
         with pytest.raises(StorageError, match="No space left"):
-            log.append(record(2, LARGE))
+            log.append_all([record(2, 10), record(3, LARGE), record(4, LARGE)])
     assert path.stat().st_size == size
     written += [(log.append(each), each) for each in [record(2, LARGE)]]
     log.close()

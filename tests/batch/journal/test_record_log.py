@@ -38,6 +38,16 @@ def test_records_come_back_as_written(tmp_path: Path) -> None:
     assert log.read_meta(refs[1].offset) == {"row": 1, "text": "ü"}
 
 
+def test_records_of_more_pieces_than_one_write_takes_come_back(tmp_path: Path) -> None:
+    log = RecordLog(tmp_path / "log")
+    pieces = [memoryview(bytes([number % 256])) for number in range(1000)]
+    refs = log.append_all([Record(1, row, {}, pieces) for row in range(3)])
+    assert list(RecordLog(tmp_path / "log").recover()) == refs
+    out = np.empty(1000, dtype=np.uint8)
+    log.read_body_into(refs[2].offset, [out])
+    assert out.tobytes() == b"".join(pieces)
+
+
 def test_checksums_are_those_of_zlib(tmp_path: Path) -> None:
     written(tmp_path / "log", 1)
     content = (tmp_path / "log").read_bytes()
