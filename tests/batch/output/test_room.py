@@ -7,7 +7,7 @@ import itertools
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from latentwire_batch.assembly import Assembly
 from latentwire_batch.errors import DiskError, StorageError, storage_error
-from latentwire_batch.journal.record_log import RecordLog
+from latentwire_batch.journal.record_log import Record, RecordLog, RecordRef
 from latentwire_batch.locations import Folder, LocationError
 from latentwire_batch.output.layout import OutputLayout
 from latentwire_batch.output.room import named_disk
@@ -56,20 +56,22 @@ def failing(number: int) -> Callable[..., Any]:
 
 @pytest.fixture
 def full_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Let the log take a number of records, and then fail."""
-    append = RecordLog.append
+    """Let the log take a number of rows, and then fail."""
+    append_all = RecordLog.append_all
 
-    def install(num_records: int, number: int) -> None:
-        left = [num_records]
+    def install(num_rows: int, number: int) -> None:
+        left = [num_rows]
 
-        def append_or_fail(log: RecordLog, record: Any) -> Any:
-            left[0] -= 1
-            if left[0] < 0:
+        def append_or_fail(log: RecordLog, records: Sequence[Record]) -> list[RecordRef]:
+            # Records of the time, which come every second, have no body.
+            num_given = sum(bool(record.body) for record in records)
+            if num_given > left[0]:
                 error = OSError(number, os.strerror(number))
                 raise storage_error("cannot be written", error) from error
-            return append(log, record)
+            left[0] -= num_given
+            return append_all(log, records)
 
-        monkeypatch.setattr(RecordLog, "append", append_or_fail)
+        monkeypatch.setattr(RecordLog, "append_all", append_or_fail)
 
     return install
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,11 +232,11 @@ def test_a_node_that_does_not_see_the_place_of_the_rows_is_refused(
 def test_a_full_disk_of_the_shared_directory_is_named_by_its_flag(
     start: Start, handle: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_log: RecordLog, _record: Record) -> None:
+    def fail(_log: RecordLog, _records: Sequence[Record]) -> None:
         raise storage_error("cannot be written", OSError(errno.EDQUOT, "x"))
 
     worker = start(FakeEngine())
-    monkeypatch.setattr(RecordLog, "append", fail)
+    monkeypatch.setattr(RecordLog, "append_all", fail)
     with pytest.raises(StorageError, match="^--output-dir: the output cannot be written"):
         worker(rows_block(ROWS))
     events = asyncio.run(handle.ledger.take_events())
