@@ -32,8 +32,8 @@ class ResultSink(Protocol):
         """Store why a row has no latent."""
         ...
 
-    async def suspected(self, index: int, suspicion: Suspicion) -> None:
-        """Store that a replica ended while it had a row."""
+    async def suspected(self, index: int, suspicion: Suspicion | None) -> None:
+        """Store what is suspected of a row; None: nothing any more."""
         ...
 
 

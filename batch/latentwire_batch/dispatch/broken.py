@@ -1,17 +1,20 @@
 """Rows whose connection broke, until it is known whether their replica ended.
 
 A broken connection is the network's fault or the replica's end, and looks the same. The replica's
-next answer tells: a process that was up before the row was sent did not end. Sends nothing.
+next answer tells: a process that was up before the row was sent did not end. If the run ends
+first, the next one tells. Sends nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from latentwire_batch.dispatch.attempts import Attempt
 from latentwire_batch.dispatch.verdicts import Failure
 from latentwire_batch.replicas.replica import Replica
+from latentwire_batch.tasks.results import Suspicion, UnconfirmedLoss
 
 # A replica that stays away so long counts as ended, if another one can take the row.
 _PATIENCE_S = 5.0
@@ -40,6 +43,35 @@ class BrokenRow:
     def has_ended_replica(self) -> bool | None:
         """Whether the replica has ended; None while that is not known."""
         return self.replica.has_ended_since(self.sent_s, self.broken_s)
+
+    def suspicion(self) -> Suspicion:
+        """Return what is suspected of the row if the run ends before that is known."""
+        sent_at_s = time.time() - (time.monotonic() - self.sent_s)
+        loss = UnconfirmedLoss(self.num_together, sent_at_s, self.replica.key)
+        return replace(self.attempt.suspicion or Suspicion(self.num_together), unconfirmed=loss)
+
+
+def has_ended(loss: UnconfirmedLoss, replicas: Iterable[Replica]) -> bool | None:
+    """Whether the replica that had a row when an earlier run ended has ended; None: not known.
+
+    The replica at the same address tells. If none answers there, the others tell: when all of them
+    started after the row was sent, one of them has replaced it. A replica that is older than the
+    row may be the same process at another address.
+
+    Args:
+        loss: as the earlier run recorded it.
+        replicas: of this run. The first process that answered at each address counts, because later
+            ones replace replicas that ended during this run.
+    """
+    sent_s = time.monotonic() - (time.time() - loss.sent_at_s)
+    are_younger = {
+        replica.key: replica.first_started_s > sent_s
+        for replica in replicas
+        if replica.first_started_s is not None
+    }
+    if loss.replica in are_younger:
+        return are_younger[loss.replica]
+    return True if are_younger and all(are_younger.values()) else None
 
 
 @dataclass(frozen=True)
@@ -95,7 +127,7 @@ class BrokenRows:
         return judged
 
     def take_unknown(self) -> list[BrokenRow]:
-        """Remove all rows; return those whose replicas count as ended, unless they come back."""
+        """Remove all rows; return those whose replicas are not known to live."""
         unknown = [row for row in self._rows if row.has_ended_replica() is not False]
         self._rows = []
         return unknown

@@ -19,8 +19,8 @@ from typing import Any
 from latentwire import LatentwireError, PlanLatent, QueueFullError
 from latentwire.retry import retry_delay
 from latentwire_batch.dispatch.attempts import Attempt, ResultSink, RetryPolicy, check_answer
-from latentwire_batch.dispatch.broken import BrokenRow, BrokenRows
-from latentwire_batch.dispatch.isolation import Isolation, is_guilty, suspect, suspicion_after
+from latentwire_batch.dispatch.broken import BrokenRow, BrokenRows, has_ended
+from latentwire_batch.dispatch.isolation import Isolation, is_guilty, suspect
 from latentwire_batch.dispatch.verdicts import (
     LOSSES,
     Failure,
@@ -85,6 +85,8 @@ class Dispatcher:
         self._waiting: deque[Attempt] = deque()
         self._isolation = Isolation()
         self._broken = BrokenRows(fleet.has_other_up, policy.patience_s, time.monotonic)
+        # Suspects whose last loss, in an earlier run, is not confirmed.
+        self._unjudged: deque[Attempt] = deque()
         self._next_row: Row | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -108,16 +110,13 @@ class Dispatcher:
                 self._fleet.changed.clear()
                 looked_s = time.monotonic()
                 await self._judge_broken()
+                await self._judge_earlier()
                 self._start_attempts()
                 if self._fatal is not None:
                     raise self._fatal
                 if not self._running and (self._is_stopping or self._is_exhausted()):
                     return
                 await self._wait_for_change(looked_s)
-        except ReplicasLostError:
-            for broken in self._broken.take_unknown():
-                await self._retry_lost(broken.attempt, broken.num_together, broken.replica)
-            raise
         finally:
             for task in self._running:
                 task.cancel()
@@ -133,13 +132,30 @@ class Dispatcher:
             else:
                 await self._retry_failed(broken.attempt, broken.failure, broken.replica)
 
+    async def _judge_earlier(self) -> None:
+        """Judge the rows whose connection had broken when an earlier run ended."""
+        while self._unjudged:
+            attempt = self._unjudged.popleft()
+            index, suspicion = attempt.row.index, attempt.suspicion
+            assert suspicion is not None
+            assert suspicion.unconfirmed is not None
+            is_end = has_ended(suspicion.unconfirmed, self._fleet.replicas)
+            if is_end:
+                await self._retry_lost(attempt, suspicion.unconfirmed.num_together)
+                continue
+            known = suspicion.without_unconfirmed() if is_end is None else None
+            await self._sink.suspected(index, known)
+            self._put_back(replace(attempt, suspicion=known))
+
     async def _note_broken(self) -> None:
-        """Store the suspicion of rows that still wait, for the next run."""
+        """Store what is suspected of rows that still wait, for the next run."""
         # After an error of the store, this would only be another one.
         with suppress(BatchError):
             for broken in self._broken.take_unknown():
-                suspicion = suspicion_after(broken.attempt.suspicion, broken.num_together)
-                await self._sink.suspected(broken.attempt.row.index, suspicion)
+                if broken.has_ended_replica():
+                    await self._retry_lost(broken.attempt, broken.num_together, broken.replica)
+                else:
+                    await self._sink.suspected(broken.attempt.row.index, broken.suspicion())
 
     def _start_attempts(self) -> None:
         while not self._is_stopping and self._fatal is None:
@@ -200,13 +216,18 @@ class Dispatcher:
             suspicion = self._suspicion_of(row.index)
             if suspicion is None:
                 self._next_row = row
+            elif suspicion.unconfirmed is not None:
+                self._unjudged.append(Attempt(row, suspicion=suspicion))
+                self._fleet.changed.set()
             else:
                 self._isolation.add(Attempt(row, suspicion=suspicion))
         return self._next_row
 
     def _is_exhausted(self) -> bool:
-        is_any_left = self._waiting or self._isolation or self._broken
-        return self._peek() is None and not is_any_left
+        # First, because it may find suspects.
+        if self._peek() is not None:
+            return False
+        return not (self._waiting or self._isolation or self._broken or self._unjudged)
 
     def _start(self, attempt: Attempt, replica: Replica) -> None:
         # Counted here, because the next row is placed before the task runs.
@@ -288,7 +309,9 @@ class Dispatcher:
             case Verdict.ROW_FAILED:
                 await self._retry_failed(attempt, failure, replica)
 
-    async def _retry_lost(self, attempt: Attempt, num_together: int, replica: Replica) -> None:
+    async def _retry_lost(
+        self, attempt: Attempt, num_together: int, replica: Replica | None = None
+    ) -> None:
         attempt = suspect(attempt, num_together)
         assert attempt.suspicion is not None
         if is_guilty(attempt.suspicion):
@@ -296,7 +319,8 @@ class Dispatcher:
             return
         await self._sink.suspected(attempt.row.index, attempt.suspicion)
         self._note_progress()
-        self._put_back(replace(attempt, tried=attempt.tried | {replica.index}))
+        tried = frozenset() if replica is None else {replica.index}
+        self._put_back(replace(attempt, tried=attempt.tried | tried))
 
     async def _retry_away(self, attempt: Attempt, failure: Failure, replica: Replica) -> None:
         attempt = replace(attempt, num_away=attempt.num_away + 1)

@@ -92,8 +92,8 @@ class RowSink:
         await self._append(self._store.add_failed, row)
         self._progress.row_failed(row.index, row.code, row.message)
 
-    async def suspected(self, index: int, suspicion: Suspicion) -> None:
-        """Store that a replica ended while it had a row; raises like `finished`."""
+    async def suspected(self, index: int, suspicion: Suspicion | None) -> None:
+        """Store what is suspected of a row; None: nothing any more; raises like `finished`."""
         await self._append(lambda row: self._store.add_suspect(row, suspicion), index)
 
     async def keep_synced(self) -> None:

@@ -174,9 +174,9 @@ class _Session:
     async def _replicas(self) -> AsyncIterator[Fleet]:
         plan, source = self._plan, self._plan.source
         try:
-            clients = [source.connect(url) for url in await source.start()]
+            clients = {url: source.connect(url) for url in await source.start()}
             fleet = Fleet(clients, plan.concurrency, self._console.say, plan.slots_of)
-            self._guard.add(source.watch(lambda url: fleet.add(source.connect(url))))
+            self._guard.add(source.watch(lambda url: fleet.add(url, source.connect(url))))
             if plan.watch is not None:
                 self._guard.add(plan.watch())
             try:

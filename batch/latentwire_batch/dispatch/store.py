@@ -40,8 +40,8 @@ class Store(Protocol):
         """Keep the reason why a row has no latent."""
         ...
 
-    def add_suspect(self, index: int, suspicion: Suspicion) -> None:
-        """Keep the suspicion that a row ends replicas."""
+    def add_suspect(self, index: int, suspicion: Suspicion | None) -> None:
+        """Keep the suspicion that a row ends replicas; None: drop it."""
         ...
 
     def add_elapsed(self, elapsed_s: float) -> None:

@@ -12,7 +12,13 @@ import numpy.typing as npt
 
 from latentwire.number_formats import EncodedRows
 from latentwire_batch.journal.record_log import Record
-from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowText, Suspicion
+from latentwire_batch.tasks.results import (
+    FailedRow,
+    FinishedRow,
+    RowText,
+    Suspicion,
+    UnconfirmedLoss,
+)
 
 
 class RecordKind(IntEnum):
@@ -77,9 +83,11 @@ def failed_record(failed: FailedRow) -> Record:
     return Record(RecordKind.FAILED, failed.index, meta)
 
 
-def suspect_record(index: int, suspicion: Suspicion) -> Record:
-    """Return the record of the suspicion that a row ends replicas."""
-    return Record(RecordKind.SUSPECT, index, asdict(suspicion))
+def suspect_record(index: int, suspicion: Suspicion | None) -> Record:
+    """Return the record of the suspicion that a row ends replicas; None: it is dropped."""
+    known = {} if suspicion is None else asdict(suspicion)
+    meta = {name: value for name, value in known.items() if value is not None}
+    return Record(RecordKind.SUSPECT, index, meta)
 
 
 def elapsed_record(elapsed_s: float) -> Record:
@@ -98,6 +106,19 @@ def stored_row(meta: Mapping[str, Any]) -> StoredRow:
         token_ids=meta.get("token_ids"),
         seed=meta.get("seed"),
         shapes=meta.get("matrices"),
+    )
+
+
+def stored_suspicion(meta: Mapping[str, Any]) -> Suspicion | None:
+    """Return a suspicion from the JSON object of its record; None: it was dropped."""
+    if not meta:
+        return None
+    loss = meta.get("unconfirmed")
+    return Suspicion(
+        meta["group_size"],
+        meta["num_lost"],
+        meta["num_lost_alone"],
+        None if loss is None else UnconfirmedLoss(**loss),
     )
 
 

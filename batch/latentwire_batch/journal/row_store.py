@@ -5,7 +5,7 @@ In memory it keeps 11 bytes per input row, whatever the size of the results.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from latentwire_batch.journal.row_records import (
     failed_record,
     finished_record,
     stored_row,
+    stored_suspicion,
     suspect_record,
 )
 from latentwire_batch.journal.segments.row_index import RowIndex
@@ -109,7 +110,7 @@ class RowStore:
                     if log is self._log:
                         self._elapsed_s += float(log.read_meta(ref.offset)["elapsed_s"])
                 elif ref.kind == RecordKind.SUSPECT:
-                    self._suspicions[ref.row] = Suspicion(**log.read_meta(ref.offset))
+                    self._recover_suspicion(ref.row, log.read_meta(ref.offset))
                 elif 0 <= ref.row < self._states.size:
                     self._recover_row(ref, number)
 
@@ -170,8 +171,11 @@ class RowStore:
         ref = self._log.append(failed_record(failed))
         self._settle(failed.index, False, ref.offset)
 
-    def add_suspect(self, index: int, suspicion: Suspicion) -> None:
-        """Append the suspicion that a row ends replicas; raises like `add_finished`."""
+    def add_suspect(self, index: int, suspicion: Suspicion | None) -> None:
+        """Append the suspicion that a row ends replicas; None: it is no suspect any more.
+
+        Raises like `add_finished`.
+        """
         self._log.append(suspect_record(index, suspicion))
 
     def add_elapsed(self, elapsed_s: float) -> None:
@@ -231,6 +235,13 @@ class RowStore:
 
     def _log_of(self, index: int) -> RowLog:
         return self._logs[int(self._log_numbers[index])]
+
+    def _recover_suspicion(self, index: int, meta: Mapping[str, Any]) -> None:
+        suspicion = stored_suspicion(meta)
+        if suspicion is None:
+            self._suspicions.pop(index, None)
+        else:
+            self._suspicions[index] = suspicion
 
     def _recover_row(self, ref: RecordRef, log_number: int) -> None:
         is_finished = ref.kind == RecordKind.FINISHED

@@ -306,7 +306,9 @@ class _Session:
 def _left(store: RowStore) -> tuple[npt.NDArray[np.bool_], dict[int, Suspicion]]:
     """Return which rows are pending, as `[num_rows]`, and what is suspected of them."""
     pending = np.array([state == RowState.PENDING for state in store.states()], dtype=np.bool_)
-    known = {int(index): store.suspicion(int(index)) for index in np.flatnonzero(pending)}
+    found = {int(index): store.suspicion(int(index)) for index in np.flatnonzero(pending)}
+    # The replicas of the cluster cannot tell whether a given one has ended.
+    known = {index: each and each.without_unconfirmed() for index, each in found.items()}
     return pending, {index: each for index, each in known.items() if each is not None}
 
 

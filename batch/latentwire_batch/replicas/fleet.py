@@ -67,7 +67,7 @@ class Fleet:
     """All replicas of a run. Belongs to one event loop; `aclose` ends its tasks and clients.
 
     Args:
-        clients: one per replica.
+        clients: one per replica, by its address.
         concurrency: rows in flight per replica; None: see `default_window`.
         notify: receives notices about replicas that come and go.
         slots_of: returns how many of a replica's slots this process may fill.
@@ -79,12 +79,14 @@ class Fleet:
 
     def __init__(
         self,
-        clients: list[AsyncClient],
+        clients: Mapping[str, AsyncClient],
         concurrency: int | None,
         notify: Notify,
         slots_of: Callable[[int], int] = lambda num_slots: num_slots,
     ) -> None:
-        self.replicas = [Replica(index, client) for index, client in enumerate(clients)]
+        self.replicas = [
+            Replica(index, client, url) for index, (url, client) in enumerate(clients.items())
+        ]
         self.changed = asyncio.Event()
         self._is_connected = asyncio.Event()
         self._concurrency = concurrency
@@ -169,9 +171,9 @@ class Fleet:
             for state, names in by_state.items()
         )
 
-    def add(self, client: AsyncClient) -> None:
+    def add(self, url: str, client: AsyncClient) -> None:
         """Add a replica, which gets rows as soon as it is ready."""
-        replica = Replica(len(self.replicas), client)
+        replica = Replica(len(self.replicas), client, url)
         self.replicas.append(replica)
         self._start(self._join(replica))
 

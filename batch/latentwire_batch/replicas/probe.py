@@ -16,7 +16,7 @@ async def served_model(source: ReplicaSource) -> ModelIdentity | None:
     Raises:
         UsageError: see `Fleet.connect`.
     """
-    clients = [source.connect(url) for url in await source.start()]
+    clients = {url: source.connect(url) for url in await source.start()}
     fleet = Fleet(clients, concurrency=None, notify=lambda _: None)
     try:
         return await fleet.connect(_PATIENCE_S)

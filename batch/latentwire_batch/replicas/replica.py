@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import time
 from collections.abc import Coroutine
@@ -17,6 +18,7 @@ class Replica:
     Attributes:
         index: position among the run's replicas; its name in notices.
         client: sends each request once.
+        key: stands for its address in the logs, by which the next run knows it again.
         info: its last answer to `/info`; None before it was first up.
         state: why no rows are sent to it, in words without its address.
         is_up: whether rows are sent to it.
@@ -29,11 +31,19 @@ class Replica:
         num_answers: rows that it answered.
         num_dropped: how often it was up all the while that a row got no answer.
         sending: the tasks that wait for its answers to rows.
+        first_started_s: when the process started that answered first, `time.monotonic` seconds;
+            None: nothing has answered, or the answer did not tell.
+
+    Args:
+        index: see above.
+        client: see above.
+        url: its address.
     """
 
-    def __init__(self, index: int, client: AsyncClient) -> None:
+    def __init__(self, index: int, client: AsyncClient, url: str) -> None:
         self.index = index
         self.client = client
+        self.key = hashlib.sha256(url.encode()).hexdigest()[:16]
         self.info: InfoResponse | None = None
         self.state = "does not answer yet"
         self.is_up = False
@@ -52,6 +62,7 @@ class Replica:
         # `time.monotonic` seconds, of the newest process that answered, and of its last answer.
         self._started_s = self._seen_s = -math.inf
         self._absent_s: float | None = None
+        self.first_started_s: float | None = None
 
     @property
     def name(self) -> str:
@@ -86,6 +97,8 @@ class Replica:
                 it was absent before.
             sent_s: when it was requested, `time.monotonic` seconds.
         """
+        if self._seen_s == -math.inf and uptime_s is not None:
+            self.first_started_s = sent_s - uptime_s
         self._seen_s = time.monotonic()
         if uptime_s is None:
             self._started_s = self._absent_s or self._started_s

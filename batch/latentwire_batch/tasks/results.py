@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -64,6 +64,21 @@ class FinishedRow:
 
 
 @dataclass(frozen=True)
+class UnconfirmedLoss:
+    """A replica that stayed away until the run ended: it has ended, or the network hid it.
+
+    Attributes:
+        num_together: rows that it had, the suspected one included.
+        sent_at_s: when it got the row, seconds since 1970 by the clock of the machine that sent it.
+        replica: see `Replica.key`.
+    """
+
+    num_together: int
+    sent_at_s: float
+    replica: str
+
+
+@dataclass(frozen=True)
 class Suspicion:
     """What is known of a row that was in flight when a replica ended.
 
@@ -71,11 +86,17 @@ class Suspicion:
         group_size: send it with at most so many rows, itself included, and with no others.
         num_lost: replicas that ended while they had the row.
         num_lost_alone: of these, those that had no other row.
+        unconfirmed: one more, which is not counted yet; None: there is none.
     """
 
     group_size: int
     num_lost: int = 0
     num_lost_alone: int = 0
+    unconfirmed: UnconfirmedLoss | None = None
+
+    def without_unconfirmed(self) -> Suspicion | None:
+        """Return what is suspected if the unconfirmed loss does not count; None: nothing."""
+        return replace(self, unconfirmed=None) if self.num_lost else None
 
 
 @dataclass(frozen=True)

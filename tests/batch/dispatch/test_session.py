@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +18,15 @@ from latentwire_batch.dispatch.session import RowRequest, SessionPlan, run_sessi
 from latentwire_batch.errors import InputError, ReplicasLostError, UsageError
 from latentwire_batch.replicas.fleet import FleetSummary
 from latentwire_batch.replicas.identity import ModelIdentity
+from latentwire_batch.replicas.replica import Replica
 from latentwire_batch.replicas.source import new_client
-from latentwire_batch.tasks.results import FailedRow, FinishedRow, RowState, Suspicion
+from latentwire_batch.tasks.results import (
+    FailedRow,
+    FinishedRow,
+    RowState,
+    Suspicion,
+    UnconfirmedLoss,
+)
 from latentwire_batch.tasks.rows import Row
 from support.batch.stub_answers import plan_text
 from support.batch.stub_replica import StubReplica
@@ -70,7 +78,7 @@ class MemoryStore:
         self.num_rows = num_rows
         self.finished: dict[int, FinishedRow] = {}
         self.failed: dict[int, FailedRow] = {}
-        self.suspicions: dict[int, Suspicion] = {}
+        self.suspicions: dict[int, Suspicion | None] = {}
         self.num_syncs = 0
 
     def is_pending(self, index: int) -> bool:
@@ -83,7 +91,7 @@ class MemoryStore:
     def suspicion(self, index: int) -> Suspicion | None:
         return self.suspicions.get(index)
 
-    def add_suspect(self, index: int, suspicion: Suspicion) -> None:
+    def add_suspect(self, index: int, suspicion: Suspicion | None) -> None:
         self.suspicions[index] = suspicion
 
     def add_all_finished(self, finished: Sequence[FinishedRow]) -> None:
@@ -168,6 +176,52 @@ def test_a_source_that_loses_its_replicas_ends_the_session(stub: StubReplica) ->
     with pytest.raises(ReplicasLostError, match="evicted"):
         run(source, MemoryStore(12))
     assert source.events == ["start", "ready", "stop at_once=False"]
+
+
+# When an earlier run sent a row, seconds from now: the replica has started now.
+BEFORE_S, AFTER_S = -3600.0, 3600.0
+
+
+@pytest.mark.parametrize(
+    ("known", "is_elsewhere", "sent_s", "is_failed", "left"),
+    [
+        pytest.param((1, 2, 1), False, BEFORE_S, True, None, id="third end"),
+        pytest.param((4, 1, 0), False, BEFORE_S, False, (1, 2, 1), id="second end"),
+        pytest.param((1, 2, 1), False, AFTER_S, False, None, id="the replica lives"),
+        pytest.param((1, 2, 1), True, BEFORE_S, True, None, id="third end, new address"),
+        pytest.param((4, 1, 0), True, AFTER_S, False, (4, 1, 0), id="not known"),
+        pytest.param((4, 0, 0), True, AFTER_S, False, None, id="not known, never lost"),
+    ],
+)
+def test_a_loss_that_an_earlier_run_could_not_confirm_is_judged_first(
+    stub: StubReplica,
+    known: tuple[int, int, int],
+    is_elsewhere: bool,
+    sent_s: float,
+    is_failed: bool,
+    left: tuple[int, int, int] | None,
+) -> None:
+    store = MemoryStore(12)
+    key = Replica(0, new_client(stub.base_url, 1.0), stub.base_url).key
+    loss = UnconfirmedLoss(1, time.time() + sent_s, "elsewhere" if is_elsewhere else key)
+    store.suspicions[0] = Suspicion(*known, loss)
+    run(FakeSource([stub]), store)
+    assert (set(store.failed), len(store.finished)) == ({0} if is_failed else set(), 12 - is_failed)
+    assert ("t0" in stub.received_ids()) is not is_failed
+    if is_failed:
+        assert store.failed[0].code == "ends-replica"
+    else:
+        assert store.suspicions[0] == (None if left is None else Suspicion(*left))
+
+
+def test_a_row_that_an_earlier_version_suspected_is_sent_last(stub: StubReplica) -> None:
+    """That version did not tell which losses were confirmed."""
+    stub.behaviour.max_slots = 1
+    store = MemoryStore(12)
+    store.suspicions[0] = Suspicion(1, 3, 2)
+    run(FakeSource([stub]), store)
+    assert stub.received_ids()[-1] == "t0"
+    assert len(store.finished) == 12
 
 
 @pytest.mark.parametrize(("num_read", "word"), [(11, "fewer"), (13, "more")])
