@@ -50,7 +50,9 @@ def test_an_id_that_does_not_fit_a_log_line_is_replaced(server: LiveServer, valu
 
 
 @pytest.fixture
-def written() -> Iterator[Callable[[logging.Formatter], io.StringIO]]:
+def written(server: LiveServer) -> Iterator[Callable[[logging.Formatter], io.StringIO]]:
+    # No line of an earlier test's request is among those of this one.
+    server.settle()
     handlers: list[logging.Handler] = []
     root = logging.getLogger()
     level = root.level

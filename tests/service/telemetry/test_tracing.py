@@ -85,16 +85,19 @@ def attributes(span: Span) -> dict[str, object]:
     }
 
 
-# The service over the backend without a model. It waits only briefly for the collector before its
-# process ends.
-IMPATIENT_MAIN = f"""
+def waiting(seconds: float, of: str = "support.processes.fake_service", run: str = "run") -> str:
+    """A program that serves, and that waits so long for the collector before it ends.
+
+    Its backend has no model, unless another module serves.
+    """
+    return f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from latentwire_service.telemetry import tracing
-from support.processes import fake_service
+from {of} import {run} as run
 
-tracing._CLOSE_TIMEOUT_S = 0.5
-sys.exit(fake_service.run(sys.argv[1:]))
+tracing._CLOSE_TIMEOUT_S = {seconds}
+sys.exit(run(sys.argv[1:]))
 """
 
 
@@ -134,7 +137,7 @@ def test_a_request_is_a_span_with_its_parts_and_without_its_text(
 ) -> None:
     folder = save_model(tmp_path / "tiny", llama_config(eos_token_id=None))
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
-    command = ("-m", "latentwire_service")
+    command = ("-c", waiting(TIMEOUT_S, "latentwire_service.__main__", "main"))
     plan_id, streamed_id = serve_and_plan(*command, model=str(folder), **endpoint)[1]
     servers = [span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
     names = sorted(span.name for span in servers)
@@ -188,7 +191,7 @@ def test_a_collector_that_does_not_answer_delays_nothing(is_listening: bool) -> 
         limits = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1000", "OTEL_BSP_SCHEDULE_DELAY": "100000"}
         endpoint = f"http://127.0.0.1:{port}"
         limits["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
-        child, _ = serve_and_plan("-c", IMPATIENT_MAIN, **limits)
+        child, _ = serve_and_plan("-c", waiting(0.5), **limits)
     assert "no answer from the collector" in child.output
     # The only address in the log is the service's own.
     assert child.output.count("127.0.0.1") == 1
@@ -198,7 +201,8 @@ def test_a_collector_that_does_not_answer_delays_nothing(is_listening: bool) -> 
 @pytest.mark.slow
 def test_refused_spans_are_reported(collector: Collector) -> None:
     collector.status = 400
-    child, _ = serve_and_plan(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    child, _ = serve_and_plan("-c", waiting(TIMEOUT_S), **endpoint)
     assert "spans are lost: the collector did not accept them" in child.output
     assert child.output.count("127.0.0.1") == 1
     assert collector.url not in child.output

@@ -318,6 +318,7 @@ def test_a_latent_may_be_a_tensor_of_the_request(server: LiveServer) -> None:
 def test_the_log_and_the_metrics_name_the_route(
     server: LiveServer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    server.settle()
     with caplog.at_level("INFO"), RouteLines() as logged:
         answer = post(server)
         error_of(post(server, n=2), 400)
