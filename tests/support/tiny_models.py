@@ -83,10 +83,17 @@ def build_tokenizer() -> Any:
 
 
 def save_model(folder: Path, config: PreTrainedConfig | None = None, seed: int = 0) -> Path:
-    """Write a model directory that `--model` takes."""
-    model = build_model(config or llama_config(), seed, torch.device("cpu"), torch.float32)
+    """Write a model directory that `--model` takes.
+
+    Without an end token in the config, its tokenizer has none, either: a plan ends at its limit.
+    """
+    config = config or llama_config()
+    model = build_model(config, seed, torch.device("cpu"), torch.float32)
     model.save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
+    tokenizer = build_tokenizer()
+    if getattr(config, "eos_token_id", EOS) is None:
+        tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
     return folder
 
 

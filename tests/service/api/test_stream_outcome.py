@@ -54,9 +54,9 @@ def test_the_client_reads_past_comments(
 ) -> None:
     monkeypatch.setattr(event_stream, "FIRST_ITEM_S", 0.0)
     live = start().wait_ready()
-    with Client(live.url) as client, client.stream_plan_latent("x", max_new_tokens=3) as stream:
-        assert len(list(stream)) == 3
-        assert len(stream.plan.token_ids) == 3
+    with Client(live.url) as client, client.stream_plan_latent(**GREEDY) as stream:
+        assert len(list(stream)) == 6
+        assert len(stream.plan.token_ids) == 6
 
 
 def test_a_reader_that_leaves_a_waiting_stream_frees_its_place(
@@ -85,7 +85,7 @@ def test_a_stream_that_is_dropped_without_close_frees_its_slot(
     caplog.set_level(logging.INFO)
     live = start(Faults(before_decode=gate), max_slots=1).wait_ready()
     with Client(live.url) as client:
-        for step in client.stream_plan_latent("x", max_new_tokens=50):
+        for step in client.stream_plan_latent(**GREEDY):
             assert step.index == 0
             break
         assert live.watch.cancelled.wait(TIMEOUT_S)
@@ -97,7 +97,7 @@ def test_an_asyncio_stream_that_is_dropped_without_close_frees_its_slot(
 ) -> None:
     async def leave() -> None:
         async with AsyncClient(live.url) as client:
-            async for step in client.stream_plan_latent("x", max_new_tokens=50):
+            async for step in client.stream_plan_latent(**GREEDY):
                 assert step.index == 0
                 break
             assert await asyncio.to_thread(live.watch.cancelled.wait, TIMEOUT_S)
