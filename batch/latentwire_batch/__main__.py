@@ -6,6 +6,7 @@ import secrets
 import sys
 from pathlib import Path
 
+from latentwire.interrupts import interrupted_by_sigterm
 from latentwire.settings_flags import flag_of
 from latentwire_batch.collect import collect
 from latentwire_batch.config import CollectSettings, OwnReplicaFields
@@ -31,6 +32,8 @@ def main(args: list[str]) -> int:
     """
     console = Console(sys.stderr)
 
+    # No event loop handles it while the input is read, and while files are written and uploaded.
+    @interrupted_by_sigterm()
     def run() -> int:
         settings = collect_settings(args)
         choice = chosen_shard(settings, args)
