@@ -136,6 +136,15 @@ class RowStore:
         """Whether a row is stored as one without a latent."""
         return self._states.item(index) == RowState.FAILED
 
+    def pending(self) -> npt.NDArray[np.bool_]:
+        """Return which rows still have to be sent, as `[num_rows]`."""
+        pending: npt.NDArray[np.bool_] = self._states == RowState.PENDING
+        return pending
+
+    def suspicions(self) -> dict[int, Suspicion]:
+        """Return what earlier runs suspected of rows, by row."""
+        return dict(self._suspicions)
+
     def suspicion(self, index: int) -> Suspicion | None:
         """Return what an earlier run suspected of a pending row."""
         return self._suspicions.get(index)

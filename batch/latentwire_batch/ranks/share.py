@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
+from itertools import takewhile
 from types import TracebackType
 from typing import Any, Self
 
@@ -155,7 +156,9 @@ class Share:
         seeds = self._wanted.seeds
         assert seeds is not None
         request = RowRequest(self._wanted.k, self._wanted.options, seeds)
-        plan = RaySessionPlan(self._run, self._rows_left, request, self._store_for)
+        num_usable = self._run.num_rows - self._run.num_unusable
+        num_rows = num_usable if self._store is None else self._store.count(RowState.PENDING)
+        plan = RaySessionPlan(self._run, self._rows_left(), num_rows, request, self._store_for)
         fleet = run_ray_session(plan)
         if self.take_over(self._run.rank).count(RowState.PENDING):
             raise StorageError(
@@ -165,10 +168,14 @@ class Share:
         return fleet
 
     def _rows_left(self) -> Iterator[Row]:
-        """Yield the rows to send. What is done is known once the store is open."""
-        for row in self._run.source.rows():
-            if self._store is None or self._store.is_pending(row.index):
-                yield row
+        """Yield the rows to send, as far as is known now: the store is open only for a rerun."""
+        if self._store is not None:
+            pending = self._store.pending()
+        else:
+            pending = (self._run.shard or ALL_ROWS).mask(self._run.data.num_rows)
+        # An input that has grown meanwhile has rows that belong to no run.
+        rows = takewhile(lambda row: row.index < pending.size, self._run.source.rows())
+        return (row for row in rows if pending[row.index])
 
     def take_over(self, rank: Rank) -> RowStore:
         """Open the logs again, as another rank sees them.
@@ -200,7 +207,7 @@ class Share:
         if self._segments is None and (parts := self._run.destination.parts()) is not None:
             self._segments = Segments(parts)
         store = open_store(layout, num_rows, rank, manifest, reopens_failed, shard, self._segments)
-        if self._run.settings.skip_invalid:
+        if self._run.num_unusable:
             self._num_set_aside = set_unusable_aside(store, self._run.source.unusable_rows())
         return store
 

@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from latentwire_batch.dispatch.isolation import is_guilty, suspicion_after
+from latentwire_batch.ray.feed import Feed
 from latentwire_batch.tasks.results import Suspicion
+from latentwire_batch.tasks.rows import Row
 
 # A replica that ends takes its rows with it, whatever the reason: a node goes, someone kills the
 # process. So rows run with others again after the first time.
@@ -97,6 +99,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._is_open = asyncio.Event()
+        self._feed = Feed()
         self._pending: npt.NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
         self._suspicions: dict[int, Suspicion] = {}
         self._rows_of: dict[Member, set[int]] = {}
@@ -136,10 +139,23 @@ class Ledger:
     async def stop(self) -> None:
         """Let no more rows in."""
         self._is_stopping = True
+        await self._feed.close()
 
     async def refuse(self, member: Member, kind: RefusalKind, message: str) -> None:
         """Note why the run cannot continue."""
         self._events.append(Event("refused", member, refusal=(kind, message)))
+
+    async def give(self, number: int, rows: Sequence[Row]) -> bool:
+        """Take the rows of the next block; return, with room for another, whether it is wanted."""
+        return await self._feed.give(number, rows)
+
+    async def take(self, number: int) -> Sequence[Row]:
+        """Return the rows of a block once they are read; none when it is done, or nothing runs."""
+        return await self._feed.take(number)
+
+    async def done(self, number: int) -> None:
+        """Forget the rows of a block: all of them are settled."""
+        self._feed.drop(number)
 
     async def begin(self, member: Member, indices: Sequence[int]) -> Begun:
         """Say which rows of a block are to be done, and how; they belong to the replica now."""

@@ -58,13 +58,15 @@ class RaySessionPlan:
 
     Attributes:
         run: of this process.
-        rows: reads the rows that are to be sent, from the start.
+        rows: that are to be sent, in order; read while others are planned.
+        num_rows: how many these are.
         request: what is sent with every row.
         open_store: returns the store once the served model is known; may refuse the model.
     """
 
     run: Run
-    rows: Callable[[], Iterator[Row]]
+    rows: Iterator[Row]
+    num_rows: int
     request: RowRequest
     open_store: Callable[[ModelIdentity], Awaitable[RowStore]]
 
@@ -90,7 +92,7 @@ def run_ray_session(plan: RaySessionPlan) -> FleetSummary:
         )
         ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
         job = _job(plan, parts, token, placement)
-        stream = Stream(plan.rows, job, ledger, placement)
+        stream = Stream(plan.rows, plan.num_rows, job, ledger, placement)
         try:
             session = _Session(plan, ledger, stream, placement.replicas, time)
             return run_interruptible(session.run())
@@ -305,14 +307,16 @@ class _Session:
 
 def _left(store: RowStore) -> tuple[npt.NDArray[np.bool_], dict[int, Suspicion]]:
     """Return which rows are pending, as `[num_rows]`, and what is suspected of them."""
-    pending = np.array([state == RowState.PENDING for state in store.states()], dtype=np.bool_)
-    found = {int(index): store.suspicion(int(index)) for index in np.flatnonzero(pending)}
+    pending = store.pending()
+    found = {index: each for index, each in store.suspicions().items() if pending[index]}
     # The replicas of the cluster cannot tell whether a given one has ended.
-    known = {index: each and each.without_unconfirmed() for index, each in found.items()}
+    known = {index: each.without_unconfirmed() for index, each in found.items()}
     return pending, {index: each for index, each in known.items() if each is not None}
 
 
-def _lost(error: BaseException | None) -> ReplicasLostError:
+def _lost(error: BaseException | None) -> BatchError:
+    if isinstance(error, BatchError):
+        return error
     lines = str(error).splitlines()
     reason = f"{type(error).__name__}: {lines[0] if lines else ''}"[:_MAX_REASON_CHARS]
     return ReplicasLostError(

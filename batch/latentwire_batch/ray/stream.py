@@ -1,17 +1,20 @@
-"""The pending rows through Ray Data: small blocks over a pool of `Worker` actors."""
+"""The pending rows through Ray Data: small blocks over a pool of `Worker` actors.
+
+Ray Data hands out the numbers of the blocks. Their rows come from the driver through the ledger;
+it reads them while others are planned, so the input is nowhere in memory as a whole.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import pyarrow as pa
-
 from latentwire_batch.config import CollectSettings
+from latentwire_batch.errors import InputError
 from latentwire_batch.ray.cluster import Placement, import_ray
 from latentwire_batch.ray.job import Job
 from latentwire_batch.ray.worker import Worker
@@ -23,7 +26,7 @@ _MAX_AUTO_SLOTS = 64
 _ROWS_PER_SLOT = 1.5
 # Ray's work for one block is some milliseconds. Smaller blocks spread the last rows better.
 _MAX_BLOCK_ROWS = 32
-# All blocks are made before the first row is sent: larger ones keep that under ten seconds.
+# Where there are many rows, larger blocks keep the number of blocks from growing with it.
 _MANY_BLOCKS = 8192
 _MAX_ROWS_OF_MANY = 256
 _BLOCKS_PER_REPLICA = 4
@@ -35,21 +38,28 @@ class Stream:
     """Sends rows to the replicas until all blocks have come back.
 
     Args:
-        rows: reads the rows to send, in order, from the start.
+        rows: to send, in order; read while others are planned.
+        num_rows: how many these are.
         job: of the replicas.
         ledger: handle of the `Ledger` actor.
         placement: of the replicas.
     """
 
     def __init__(
-        self, rows: Callable[[], Iterator[Row]], job: Job, ledger: Any, placement: Placement
+        self,
+        rows: Iterator[Row],
+        num_rows: int,
+        job: Job,
+        ledger: Any,
+        placement: Placement,
     ) -> None:
         self._rows = rows
+        self._num_rows = num_rows
         self._job = job
         self._ledger = ledger
         self._placement = placement
         self._num_slots = _slots(job.settings)
-        self._block_rows = block_rows(job.num_rows, placement.replicas * self._num_slots)
+        self._block_rows = block_rows(num_rows, placement.replicas * self._num_slots)
         self._is_stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -57,18 +67,45 @@ class Stream:
         """Return when all blocks have come back, or after `stop`.
 
         Raises:
+            InputError: when the input cannot be read, or has changed.
             Exception: any, when Ray Data cannot continue.
         """
+        drained = self._start_draining()
+        feeding = asyncio.create_task(self._feed())
+        try:
+            await asyncio.wait([drained, feeding], return_when=asyncio.FIRST_COMPLETED)
+            if not drained.done():
+                await feeding
+            await drained
+        finally:
+            # The thread may end later, and then nobody looks at what it says.
+            drained.cancel()
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+
+    async def _feed(self) -> None:
+        """Read the rows of one block after the other, as the replicas take them."""
+        num_left = self._num_rows
+        for number in range(self._num_blocks):
+            num_rows = min(num_left, self._block_rows)
+            block = await asyncio.to_thread(_read, self._rows, num_rows)
+            if len(block) < num_rows:
+                raise InputError("--dataset: has fewer rows than when it was first read")
+            num_left -= num_rows
+            if not await self._ledger.give.remote(number, block):
+                return
+
+    def _start_draining(self) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
+        drained: asyncio.Future[None] = loop.create_future()
 
         def end(error: Exception | None) -> None:
-            if done.done():
+            if drained.done():
                 return
             if error is None:
-                done.set_result(None)
+                drained.set_result(None)
             else:
-                done.set_exception(error)
+                drained.set_exception(error)
 
         def drain() -> None:
             failure = None
@@ -81,7 +118,7 @@ class Stream:
 
         self._thread = threading.Thread(target=drain, name="ray-data", daemon=True)
         self._thread.start()
-        await done
+        return drained
 
     def close(self) -> None:
         """Take no more blocks, and wait a moment for the thread that takes them.
@@ -97,15 +134,21 @@ class Stream:
             if self._is_stopped.is_set():
                 return
 
+    @property
+    def _num_blocks(self) -> int:
+        # Replicas also start where no row is left, because the output names their model.
+        return max(1, math.ceil(self._num_rows / self._block_rows))
+
     def _dataset(self) -> Any:
         data = import_ray().data
-        blocks = list(_blocks(self._rows(), self._block_rows))
         in_flight = blocks_in_flight(self._num_slots, self._block_rows)
         if self._job.parts is not None:
             # Rows also wait for the others of their segment; each replica keeps its share.
-            share = len(blocks) // (_BLOCKS_PER_REPLICA * self._placement.replicas)
+            share = self._num_blocks // (_BLOCKS_PER_REPLICA * self._placement.replicas)
             in_flight += min(share, _MAX_BLOCKS_IN_SEGMENTS)
-        return data.from_blocks(blocks).map_batches(
+        # Both steps make blocks only as the replicas take them.
+        numbers = data.range(self._num_blocks, override_num_blocks=1)
+        return numbers.repartition(target_num_rows_per_block=1).map_batches(
             Worker,
             fn_constructor_args=(self._job, self._ledger, _actor_id),
             # A block as it is.
@@ -126,7 +169,7 @@ def block_rows(num_rows: int, num_slots: int) -> int:
     """Return the rows of a block.
 
     Args:
-        num_rows: of the input.
+        num_rows: to send.
         num_slots: of all replicas.
     """
     share = round(num_rows / (num_slots * _BLOCKS_PER_REPLICA))
@@ -150,15 +193,8 @@ def _slots(settings: CollectSettings) -> int:
     return settings.max_slots if isinstance(settings.max_slots, int) else _MAX_AUTO_SLOTS
 
 
-def _blocks(rows: Iterator[Row], num_rows: int) -> Iterator[pa.Table]:
-    while block := list(islice(rows, num_rows)):
-        yield pa.table(
-            {
-                "index": pa.array([row.index for row in block], pa.int64()),
-                "task_id": pa.array([row.task_id for row in block], pa.large_string()),
-                "task": pa.array([row.task for row in block], pa.large_string()),
-            }
-        )
+def _read(rows: Iterator[Row], num_rows: int) -> list[Row]:
+    return list(islice(rows, num_rows))
 
 
 def _actor_id() -> str:

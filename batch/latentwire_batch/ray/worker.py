@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from latentwire import InvalidArgumentError, LatentwireError, PlanOptions, QueueFullError
@@ -80,22 +79,17 @@ class Worker:
             raise
 
     def __call__(self, block: Block) -> Block:
-        """Plan the rows of a block that are still to be done.
+        """Plan the rows of blocks that are still to be done.
 
         Args:
-            block: `index`, `task_id` and `task` of each row.
+            block: `id`, the numbers of the blocks, whose rows the ledger has.
 
         Returns:
-            The indices of the rows. Their latents are in the log.
+            What was given. The latents are in the log.
         """
-        columns = (block[name] for name in ("index", "task_id", "task"))
-        rows = [
-            Row(int(index), str(task_id), str(task))
-            for index, task_id, task in zip(*columns, strict=True)
-        ]
         with self._reported():
-            self._call(lambda: self._plan(rows))
-        return {"index": block["index"]}
+            self._call(lambda: self._plan_blocks(block["id"].tolist()))
+        return block
 
     def close(self) -> None:
         """End the threads. Ray Data ends the whole process instead."""
@@ -137,6 +131,9 @@ class Worker:
         self._engine = _open_engine(job)
         info = self._engine.info
         self._encoder = _encoder(job, info.hidden_size)
+        # Ray runs some calls of an actor at a time. If all of them waited for rows, the call that
+        # brings the rows would not run.
+        self._taking = asyncio.Lock()
         self._gate = Gate()
         self._slots = asyncio.Semaphore(settings.concurrency or info.limits.max_slots)
         self._rng = random.Random()
@@ -161,6 +158,13 @@ class Worker:
             await asyncio.sleep(_HANG_CHECK_S)
             if self._engine.is_hung():
                 _end_process()
+
+    async def _plan_blocks(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            async with self._taking:
+                rows = await self._ledger.take.remote(number)
+            await self._plan(rows)
+            await self._ledger.done.remote(number)
 
     async def _plan(self, rows: Sequence[Row]) -> None:
         by_index = {row.index: row for row in rows}
@@ -327,12 +331,3 @@ async def _cancel_others() -> None:
 
 def _end_process() -> None:
     os._exit(1)
-
-
-def rows_block(rows: Sequence[Row]) -> Block:
-    """Return rows as a `Worker` takes them."""
-    return {
-        "index": np.array([row.index for row in rows], dtype=np.int64),
-        "task_id": np.array([row.task_id for row in rows], dtype=object),
-        "task": np.array([row.task for row in rows], dtype=object),
-    }

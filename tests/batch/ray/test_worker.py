@@ -6,6 +6,8 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from latentwire_batch.ranks.rank import ALONE
 from latentwire_batch.ray import worker as worker_module
 from latentwire_batch.ray.job import Job
 from latentwire_batch.ray.ledger import Ledger
-from latentwire_batch.ray.worker import Worker, rows_block
+from latentwire_batch.ray.worker import Block, Worker
 from latentwire_batch.tasks.results import RowState, Suspicion
 from latentwire_batch.tasks.rows import Row
 from support.batch.fake_engine import FakeEngine
@@ -44,12 +46,19 @@ class Handle:
 
     def __init__(self) -> None:
         self.ledger = Ledger()
+        self._numbers = count()
 
     def __getattr__(self, name: str) -> Any:
         class Method:
             remote = getattr(self.ledger, name)
 
         return Method
+
+    def block(self, rows: Sequence[Row]) -> Block:
+        """Read a block, as the driver does; return what a replica gets of it."""
+        number = next(self._numbers)
+        asyncio.run(self.ledger.give(number, rows))
+        return {"id": np.array([number])}
 
 
 @pytest.fixture
@@ -125,12 +134,12 @@ def refuse(code: str, status: int, field: str | None = None) -> Callable[[], Non
 
 
 def test_rows_stand_in_the_log_as_collect_writes_them(
-    start: Start, stored: Callable[[], RowStore]
+    start: Start, handle: Handle, stored: Callable[[], RowStore]
 ) -> None:
     worker = start(FakeEngine())
-    assert worker(rows_block(ROWS[:4]))["index"].tolist() == [0, 1, 2, 3]
+    worker(handle.block(ROWS[:4]))
     # As when Ray sends a block again.
-    worker(rows_block(ROWS[2:]))
+    worker(handle.block(ROWS[2:]))
     store = stored()
     assert store.count(RowState.FINISHED) == len(ROWS)
     for row in ROWS:
@@ -145,22 +154,50 @@ def test_rows_stand_in_the_log_as_collect_writes_them(
     store.close()
 
 
-def test_a_row_is_sent_once_however_often_its_block_comes(start: Start) -> None:
+def test_a_row_is_sent_once_however_often_its_block_comes(start: Start, handle: Handle) -> None:
     engine = FakeEngine()
     worker = start(engine)
-    for _ in range(3):
-        worker(rows_block(ROWS))
+    block = handle.block(ROWS)
+    for again in (block, block, handle.block(ROWS)):
+        assert worker(again) == again
     assert sorted(engine.sent) == [row.task for row in ROWS]
 
 
-def test_rows_fail_as_over_http(start: Start, stored: Callable[[], RowStore]) -> None:
+def test_a_replica_waits_for_the_rows_of_one_block_at_a_time(
+    start: Start, handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that wait for rows must not be all that Ray runs of the ledger."""
+    waiting, most = set[int](), 0
+    take = handle.ledger.take
+
+    async def watched(number: int) -> Sequence[Row]:
+        nonlocal most
+        waiting.add(number)
+        most = max(most, len(waiting))
+        await asyncio.sleep(0.01)
+        waiting.remove(number)
+        return await take(number)
+
+    monkeypatch.setattr(handle.ledger, "take", watched)
+    engine = FakeEngine()
+    worker = start(engine)
+    blocks = [handle.block([row]) for row in ROWS]
+    with ThreadPoolExecutor(len(blocks)) as threads:
+        assert list(threads.map(worker, blocks)) == blocks
+    assert most == 1
+    assert sorted(engine.sent) == [row.task for row in ROWS]
+
+
+def test_rows_fail_as_over_http(
+    start: Start, handle: Handle, stored: Callable[[], RowStore]
+) -> None:
     engine = FakeEngine(
         special={
             "task 1": refuse("prompt-too-long", 422),
             "task 2": refuse("deadline-exceeded", 504),
         }
     )
-    start(engine, max_retries=0)(rows_block(ROWS))
+    start(engine, max_retries=0)(handle.block(ROWS))
     store = stored()
     assert [(failed.index, failed.code) for failed in store.failed_rows()] == [
         (1, "prompt-too-long"),
@@ -173,7 +210,7 @@ def test_rows_fail_as_over_http(start: Start, stored: Callable[[], RowStore]) ->
 def test_a_setting_that_the_engine_refuses_stops_the_run(start: Start, handle: Handle) -> None:
     worker = start(FakeEngine(special={"task 3": refuse("invalid-request", 422, "top_k")}))
     with pytest.raises(UsageError, match="--top-k"):
-        worker(rows_block(ROWS))
+        worker(handle.block(ROWS))
     events = asyncio.run(handle.ledger.take_events())
     (refusal,) = [event.refusal for event in events if event.kind == "refused"]
     assert refusal[0] == "usage"
@@ -181,11 +218,11 @@ def test_a_setting_that_the_engine_refuses_stops_the_run(start: Start, handle: H
 
 
 def test_suspects_run_alone_and_those_that_are_guilty_do_not_run(
-    start: Start, stored: Callable[[], RowStore]
+    start: Start, handle: Handle, stored: Callable[[], RowStore]
 ) -> None:
     engine = FakeEngine()
     suspicions = {0: Suspicion(1, 3, 2), 1: Suspicion(1, 2, 1), 2: Suspicion(2, 2, 0)}
-    start(engine, suspicions)(rows_block(ROWS))
+    start(engine, suspicions)(handle.block(ROWS))
     assert "task 0" not in engine.sent
     assert engine.together["task 1"] == {"task 1"}
     assert engine.together["task 2"] == {"task 2"}
@@ -210,7 +247,7 @@ def test_an_engine_that_has_ended_ends_the_process_with_the_rows_that_it_had(
     monkeypatch.setattr(worker_module, "_end_process", end)
     engine = FakeEngine(special={"task 2": refuse("not-ready", 503)})
     with pytest.raises(Ended):
-        start(engine, concurrency=2)(rows_block(ROWS))
+        start(engine, concurrency=2)(handle.block(ROWS))
     # Two slots: the rows that had ended and those that waited are not suspected.
     assert running[0] == {2, 3}
 
@@ -238,7 +275,7 @@ def test_a_full_disk_of_the_shared_directory_is_named_by_its_flag(
     worker = start(FakeEngine())
     monkeypatch.setattr(RecordLog, "append_all", fail)
     with pytest.raises(StorageError, match="^--output-dir: the output cannot be written"):
-        worker(rows_block(ROWS))
+        worker(handle.block(ROWS))
     events = asyncio.run(handle.ledger.take_events())
     (refusal,) = [event.refusal for event in events if event.kind == "refused"]
     reason = f"--output-dir: the output cannot be written: {os.strerror(errno.EDQUOT)}"
@@ -246,9 +283,9 @@ def test_a_full_disk_of_the_shared_directory_is_named_by_its_flag(
 
 
 def test_latents_are_stored_in_the_wanted_form(
-    start: Start, stored: Callable[[], RowStore]
+    start: Start, handle: Handle, stored: Callable[[], RowStore]
 ) -> None:
-    start(FakeEngine(), storage_dtype="int8")(rows_block(ROWS))
+    start(FakeEngine(), storage_dtype="int8")(handle.block(ROWS))
     store = stored()
     shapes = store.read(0).shapes
     assert shapes is not None
