@@ -150,6 +150,25 @@ def test_a_killed_run_takes_its_folder_back_without_waiting(
         pass
 
 
+def test_a_machine_whose_rival_creates_the_record_first_is_refused(
+    folder: Folder, machine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_times(monkeypatch, beat_s=0.02, stale_s=NEVER_S)
+    monkeypatch.setattr(owner, "_POLL_S", 0.02)
+    rival, real = machine("rival").held(), Folder.create
+
+    def create(self: Folder, name: str, data: bytes) -> bool:
+        monkeypatch.setattr(Folder, "create", real)
+        rival.__enter__()
+        return real(self, name, data)
+
+    monkeypatch.setattr(Folder, "create", create)
+    with pytest.raises(OutputBusyError), machine("late").held():
+        pass
+    rival.__exit__(None, None, None)
+    assert folder.sizes() == {}
+
+
 def test_of_many_machines_that_start_together_one_owns_the_folder(
     machine: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
