@@ -22,3 +22,17 @@ def interrupted_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, earlier)
+
+
+@contextmanager
+def sigterm_as_before() -> Iterator[None]:
+    """Restore what SIGTERM does after code that changes it, like an event loop or Ray's start."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if earlier is not None:
+            signal.signal(signal.SIGTERM, earlier)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import threading
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
+from latentwire.interrupts import sigterm_as_before
 from latentwire_batch.console import Notify
 from latentwire_batch.errors import RunInterrupted
 
@@ -83,21 +83,7 @@ def run_interruptible(main: Coroutine[Any, Any, ResultT]) -> ResultT:
         RunInterrupted: when a signal ended it at once.
     """
     try:
-        with _sigterm_as_before():
+        with sigterm_as_before():
             return asyncio.run(main)
     except (asyncio.CancelledError, KeyboardInterrupt) as error:
         raise RunInterrupted from error
-
-
-@contextmanager
-def _sigterm_as_before() -> Iterator[None]:
-    """Restore what SIGTERM does: an event loop that handled it leaves the system's default."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    earlier = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if earlier is not None:
-            signal.signal(signal.SIGTERM, earlier)

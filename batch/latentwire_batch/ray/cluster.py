@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from latentwire.interrupts import sigterm_as_before
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Notify
 from latentwire_batch.errors import ReplicasLostError, UsageError
@@ -158,10 +159,12 @@ def attached(settings: CollectSettings) -> Iterator[ModuleType]:
             f"{_CLIENT_SCHEME} addresses are of Ray Client, which cannot move rows"
         )
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == _LOCAL:
-        _start(ray, {**options, "num_cpus": _local_cpus(settings), "include_dashboard": False})
-    else:
-        _connect(ray, address, options)
+    # Ray would exit with the signal's number.
+    with sigterm_as_before():
+        if address == _LOCAL:
+            _start(ray, {**options, "num_cpus": _local_cpus(settings), "include_dashboard": False})
+        else:
+            _connect(ray, address, options)
     try:
         _quiet(ray)
         yield ray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,20 @@ def test_ray_that_collect_starts_is_on_loopback(
         with attached(settings(**given)):
             pass
         assert os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == expected
+
+
+@pytest.mark.parametrize("address", ["local", "auto"])
+def test_ray_takes_no_signal_away_from_collect(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = MagicMock()
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init.side_effect = lambda **_options: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.data", ray.data)
+    with patch.dict(os.environ), attached(settings(ray_address=address)):
+        ray.init.assert_called_once()
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("num_failures", [1, 3])
