@@ -1,8 +1,7 @@
 """Notices for the user: one line each, on standard error.
 
-Notices never hold task texts, plans, keys or addresses of replicas. Of paths and URLs they hold
-those that the command line gave, as it gave them, but no keys in them: a command that a notice
-suggests can be pasted.
+Notices never hold task texts, plans, keys, addresses of replicas or absolute paths. A path below
+the current directory is shown from there, and another one by its end.
 """
 
 from __future__ import annotations

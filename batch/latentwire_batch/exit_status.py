@@ -13,7 +13,7 @@ from latentwire.terminal import replace_unencodable
 from latentwire_batch.config import CollectSettings
 from latentwire_batch.console import Console
 from latentwire_batch.errors import BatchError, UsageError
-from latentwire_batch.locations import Place, as_argument
+from latentwire_batch.locations import Place, as_argument, shown_path
 from latentwire_batch.shards.shard import Shard
 
 _ADVICE = {
@@ -117,15 +117,17 @@ def report_written(console: Console, written: Written) -> ExitStatus:
             f"{written.num_cut} of {written.num_finished} plans were cut at --max-new-tokens "
             f"{written.max_new_tokens}; a larger value gives whole plans"
         )
-    place, shard = written.output_dir, written.shard
+    output, shard = written.output_dir, written.shard
+    place = shown_path(output)
     if shard is None:
         console.say(
-            f"the dataset is in {place}; look at it with: latentwire inspect {as_argument(place)}"
+            f"the dataset is in {place}; look at it with: "
+            f"latentwire inspect {as_argument(output, 'OUTPUT_DIR')}"
         )
     else:
         console.say(
             f"shard {shard} is in {place}; when all {shard.count} are done, join them with: "
-            f"latentwire merge {as_argument(place.parent)} -o DATASET"
+            f"latentwire merge {as_argument(output.parent, 'SHARDS')} -o DATASET"
         )
     return ExitStatus.SOME_ROWS_FAILED if num_failed else ExitStatus.ALL_ROWS
 

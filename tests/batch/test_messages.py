@@ -12,7 +12,7 @@ import pytest
 from latentwire_batch.console import Console
 from latentwire_batch.exit_status import ExitStatus, Written, report_written
 from latentwire_batch.inspection.command import main as inspect
-from latentwire_batch.locations import place_of
+from latentwire_batch.locations import place_of, shown_path
 from latentwire_batch.replicas.fleet import Fleet
 from latentwire_batch.replicas.identity import ModelIdentity
 from latentwire_batch.shards.shard import Shard
@@ -119,11 +119,11 @@ def test_failures_come_with_their_numbers_and_advice(
     ("given", "shown", "quoted"),
     [
         ("outputs/demo", "outputs/demo", "outputs/demo"),
-        ("/a/b", "/a/b", "/a/b"),
+        ("/a/b", ".../b", "OUTPUT_DIR"),
         ("my plans", "my plans", "'my plans'"),
-        ("/a/it's", "/a/it's", """'/a/it'"'"'s'"""),
+        ("a/it's", "a/it's", """'a/it'"'"'s'"""),
         ("--plans", "--plans", "./--plans"),
-        ("file:///a/b%20c", "/a/b c", "'/a/b c'"),
+        ("file:///a/b%20c", ".../b c", "OUTPUT_DIR"),
         ("s3://bucket/a b", "s3://bucket/a b", "'s3://bucket/a b'"),
         ("s3://user:key@bucket/a", "s3://bucket/a", "s3://bucket/a"),
         ("https://host/a?sig=key", "https://host/a", "https://host/a"),
@@ -149,7 +149,7 @@ def test_the_last_lines_name_the_files_and_the_next_command(
     ("given", "argument"),
     [
         ("out/shard-00000-of-00002", "out"),
-        ("/a/my plans/shard-00000-of-00002", "/a/my plans"),
+        ("/a/my plans/shard-00000-of-00002", "SHARDS"),
         ("shard-00000-of-00002", "."),
         ("-o/shard-00000-of-00002", "./-o"),
         ("gs://bucket/a/shard-00000-of-00002", "gs://bucket/a"),
@@ -159,16 +159,29 @@ def test_the_merge_that_a_shard_suggests_can_be_pasted(given: str, argument: str
     stream = WatchedStream()
     report_written(Console(stream), Written(8, {}, 0, 96, place_of(given), Shard(0, 2)))
     said, _, command = stream.getvalue().splitlines()[-1].partition("join them with: ")
-    assert f"shard 0/2 is in {given}; " in said
+    assert f"shard 0/2 is in {given.replace('/a/my plans', '...')}; " in said
     assert shlex.split(command) == ["latentwire", "merge", argument, "-o", "DATASET"]
 
 
 def test_the_inspection_that_a_run_suggests_can_be_pasted(
     collect: Collect, stub: StubReplica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "my plans"
-    ended = collect("--output-dir", str(output), replicas=[stub])
+    monkeypatch.chdir(tmp_path)
+    # As scripts name it, and yet no notice holds an absolute path.
+    ended = collect("--output-dir", str(tmp_path / "my plans"), replicas=[stub])
     command = shlex.split(ended.stderr.splitlines()[-1].partition("look at it with: ")[2])
-    assert command == ["latentwire", "inspect", str(output)]
-    monkeypatch.chdir("/")
+    assert command == ["latentwire", "inspect", "my plans"]
     assert inspect(command[2:]) == 0
+
+
+@pytest.mark.parametrize("here", ["/", "home", "home/.."])
+def test_no_notice_names_the_user_by_a_path_from_above_the_home(
+    here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home" / "somebody"
+    home.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path / here)
+    assert shown_path(home / "plans") == ".../plans"
+    monkeypatch.chdir(home)
+    assert shown_path(home / "plans") == "plans"

@@ -9,6 +9,7 @@ from latentwire_batch.compression.outcome import STEP
 from latentwire_batch.compression.rewriting import Written
 from latentwire_batch.console import Console
 from latentwire_batch.exit_status import ExitStatus
+from latentwire_batch.locations import shown_path
 from latentwire_batch.output.durable import read_json
 from latentwire_batch.output.layout import OutputLayout
 
@@ -30,7 +31,7 @@ def report_rewritten(
             console.say(f"{count} failed with {code}: failures.jsonl has the reasons")
     else:
         console.say(f"all {written.rows} rows are written")
-    console.say(f"the dataset is in {output_dir}")
+    console.say(f"the dataset is in {shown_path(output_dir)}")
     return _status(written.lost.rows)
 
 

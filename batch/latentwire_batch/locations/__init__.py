@@ -14,7 +14,7 @@ from latentwire_batch.locations.remote_path import (
     place_of,
     relative_name,
 )
-from latentwire_batch.locations.urls import as_argument, is_url, local_path, shown
+from latentwire_batch.locations.urls import as_argument, is_url, local_path, shown, shown_path
 
 __all__ = [
     "Folder",
@@ -31,4 +31,5 @@ __all__ = [
     "place_of",
     "relative_name",
     "shown",
+    "shown_path",
 ]

@@ -88,11 +88,38 @@ def shown_name(url: str) -> str:
     return PurePosixPath(shown(url)).name
 
 
-def as_argument(place: object) -> str:
+def shown_path(place: object, num_parts: int = 1) -> str:
+    """Name a path or a place behind a URL in a notice, which holds no absolute path.
+
+    Args:
+        place: whose text names it.
+        num_parts: how much to show of the end of a path outside the current directory.
+    """
+    if not isinstance(place, Path) or not place.is_absolute():
+        return str(place)
+    return _from_here(place) or f".../{'/'.join(place.parts[1:][-num_parts:])}"
+
+
+def as_argument(place: object, stands_for: str) -> str:
     """Quote a path or a place behind a URL for a shell, as an argument that is no flag.
 
     Args:
         place: whose text names it.
+        stands_for: what to write in place of a path that a notice cannot hold.
     """
     text = str(place)
+    if isinstance(place, Path) and place.is_absolute():
+        text = _from_here(place) or stands_for
     return quote(f"./{text}" if text.startswith("-") else text)
+
+
+def _from_here(path: Path) -> str | None:
+    """Return a path from the current directory; None outside it, or where users would be named."""
+    try:
+        here = Path.cwd()
+        if here in Path.home().resolve().parents:
+            return None
+        return str(path.relative_to(here))
+    except (OSError, RuntimeError, ValueError):
+        # There is no such directory any more, the user has no home, or the path is elsewhere.
+        return None

@@ -13,7 +13,7 @@ from typing import Any
 from latentwire_batch.compression.outcome import STEP
 from latentwire_batch.dataset.manifest import Manifest
 from latentwire_batch.errors import InputError, LocationError, StorageError, reason_of
-from latentwire_batch.locations import Place
+from latentwire_batch.locations import Place, shown_path
 from latentwire_batch.output.durable import read_json
 from latentwire_batch.output.layout import CLAIM_NAME, MANIFEST_NAME, OutputLayout
 from latentwire_batch.output.locks import is_locked
@@ -110,14 +110,14 @@ class _Found:
         try:
             self._add(folder)
         except StorageError as error:
-            raise StorageError(f"{folder}: {error}") from error
+            raise StorageError(f"{shown(folder)}: {error}") from error
 
     def _add(self, folder: Place) -> None:
         # An unfinished run has its settings at the same place in a directory and behind a URL.
         said, unfinished = read_json(folder / MANIFEST_NAME), read_json(folder / CLAIM_NAME)
         shard = _shard_of(folder, said, unfinished)
         if shard in self._places:
-            places = f"{self._places[shard]} and {folder}"
+            places = f"{shown(self._places[shard])} and {shown(folder)}"
             raise InputError(f"shard {shard} is there twice, in {places}; name one of them")
         self._places[shard] = folder
         layout = OutputLayout(folder) if isinstance(folder, Path) else None
@@ -191,13 +191,13 @@ def _distinct(folders: Sequence[Place]) -> list[Place]:
     for folder in folders:
         try:
             if not folder.is_dir():
-                raise InputError(f"{folder}: {_no_folder(folder)}")
+                raise InputError(f"{shown(folder)}: {_no_folder(folder)}")
             inner: list[Place] = list(shards_in(folder)) or [folder]
         except LocationError as error:
             kind = InputError if error.is_users else StorageError
-            raise kind(f"{folder}: cannot be read: {error.reason}") from error
+            raise kind(f"{shown(folder)}: cannot be read: {error.reason}") from error
         except OSError as error:
-            raise InputError(f"{folder}: cannot be read: {reason_of(error)}") from error
+            raise InputError(f"{shown(folder)}: cannot be read: {reason_of(error)}") from error
         for place in inner:
             found.setdefault(identity(place), place)
     return list(found.values())
@@ -229,7 +229,7 @@ def _shard_of(
     """Return the shard in a folder, as its files say."""
     if said is not None and STEP in said:
         raise InputError(
-            f"{folder}: was written by latentwire compress; merge the shards first, and "
+            f"{shown(folder)}: was written by latentwire compress; merge the shards first, and "
             "compress the merged dataset"
         )
     settings = unfinished if said is None else said.get("settings")
@@ -237,12 +237,17 @@ def _shard_of(
         if settings is not None:
             return Shard.from_json(settings["shard"])
     except (LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{folder}: holds a dataset that is not a shard") from error
+        raise InputError(f"{shown(folder)}: holds a dataset that is not a shard") from error
     # A run that was killed before its first row has written no settings.
     shard = Shard.of_folder(folder.name)
     if shard is None:
-        raise InputError(f"{folder}: holds no shards")
+        raise InputError(f"{shown(folder)}: holds no shards")
     return shard
+
+
+def shown(path: Place) -> str:
+    """Name a folder in a message, which holds no absolute path and no key."""
+    return shown_path(path, num_parts=2)
 
 
 def check_same_collection(shards: Sequence[FinishedShard]) -> None:

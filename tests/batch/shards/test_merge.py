@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from latentwire_batch.locations import Folder, place_of
 from latentwire_batch.output.layout import OutputLayout
 from support.batch.collecting import Collect, write_tasks
 from support.batch.dataset_oracle import (
@@ -114,54 +113,6 @@ def test_what_is_missing_is_named(
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "shard 4/5 is still being collected" in merge().stderr
     assert not merged.exists()
-
-
-def test_what_is_no_folder_is_named_as_what_it_is(merge: Merge, tmp_path: Path) -> None:
-    file, folder_of_file = tmp_path / "manifest.json", tmp_path / "manifest.json" / "x"
-    file.write_text("{}")
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "link").symlink_to(tmp_path / "gone")
-    is_file = "is a file; merge takes folders of shards, or folders that hold them"
-    cases = {
-        file: is_file,
-        folder_of_file: "no such directory",
-        tmp_path / "none": "no such directory",
-        tmp_path / "pipe": "is not a directory",
-        tmp_path / "link": "is a link to a directory that does not exist",
-        tmp_path / ("n" * 300): "cannot be read: File name too long",
-        place_of("memory://merge-of-a-file/m.json"): is_file,
-    }
-    Folder("memory://merge-of-a-file").write("m.json", b"{}")
-    for source, words in cases.items():
-        ended = merge(sources=(source,))
-        assert (ended.status, ended.stderr) == (2, f"latentwire merge: {source}: {words}\n")
-
-
-def test_what_is_no_shard_or_there_twice_is_refused(
-    collect: Collect, merge: Merge, stub: StubReplica, output: Path, tmp_path: Path
-) -> None:
-    whole, other = tmp_path / "whole", tmp_path / "other"
-    assert collect("--output-dir", str(whole), replicas=[stub]).status == 0
-    assert collect("--shard", "1/2", replicas=[stub]).status == 0
-    flags = ("--shard", "1/2", "--output-dir", str(other))
-    assert collect(*flags, replicas=[stub]).status == 0
-    folder = output / "shard-00001-of-00002"
-    cases = {
-        (whole,): "holds a dataset that is not a shard",
-        (tmp_path,): "holds no shards",
-        (Path("/dev"),): "merge: /dev: holds no shards",
-        # Named as they were given, so that the command can be corrected by copying.
-        (output, other): f"shard 1/2 is there twice, in {folder} and {other / folder.name};",
-        # One folder that is named twice is one.
-        (output, folder): "shard 0/2 is missing",
-    }
-    for sources, words in cases.items():
-        ended = merge(sources=sources)
-        assert ended.status == 2
-        assert len(ended.stderr.splitlines()) == 1
-        assert re.search(words, ended.stderr), (words, ended.stderr)
-    ended = merge("--compressor", "x")
-    assert (ended.status, "unrecognized arguments" in ended.stderr) == (2, True)
 
 
 DIFFERENCES = {

@@ -118,7 +118,7 @@ def fit(settings: FitSettings, say: Callable[[str], None]) -> None:
         f"another task's {scores['other']:.2f}"
     )
     seconds = time.monotonic() - started_s
-    say(f"the bridge is in {settings.output_dir}, made in {seconds:.0f} s")
+    say(f"the bridge is in {settings.output_dir.name}, made in {seconds:.0f} s")
 
 
 def _check_output(settings: FitSettings) -> None:

@@ -91,7 +91,7 @@ def fit(settings: CompressorSettings, say: Say) -> None:
     checkpoint.discard()
     say(_summary(scores[HELD_OUT]))
     seconds = time.monotonic() - started_s
-    say(f"the compressor is in {settings.output_dir}, made in {seconds:.0f} s")
+    say(f"the compressor is in {settings.output_dir.name}, made in {seconds:.0f} s")
 
 
 def _name(settings: CompressorSettings) -> str:
