@@ -55,6 +55,7 @@ def test_a_connection_is_usable_after_head(server: LiveServer) -> None:
 
 
 def test_head_does_not_run_a_plan(server: LiveServer) -> None:
+    server.forget_submitted()
     answer = server.http.head("/plan_latent", params={"task": "x"})
     assert answer.status_code == 405
     assert answer.headers["allow"] == "GET, OPTIONS, POST"
