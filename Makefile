@@ -38,7 +38,7 @@ demo-agents: install
 	  service=$$!; trap 'kill $$service; wait $$service' EXIT; \
 	  $(BIN)/python examples/two_agents.py --actor http://127.0.0.1:$(DEMO_AGENTS_PORT)
 
-# Every test but those of `test-containers`; some 13 minutes on 2 cores.
+# Every test but those of `test-containers`; 10 to 13 minutes on 2 cores.
 test: install
 	$(PYTEST) -m "not containers"
 

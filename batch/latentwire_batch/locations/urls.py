@@ -45,7 +45,7 @@ def is_strange(text: str) -> bool:
 
 
 def is_read_only(url: str) -> bool:
-    """Whether what is behind a URL can only be read, whoever asks."""
+    """Whether what is behind a URL can be read and never written."""
     return scheme_of(url) in _READ_ONLY
 
 

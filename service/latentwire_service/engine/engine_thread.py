@@ -148,7 +148,7 @@ class EngineThread:
                 # Its request is dropped before the next step; see `_drop_displaced`.
                 self._waiting[decision.caller] -= 1
             request = self._engine.new_request(spec, on_step)
-            # Before any callback that delivers the answer: whoever has it finds its place free.
+            # Before any callback that delivers the answer: its receiver finds the place free.
             request.future.add_done_callback(self._note_resolved)
             self._waiting[spec.caller] += 1
             self._inbox.append(request)
